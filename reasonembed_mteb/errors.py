@@ -1,0 +1,67 @@
+"""Errors that a user can do something about: one line, with the remedy in it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Where each kind of name is listed, for the end of the message.
+_LISTED_BY = {
+    "task": "reasonembed tasks",
+    "benchmark": "reasonembed tasks",
+    "model": "reasonembed models",
+}
+
+
+class ReasonEmbedError(Exception):
+    """Base of every error that this package raises for its user."""
+
+
+class DataError(ReasonEmbedError):
+    """Data that is missing, damaged or does not fit together."""
+
+
+class MissingExtraError(ReasonEmbedError):
+    """An optional package is needed and not installed."""
+
+
+class UnknownNameError(ReasonEmbedError, KeyError):
+    """A name that is in none of our tables."""
+
+    def __str__(self) -> str:
+        """Return the message itself; KeyError would show its repr."""
+        return str(self.args[0]) if self.args else ""
+
+
+def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
+    """Build the error for an unknown name, with the nearest known one.
+
+    Args:
+        kind: What the name names: ``"task"``, ``"model"``, ``"benchmark"``, ``"key"`` ...
+        given: The name as the user wrote it.
+        allowed: Every known name.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    lowered = {name.lower(): name for name in allowed}
+    nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.5)
+    hint = f"; did you mean {lowered[nearest[0]]!r}?" if nearest else "."
+    where = f" `{_LISTED_BY[kind]}` lists all." if kind in _LISTED_BY else ""
+    return UnknownNameError(f"unknown {kind} {given!r}{hint}{where}")
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """Build the error for a package that belongs to an extra.
+
+    Args:
+        package: The import or distribution name that is missing.
+        extra: The extra of this distribution that installs it.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    return MissingExtraError(f'{package} is not installed: pip install "reasonembed-mteb[{extra}]"')

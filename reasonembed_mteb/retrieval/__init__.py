@@ -1,0 +1,1 @@
+"""Tables to tasks: data, exclusions and search."""

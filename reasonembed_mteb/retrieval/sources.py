@@ -1,0 +1,233 @@
+"""Where a task's data comes from: the hub, a local copy, or the package itself.
+
+A local copy is one folder as ``hf download --repo-type dataset`` leaves it, named by
+``REASONEMBED_BRIGHT_PATH`` (BRIGHT) or ``REASONEMBED_R2MED_PATH`` (the parent of R2MED's eight folders).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.retrieval.tables import tables_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from datasets import Dataset
+
+    from reasonembed_mteb.retrieval.tables import TaskRow
+
+PATH_VARIABLES = {"bright": "REASONEMBED_BRIGHT_PATH", "r2med": "REASONEMBED_R2MED_PATH"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def local_copy(row: TaskRow) -> Path | None:
+    """Return the folder of a local copy of a task's data set, or None for the hub.
+
+    Args:
+        row: The task.
+
+    Raises:
+        DataError: If the variable names no folder, or R2MED's parent lacks the subset.
+    """
+    if row.layout == "mini":
+        return Path(str(tables_folder() / "mini"))
+    variable = PATH_VARIABLES[row.layout]
+    named = os.environ.get(variable)
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if row.layout == "r2med":
+        folder /= row.subset
+    if not folder.is_dir():
+        msg = f"{variable}={named}: no folder {folder}; correct it, or unset {variable} to use the hub"
+        raise DataError(msg)
+    return folder
+
+
+def data_files(folder: Path, config: str, split: str) -> list[Path]:
+    """Return the files of one split of one config in a local copy.
+
+    Args:
+        folder: The local copy.
+        config: Config name, which is a folder (``documents/biology-*.parquet``) or the stem of a file.
+        split: Split name.
+
+    Raises:
+        DataError: If there are none; the message names the file looked for.
+    """
+    patterns = (
+        f"{config}/{split}-*.parquet",
+        f"{config}/{split}.parquet",
+        f"{config}-{split}.jsonl",
+        f"{config}/{split}.jsonl",
+        f"{config}.parquet",
+        f"{config}.jsonl",
+    )
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    msg = f"{folder} has no {config}/{split}-*.parquet; download it, or run only the subsets it holds"
+    raise DataError(msg)
+
+
+def _check_columns(files: Iterable[Path], columns: tuple[str, ...]) -> None:
+    """Read each parquet file's footer, so that a damaged file is named before anything is converted."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            present = pq.read_schema(file).names
+        except (OSError, pa.ArrowException) as error:
+            cause = str(error).splitlines()[0]
+            msg = f"{file} is not a whole parquet file ({cause}); download it again"
+            raise DataError(msg) from error
+        missing = [column for column in columns if column not in present]
+        if missing:
+            msg = f"{file} has no column {', '.join(missing)} (it has {', '.join(present)}); download it again"
+            raise DataError(msg)
+
+
+def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
+    """Read local files into a memory-mapped data set.
+
+    Args:
+        files: Parquet files, or JSON Lines files.
+        columns: The columns wanted.
+
+    Returns:
+        A data set with exactly these columns.
+
+    Raises:
+        DataError: If a file is damaged or lacks a column.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    names = [str(file) for file in files]
+    try:
+        if files[0].suffix == ".parquet":
+            _check_columns(files, columns)
+            data: Any = Dataset.from_parquet(names, columns=list(columns))
+        else:
+            data = Dataset.from_json(names)
+    except DatasetGenerationError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        msg = f"{names[0]} cannot be read ({cause}); download it again"
+        raise DataError(msg) from error
+    missing = [column for column in columns if column not in data.column_names]
+    if missing:
+        msg = f"{names[0]} has no column {', '.join(missing)} (it has {', '.join(data.column_names)})"
+        raise DataError(msg)
+    selected: Dataset = data.select_columns(list(columns))
+    return selected
+
+
+def read_split(  # noqa: PLR0913 - a split is named by its four hub coordinates
+    row: TaskRow, repo: str, revision: str, config: str, split: str, columns: tuple[str, ...]
+) -> Dataset:
+    """Read one split of one config, from the local copy where there is one, else from the hub.
+
+    Args:
+        row: The task, for its local copy.
+        repo: Hub data set.
+        revision: Its commit.
+        config: Config name.
+        split: Split name.
+        columns: The columns wanted.
+
+    Returns:
+        A data set with exactly these columns.
+
+    Raises:
+        DataError: If the data is missing, damaged, or cannot be fetched.
+    """
+    folder = local_copy(row)
+    if folder is not None:
+        return read_files(data_files(folder, config, split), columns)
+    import datasets
+
+    try:
+        data = datasets.load_dataset(repo, config, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = str(error).splitlines()[0]
+        msg = (
+            f"cannot load {repo} ({config}, {split}) at {revision[:12]}: {cause}; go online and run "
+            f"`reasonembed download -t {row.name}`, or set {PATH_VARIABLES[row.layout]} to a local copy"
+        )
+        raise DataError(msg) from error
+    missing = [column for column in columns if column not in data.column_names]
+    if missing:
+        msg = f"{repo} ({config}, {split}) at {revision} has no column {', '.join(missing)}"
+        raise DataError(msg)
+    selected: datasets.Dataset = data.select_columns(list(columns))
+    return selected
+
+
+def splits_of(row: TaskRow) -> list[tuple[str, str, str, str]]:
+    """Return what a task reads, as ``(repo, revision, config, split)``."""
+    if row.layout == "r2med":
+        configs = (row.corpus_config, row.queries_config, row.gold_column)
+        return [(row.path, row.revision, config, config) for config in configs]
+    return [
+        (row.path, row.revision, row.corpus_config, row.subset),
+        (row.queries_path, row.queries_revision, row.queries_config, row.subset),
+    ]
+
+
+def copied_revision(folder: Path, files: Iterable[Path]) -> str | None:
+    """Return the commit that a local copy was downloaded from, where the download left a note of it.
+
+    Args:
+        folder: The local copy: a hub snapshot (named by its commit), or a ``--local-dir`` download
+            (each file has a ``.metadata`` note whose first line is the commit).
+        files: The files read.
+
+    Returns:
+        The commit, if all files agree on it; else None.
+    """
+    if _COMMIT.fullmatch(folder.resolve().name):
+        return folder.resolve().name
+    notes = folder / ".cache" / "huggingface" / "download"
+    commits = set()
+    for file in files:
+        note = notes / f"{file.relative_to(folder)}.metadata"
+        commits.add(note.read_text(encoding="utf-8").split("\n", 1)[0] if note.is_file() else "")
+    commit = commits.pop() if len(commits) == 1 else ""
+    return commit if _COMMIT.fullmatch(commit) else None
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """Return a hash of files' names and bytes, as ``xxh3:<32 hex digits>``."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for file in sorted(files):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def data_revision(row: TaskRow) -> str:
+    """Return what identifies the data that a task would be scored on.
+
+    Returns:
+        The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
+        a content hash of the task's own files. The mini benchmark's is in its table.
+
+    Raises:
+        DataError: If a file of the task is missing.
+    """
+    folder = local_copy(row)
+    if folder is None or row.layout == "mini":
+        return row.revision
+    files = [file for *_, config, split in splits_of(row) for file in data_files(folder, config, split)]
+    return copied_revision(folder, files) or content_hash(files)
