@@ -1,0 +1,241 @@
+"""Search that leaves excluded documents out before the cut, for every kind of MTEB model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import torch
+    from mteb.models import EncoderProtocol, MTEBModels, SearchProtocol
+    from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SIZE = 16_384
+_NAMED = 5
+
+Results = dict[str, dict[str, float]]
+
+
+def excluding_search(
+    model: MTEBModels, excluded: Mapping[str, Collection[str]], *, chunk_size: int = CHUNK_SIZE
+) -> SearchProtocol:
+    """Wrap an MTEB model so that excluded documents leave before the cut.
+
+    Args:
+        model: Any MTEB model: dense, sparse, late interaction, BM25, hybrid, or a cross-encoder (which
+            needs candidates, as in MTEB: ``task.convert_to_reranking``).
+        excluded: Document ids that do not count, by query id.
+        chunk_size: Documents encoded and scored at a time by a dense model.
+
+    Returns:
+        A model that MTEB's evaluator takes as it is.
+
+    Raises:
+        TypeError: If ``model`` follows none of MTEB's protocols.
+    """
+    # The order of these questions is AbsTaskRetrieval's own.
+    from mteb.models import (
+        CrossEncoderProtocol,
+        EncoderProtocol,
+        SearchCrossEncoderWrapper,
+        SearchEncoderWrapper,
+        SearchProtocol,
+    )
+
+    if isinstance(model, SearchEncoderWrapper) and model.index_backend is None:
+        model = model.model
+    if isinstance(model, EncoderProtocol) and not isinstance(model, SearchProtocol):
+        return _DenseSearch(model, excluded, chunk_size)
+    if isinstance(model, CrossEncoderProtocol):
+        return _FilteredSearch(SearchCrossEncoderWrapper(model), excluded)
+    if not isinstance(model, SearchProtocol):
+        msg = f"cannot search with {type(model).__name__}: not an MTEB encoder, cross-encoder or search model"
+        raise TypeError(msg)
+    if isinstance(getattr(model, "wrapped_models", None), list):
+        return _excluding_hybrid(model, excluded, chunk_size)
+    return _FilteredSearch(model, excluded)
+
+
+def _excluding_hybrid(model: Any, excluded: Mapping[str, Collection[str]], chunk_size: int) -> SearchProtocol:  # noqa: ANN401 - mteb's HybridSearch
+    """Exclude in each part, before ranks or scores are fused."""
+    hybrid = copy.copy(model)
+    hybrid.wrapped_models = [
+        excluding_search(part, excluded, chunk_size=chunk_size) for part in model.wrapped_models
+    ]
+    return _FilteredSearch(hybrid, {})
+
+
+def _drop_candidates(
+    top_ranked: Mapping[str, list[str]], excluded: Mapping[str, Collection[str]]
+) -> dict[str, list[str]]:
+    """Take excluded documents out of the candidates of a reranking."""
+    kept = {}
+    for query, documents in top_ranked.items():
+        out = set(excluded.get(query, ()))
+        kept[query] = [document for document in documents if document not in out]
+    return kept
+
+
+def _warn_nothing_left(results: Results) -> None:
+    empty = [query for query, found in results.items() if not found]
+    if empty:
+        named = ", ".join(empty[:_NAMED])
+        logger.warning("%d queries have no document left to find and score 0: %s", len(empty), named)
+
+
+class _FilteredSearch:
+    """Any search model: fetch enough more that the excluded ones can leave, then cut."""
+
+    def __init__(self, inner: SearchProtocol, excluded: Mapping[str, Collection[str]]) -> None:
+        self.model = inner
+        self.mteb_model_meta = inner.mteb_model_meta
+        self._excluded = {query: frozenset(documents) for query, documents in excluded.items()}
+        self._extra = max(map(len, self._excluded.values()), default=0)
+
+    def index(self, corpus: Any, **kwargs: Any) -> None:  # noqa: ANN401 - mteb's protocol
+        self.model.index(corpus, **kwargs)
+
+    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any) -> Results:  # noqa: ANN401
+        if top_ranked is not None:
+            candidates = _drop_candidates(top_ranked, self._excluded)
+            return self.model.search(queries, top_k=top_k, top_ranked=candidates, **kwargs)
+        found = self.model.search(queries, top_k=top_k + self._extra, top_ranked=None, **kwargs)
+        results = {query: self._cut(query, scores, top_k) for query, scores in found.items()}
+        _warn_nothing_left(results)
+        return results
+
+    def _cut(self, query: str, scores: Mapping[str, float], top_k: int) -> dict[str, float]:
+        out = self._excluded.get(query, frozenset())
+        kept = [(score, document) for document, score in scores.items() if document not in out]
+        # Equal scores by id descending, as pytrec_eval.
+        return {document: score for score, document in sorted(kept, reverse=True)[:top_k]}
+
+
+class _DenseSearch:
+    """A dense (or sparse) encoder: masked top-k, chunk by chunk.
+
+    Neither the corpus' vectors nor its scores are ever resident as a whole.
+    """
+
+    def __init__(
+        self, model: EncoderProtocol, excluded: Mapping[str, Collection[str]], chunk_size: int
+    ) -> None:
+        self.model = model
+        self.mteb_model_meta = model.mteb_model_meta
+        self._excluded = excluded
+        self._chunk_size = chunk_size
+        self._corpus: Any = None
+
+    def index(self, corpus: Any, **_: Any) -> None:  # noqa: ANN401 - mteb's protocol
+        """Keep the corpus; documents are encoded during the search."""
+        self._corpus = corpus
+
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any  # noqa: ANN401
+    ) -> Results:
+        if self._corpus is None:
+            msg = "call index(corpus) before search(queries)"
+            raise ReasonEmbedError(msg)
+        if top_ranked is not None:
+            return self._rerank(queries, top_k=top_k, top_ranked=top_ranked, **kwargs)
+        from tqdm.auto import tqdm
+
+        query_ids = list(queries["id"])
+        document_ids = _string_column(self._corpus, "id")
+        pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
+        best = RunningTopK(len(query_ids), top_k, document_ids)
+        query_vectors = self._encode(_query_loader(queries, **kwargs), "query", **kwargs)
+        starts = range(0, len(self._corpus), self._chunk_size)
+        shown = kwargs.get("encode_kwargs", {}).get("show_progress_bar", True)
+        for start in tqdm(starts, desc="Searching", unit="chunk", disable=not shown):
+            stop = min(start + self._chunk_size, len(self._corpus))
+            chunk = self._corpus.select(range(start, stop))
+            vectors = self._encode(_document_loader(chunk, **kwargs), "document", **kwargs)
+            scores = self._score(query_vectors, vectors, chunk)
+            pairs.mask(scores, start)
+            best.add(scores, start)
+        results = best.results(query_ids, document_ids)
+        _warn_nothing_left(results)
+        return results
+
+    def _rerank(self, queries: Any, *, top_ranked: Any, **kwargs: Any) -> Results:  # noqa: ANN401
+        from mteb.models import SearchEncoderWrapper
+
+        wrapper = SearchEncoderWrapper(self.model)
+        index_kwargs = {key: value for key, value in kwargs.items() if key != "top_k"}
+        wrapper.index(self._corpus, **index_kwargs)
+        return wrapper.search(queries, top_ranked=_drop_candidates(top_ranked, self._excluded), **kwargs)
+
+    def _encode(self, loader: DataLoader[Any], kind: str, **kwargs: Any) -> Any:  # noqa: ANN401 - mteb's Array
+        from mteb.types import PromptType
+
+        return self.model.encode(
+            loader,
+            task_metadata=kwargs["task_metadata"],
+            hf_split=kwargs["hf_split"],
+            hf_subset=kwargs["hf_subset"],
+            prompt_type=PromptType(kind),
+            **kwargs["encode_kwargs"],
+        )
+
+    def _score(self, queries: Any, documents: Any, chunk: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return the model's own similarity ``(Q, C)``, checked."""
+        import torch
+
+        scores = torch.as_tensor(self.model.similarity(queries, documents))
+        scores = scores.to_dense() if scores.is_sparse else scores
+        if not bool(torch.isfinite(scores).all()):
+            broken = (~torch.isfinite(scores)).any(dim=0).nonzero().flatten().tolist()
+            named = ", ".join(chunk.select(broken[:_NAMED])["id"])
+            msg = (
+                f"{self.mteb_model_meta.name} scores {len(broken)} documents as NaN or infinite ({named}); "
+                "try another dtype"
+            )
+            raise ReasonEmbedError(msg)
+        return scores
+
+
+def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datasets.Dataset
+    """Return a column as one Arrow array, without making Python strings of it where that can be avoided."""
+    column = dataset.with_format("arrow")[:][name] if len(dataset) else pa.array([], pa.string())
+    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return combined.cast(pa.large_string())
+
+
+def _loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[Any]:
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    return DataLoader(Dataset.from_dict(columns), batch_size=batch_size, shuffle=False, collate_fn=_collate)
+
+
+def _collate(rows: list[dict[str, str]]) -> dict[str, list[str]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    texts = list(queries["text"])
+    # MTEB names the text without instruction `query`.
+    columns = {"id": list(queries["id"]), "text": texts, "query": texts}
+    return _loader(columns, encode_kwargs.get("batch_size", 32))
+
+
+def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus."""
+    bodies = list(chunk["text"])
+    titles = list(chunk["title"]) if "title" in chunk.column_names else [""] * len(bodies)
+    texts = [f"{title} {body}".strip() if title else body.strip() for title, body in zip(titles, bodies, strict=True)]
+    columns = {"id": list(chunk["id"]), "text": texts, "body": bodies}
+    if any(titles):
+        columns["title"] = [title or "" for title in titles]
+    return _loader(columns, encode_kwargs.get("batch_size", 32))

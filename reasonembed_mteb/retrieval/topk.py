@@ -1,0 +1,154 @@
+"""Exact top-k over score matrices that come chunk by chunk, with excluded pairs masked out.
+
+Equal scores are ordered by document id descending, as pytrec_eval orders them, also at the cut. So the
+result does not depend on the order of the corpus or on the size of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class ExcludedPairs:
+    """Pairs of query and document that do not count, ready to be cut by corpus chunk.
+
+    Args:
+        excluded: Excluded document ids by query id.
+        query_ids: The queries, in the order of the score matrix's rows.
+        document_ids: The corpus, in the order of the columns. Ids outside it exclude nothing.
+    """
+
+    def __init__(
+        self, excluded: Mapping[str, Collection[str]], query_ids: Sequence[str], document_ids: pa.Array
+    ) -> None:
+        """Look every excluded id up in the corpus, once."""
+        sizes = [len(excluded.get(query, ())) for query in query_ids]
+        names = [document for query in query_ids for document in excluded.get(query, ())]
+        rows = np.repeat(np.arange(len(query_ids)), sizes)
+        found = pc.index_in(pa.array(names, document_ids.type), value_set=document_ids)
+        columns = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        known = columns >= 0
+        pairs = np.unique(np.stack([columns[known], rows[known]], axis=1), axis=0)
+        self._columns: NDArray[np.int64] = pairs[:, 0]
+        self._rows: NDArray[np.int64] = pairs[:, 1]
+        self._counts = np.bincount(self._rows, minlength=len(query_ids))
+
+    def mask(self, scores: Tensor, start: int) -> None:
+        """Set the excluded pairs of one chunk to minus infinity, in place.
+
+        Args:
+            scores: ``(Q, C)``.
+            start: Corpus position of the chunk's first document.
+        """
+        first, last = np.searchsorted(self._columns, [start, start + scores.shape[1]])
+        if first == last:
+            return
+        rows = torch.from_numpy(self._rows[first:last]).to(scores.device)
+        columns = torch.from_numpy(self._columns[first:last] - start).to(scores.device)
+        scores[rows, columns] = -torch.inf
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of excluded documents by query, ``(Q,)``."""
+        return self._counts
+
+
+def id_ranks(document_ids: pa.Array) -> Tensor:
+    """Return each document's place in the order of descending ids, ``(N,)``.
+
+    Args:
+        document_ids: Strings; Arrow compares their UTF-8 bytes, as trec_eval's strcmp does.
+    """
+    order = pc.sort_indices(document_ids, sort_keys=[("", "descending")]).to_numpy()
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return torch.from_numpy(ranks)
+
+
+def best(scores: Tensor, ranks: Tensor, k: int) -> Tensor:
+    """Return the columns of each row's ``k`` best scores; ties go to the lower rank.
+
+    Args:
+        scores: ``(Q, C)``, without NaN.
+        ranks: ``(C,)`` or ``(Q, C)``: the order among equal scores.
+        k: How many; at most ``C``.
+
+    Returns:
+        Column indices ``(Q, k)``, in no particular order.
+    """
+    values, columns = torch.topk(scores, k, dim=1, sorted=False)
+    if k == scores.shape[1]:
+        return columns
+    cut = values.amin(dim=1, keepdim=True)
+    # topk breaks ties at the cut as it likes: only rows where more documents hold the last score than
+    # there was room for have to be chosen again.
+    undecided = ((scores == cut).sum(dim=1) > (values == cut).sum(dim=1)).nonzero().flatten()
+    for row in undecided.tolist():
+        columns[row] = _best_of_row(scores[row], ranks if ranks.dim() == 1 else ranks[row], cut[row], k)
+    return columns
+
+
+def _best_of_row(scores: Tensor, ranks: Tensor, cut: Tensor, k: int) -> Tensor:
+    above = (scores > cut).nonzero().flatten()
+    tied = (scores == cut).nonzero().flatten()
+    room = k - len(above)
+    return torch.cat([above, tied[torch.topk(ranks[tied], room, largest=False).indices]])
+
+
+class RunningTopK:
+    """The best documents of each query so far, over corpus chunks in any order.
+
+    Args:
+        queries: Number of queries.
+        k: How many documents to keep a query.
+        document_ids: The whole corpus' ids.
+    """
+
+    def __init__(self, queries: int, k: int, document_ids: pa.Array) -> None:
+        """Start with nothing."""
+        self._k = k
+        self._ranks = id_ranks(document_ids)
+        self._scores = torch.empty(queries, 0)
+        self._documents = torch.empty(queries, 0, dtype=torch.int64)
+
+    def add(self, scores: Tensor, start: int) -> None:
+        """Merge one chunk.
+
+        Args:
+            scores: ``(Q, C)``; minus infinity for pairs that do not count.
+            start: Corpus position of the chunk's first document.
+        """
+        ranks = self._ranks[start : start + scores.shape[1]].to(scores.device)
+        columns = best(scores, ranks, min(self._k, scores.shape[1]))
+        merged = torch.cat([self._scores, scores.gather(1, columns).float().cpu()], dim=1)
+        documents = torch.cat([self._documents, columns.cpu() + start], dim=1)
+        kept = best(merged, self._ranks[documents], min(self._k, merged.shape[1]))
+        self._scores, self._documents = merged.gather(1, kept), documents.gather(1, kept)
+
+    def results(self, query_ids: Sequence[str], document_ids: pa.Array) -> dict[str, dict[str, float]]:
+        """Return scores by query and document id, best first.
+
+        Args:
+            query_ids: The queries.
+            document_ids: The whole corpus' ids.
+        """
+        by_rank = torch.argsort(self._ranks[self._documents], dim=1)
+        by_score = torch.argsort(self._scores.gather(1, by_rank), dim=1, descending=True, stable=True)
+        order = by_rank.gather(1, by_score)
+        scores, documents = self._scores.gather(1, order), self._documents.gather(1, order)
+        found: dict[str, dict[str, float]] = {}
+        for row, query in enumerate(query_ids):
+            counted = int((scores[row] > -torch.inf).sum())
+            names: Any = document_ids.take(pa.array(documents[row, :counted].numpy()))
+            found[query] = dict(zip(names.to_pylist(), scores[row, :counted].tolist(), strict=True))
+        return found

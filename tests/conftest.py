@@ -1,0 +1,97 @@
+"""Small random decoders with a small tokenizer, built in-process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Before any library asks the hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CORPUS = (
+    "Given a Biology post, retrieve relevant passages that help answer the post. Why is the sky blue? "
+    "Instruct: Query: Rayleigh scattering sends short waves to all sides; long ones pass. "
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+def make_tokenizer(*, pad: bool = True, chat: bool = False, eos: bool = False, bos: bool = False) -> Any:  # noqa: ANN401
+    """Train a byte-level BPE tokenizer on a few sentences.
+
+    Args:
+        pad: Whether it has a pad token.
+        chat: Whether it has a chat template.
+        eos: Whether its template appends an EOS token.
+        bos: Whether its template puts a BOS token first.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|finetune_right_pad_id|>", "<|begin|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    if eos or bos:
+        template = ("<|begin|> " if bos else "") + "$A" + (" <|endoftext|>" if eos else "")
+        ids = [(token, tokenizer.token_to_id(token)) for token in ("<|begin|>", "<|endoftext|>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>" if pad else None,
+        model_max_length=32768,
+    )
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_decoder(folder: Path, family: str = "qwen3", *, headless: bool = False, **tokenizer: bool) -> Path:
+    """Save a two-layer random decoder with its tokenizer, as a bare checkpoint.
+
+    Args:
+        folder: Where to.
+        family: ``qwen2``, ``qwen3``, ``llama`` or ``mistral``.
+        headless: Save the backbone alone, which then says ``Qwen3Model``.
+        **tokenizer: What the tokenizer has; see `make_tokenizer`.
+    """
+    import torch
+    import transformers
+
+    name = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}[family]
+    fast = make_tokenizer(**tokenizer)
+    sizes = {
+        "vocab_size": len(fast),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 16384,
+    }
+    if family == "qwen3":
+        sizes["head_dim"] = 8
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes, tie_word_embeddings=False)
+    model = getattr(transformers, f"{name}{'Model' if headless else 'ForCausalLM'}")(config)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bare Qwen3 checkpoint with a chat template and a pad token."""
+    return save_decoder(tmp_path_factory.mktemp("models") / "qwen3", chat=True)

@@ -1,0 +1,132 @@
+"""The published checkpoints' metadata, and what their loader sends to the tokenizer.
+
+A small random decoder stands in for the weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mteb
+import pytest
+import torch
+from mteb.types import PromptType
+
+from reasonembed_mteb import plugin, zoo
+from reasonembed_mteb.errors import UnknownNameError
+from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder, load_folder
+from reasonembed_mteb.retrieval.tables import load_rows, max_tokens_for, task_instructions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    """Let mteb know our tasks."""
+    plugin.register()
+
+
+@pytest.fixture(scope="module")
+def meta(qwen3_dir: Path) -> Any:  # noqa: ANN401
+    """Make a published checkpoint's metadata load the small decoder."""
+    original = zoo.model_meta("hanhainebula/reason-embed-qwen3-8b-0928")
+    return original.model_copy(update={"loader_kwargs": original.loader_kwargs | {"path": str(qwen3_dir)}})
+
+
+@pytest.fixture(scope="module")
+def encoder(meta: Any) -> ReasonEmbedEncoder:  # noqa: ANN401
+    """Load the small decoder as mteb does."""
+    loaded = meta.load_model(device="cpu")
+    assert isinstance(loaded, ReasonEmbedEncoder)
+    return loaded
+
+
+def seen_texts(encoder: ReasonEmbedEncoder, name: str, kind: PromptType, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    """Encode one text on a task; return the text at the tokenizer and the length in force."""
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    seen: list[Any] = []
+    tokenizer = type(encoder.model.tokenizer)
+    original = tokenizer.__call__
+
+    def spy(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        seen.append((text, encoder.model.max_seq_length))
+        return original(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "__call__", spy)
+        data = DataLoader(Dataset.from_dict({"text": ["Why is the sky blue?"]}), batch_size=1)
+        encoder.encode(data, task_metadata=mteb.get_task(name).metadata, prompt_type=kind, hf_split="", hf_subset="")
+    ((texts, length),) = {(tuple(text), length) for text, length in seen if isinstance(text, list)}
+    return texts, length
+
+
+OURS = [row.name for row in load_rows() if row.kind != "mini"]
+MTEBS = sorted(name for name in task_instructions() if name.endswith("Retrieval"))
+
+
+def test_there_are_as_many_names_as_the_protocol_has() -> None:
+    assert len(OURS) == 28 + 5 * 12
+    assert len(MTEBS) == 12 + 8 + 7 + 8
+
+
+@pytest.mark.parametrize("name", OURS + MTEBS)
+def test_the_text_at_the_tokenizer(name: str, encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The instructions themselves are compared with the protocol in test_tables.
+    instruction = task_instructions()[name]
+    expected = f"Instruct: {instruction}\nQuery: Why is the sky blue?"
+    length = 512 if "R2MED" in name else 8192
+    model_length = min(length, encoder.model.max_seq_length)
+    assert seen_texts(encoder, name, PromptType.query, monkeypatch) == ((expected,), model_length)
+    documents = seen_texts(encoder, name, PromptType.document, monkeypatch)
+    assert documents == (("Why is the sky blue?",), model_length)
+    assert max_tokens_for(name) == length
+
+
+def test_other_tasks_keep_their_own_instruction(
+    encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, _ = seen_texts(encoder, "NFCorpus", PromptType.query, monkeypatch)
+    prompt = mteb.get_task("NFCorpus").metadata.prompt["query"]
+    assert texts == (f"Instruct: {prompt}\nQuery: Why is the sky blue?",)
+
+
+def test_the_revision_is_what_was_loaded(encoder: ReasonEmbedEncoder, qwen3_dir: Path) -> None:
+    from reasonembed_mteb.folders import content_revision
+
+    assert encoder.mteb_model_meta.revision == content_revision(qwen3_dir)
+
+
+@pytest.mark.parametrize("name", [checkpoint.name for checkpoint in zoo.CHECKPOINTS])
+def test_mock_run_passes(name: str, qwen3_dir: Path) -> None:
+    original = zoo.model_meta(name)
+    loader_kwargs = original.loader_kwargs | {"path": str(qwen3_dir)}
+    model = original.model_copy(update={"loader_kwargs": loader_kwargs}).load_model(device="cpu")
+    results = mteb.mock_run(model)
+    failed = {task: str(status) for task, status in results.items() if type(status).__name__ == "TaskError"}
+    assert not failed
+    assert any(type(status).__name__ == "TaskResult" for _, status in results.items())
+
+
+def test_weights_are_float32_on_a_cpu(encoder: ReasonEmbedEncoder) -> None:
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
+
+
+def test_a_bare_decoder_folder_loads_with_the_right_modules(qwen3_dir: Path) -> None:
+    meta = zoo.local_meta(qwen3_dir)
+    model = meta.load_model(device="cpu").model
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+
+
+def test_a_changed_folder_is_refused(qwen3_dir: Path) -> None:
+    from reasonembed_mteb.errors import ReasonEmbedError
+
+    with pytest.raises(ReasonEmbedError, match="changed while it was being loaded"):
+        load_folder("local/x", "0" * 40, path=str(qwen3_dir), kind="dense")
+
+
+def test_an_unknown_checkpoint_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'hanhainebula/reason-embed-qwen3-8b-0928'"):
+        zoo.model_meta("hanhainebula/reason-embed-qwen3-8b")
