@@ -5,7 +5,8 @@ Public names are loaded on first use, so that ``import reasonembed_mteb`` costs 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+# Not imported from typing, which the start of Python would have to pay for.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
