@@ -207,26 +207,28 @@ def load_reason_embed(  # noqa: PLR0913 - mteb passes loader arguments by name
     )
 
 
-def load_folder(  # noqa: PLR0913 - mteb passes loader arguments by name
+def load_other(  # noqa: PLR0913 - mteb passes loader arguments by name
     model_name: str,
     revision: str | None = None,
     *,
-    path: str,
     kind: str,
+    path: str | None = None,
     device: str | None = None,
     instruction_template: str | None = None,
+    no_instruction: bool = False,
     **kwargs: Any,
 ) -> Any:  # noqa: ANN401 - one of mteb's four model protocols
-    """Load a local directory of any sentence-transformers kind for MTEB.
+    """Load a local directory of any sentence-transformers kind, or a dense hub model, for MTEB.
 
     Args:
-        model_name: The name under which results are filed; unused here.
-        revision: Content hash of the directory.
-        path: The directory.
+        model_name: Hub name, or the name under which a directory's results are filed.
+        revision: Commit, or content hash of the directory.
         kind: ``dense``, ``cross-encoder``, ``sparse`` or ``late-interaction``.
+        path: The directory; None loads from the hub.
         device: Where to.
-        instruction_template: Take the task's instruction in this template instead of the directory's
-            own prompts.
+        instruction_template: Take the task's instruction in this template instead of the model's own
+            prompts.
+        no_instruction: Take neither instruction nor prompt.
         **kwargs: Passed to the model.
 
     Returns:
@@ -235,14 +237,22 @@ def load_folder(  # noqa: PLR0913 - mteb passes loader arguments by name
     Raises:
         ReasonEmbedError: If the directory has changed since its metadata was made.
     """
-    if revision is not None and content_revision(Path(path)) != revision:
+    if path is not None and revision is not None and content_revision(Path(path)) != revision:
         msg = f"{path} changed while it was being loaded; start again"
         raise ReasonEmbedError(msg)
     if kind == "dense":
         # A directory with modules.json loads as it is; a bare decoder gets ReasonEmbed's modules.
-        model = ReasonEmbed(path, device=device, truncate_dim=kwargs.pop("embed_dim", None), **kwargs)
+        model = ReasonEmbed(
+            path or model_name,
+            revision=None if path else revision,
+            device=device,
+            truncate_dim=kwargs.pop("embed_dim", None),
+            **kwargs,
+        )
         if instruction_template is not None:
             return ReasonEmbedEncoder(model, revision, instruction_template=instruction_template)
+        if no_instruction:
+            model.prompts = {}
         return ProtocolEncoder(model, revision)
     from mteb.models import CrossEncoderWrapper, MultiVectorWrapper, SparseEncoderWrapper
 
@@ -251,4 +261,4 @@ def load_folder(  # noqa: PLR0913 - mteb passes loader arguments by name
         "sparse": SparseEncoderWrapper,
         "late-interaction": MultiVectorWrapper,
     }
-    return wrappers[kind](path, device=device, **kwargs)
+    return wrappers[kind](path or model_name, device=device, **kwargs)

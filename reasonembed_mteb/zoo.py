@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import unknown_name
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.folders import content_revision, local_name, model_kind
 from reasonembed_mteb.retrieval.tables import load_rows
 
@@ -108,10 +108,10 @@ def _load_reason_embed(model_name: str, revision: str | None = None, **kwargs: A
     return load_reason_embed(model_name, revision, **kwargs)
 
 
-def _load_folder(model_name: str, revision: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
-    from reasonembed_mteb.mteb_encoder import load_folder
+def _load_other(model_name: str, revision: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
+    from reasonembed_mteb.mteb_encoder import load_other
 
-    return load_folder(model_name, revision, **kwargs)
+    return load_other(model_name, revision, **kwargs)
 
 
 @cache
@@ -156,7 +156,7 @@ def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
     kind = model_kind(folder)
     return ModelMeta.create_empty(
         overwrites={
-            "loader": _load_folder,
+            "loader": _load_other,
             "loader_kwargs": {"path": str(folder), "kind": kind},
             "name": name or local_name(folder),
             "revision": content_revision(folder),
@@ -164,4 +164,37 @@ def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
             "framework": ["Sentence Transformers", "PyTorch"],
             "similarity_fn_name": "MaxSim" if kind == "late-interaction" else "cosine",
         }
+    )
+
+
+def with_instruction(meta: ModelMeta, template: str | None, *, none: bool = False) -> ModelMeta:
+    """Decide the instruction of a model that brings none of its own.
+
+    Args:
+        meta: Metadata of a local directory or of a hub model that MTEB does not know.
+        template: Give each task's instruction in this template, instead of the model's own prompts.
+        none: Give no instruction and no prompt.
+
+    Returns:
+        Metadata whose results are filed as an experiment, apart from those of the plain model.
+
+    Raises:
+        ReasonEmbedError: If both are given, the template has no ``{instruction}``, or the model is not
+            dense.
+    """
+    if template is None and not none:
+        return meta
+    if template is not None and none:
+        msg = "give --instruction-template or --no-instruction, not both"
+        raise ReasonEmbedError(msg)
+    if template is not None and "{instruction}" not in template:
+        msg = f"the template {template!r} must contain '{{instruction}}'"
+        raise ReasonEmbedError(msg)
+    if "dense" not in (meta.model_type or ()):
+        msg = f"{meta.name} is no dense model: it takes no instruction"
+        raise ReasonEmbedError(msg)
+    chosen = {"instruction_template": template} if template is not None else {"no_instruction": True}
+    loader_kwargs = {"kind": "dense"} | (meta.loader_kwargs or {})
+    return meta.model_copy(
+        update={"loader": _load_other, "loader_kwargs": loader_kwargs, "experiment_kwargs": chosen}
     )

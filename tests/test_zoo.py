@@ -14,7 +14,7 @@ from mteb.types import PromptType
 
 from reasonembed_mteb import plugin, zoo
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder, load_folder
+from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder, load_other
 from reasonembed_mteb.retrieval.tables import load_rows, max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_a_changed_folder_is_refused(qwen3_dir: Path) -> None:
     from reasonembed_mteb.errors import ReasonEmbedError
 
     with pytest.raises(ReasonEmbedError, match="changed while it was being loaded"):
-        load_folder("local/x", "0" * 40, path=str(qwen3_dir), kind="dense")
+        load_other("local/x", "0" * 40, path=str(qwen3_dir), kind="dense")
 
 
 def test_an_unknown_checkpoint_suggests_the_nearest() -> None:
