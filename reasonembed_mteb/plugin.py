@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MTEB_MIN, MTEB_BELOW = "2.26", "3"
 _OURS = "_reasonembed_mteb"
+_TASK_MODULE = "reasonembed_mteb.retrieval.task"
+_deferred: list[ModuleType] = []
 
 
 def check_mteb_version() -> None:
@@ -71,6 +73,10 @@ def register_tasks(module: ModuleType) -> None:
         module: ``mteb.tasks``, just executed.
     """
     check_mteb_version()
+    if _is_loading(_TASK_MODULE):
+        # Our task module was imported first and is importing mteb just now; it ends with the rest.
+        _deferred.append(module)
+        return
     from reasonembed_mteb.retrieval.tasks import build_tasks
 
     held = {task.metadata.name for task in vars(module).values() if hasattr(task, "metadata")}
@@ -79,6 +85,17 @@ def register_tasks(module: ModuleType) -> None:
     for name, task in tasks.items():
         if name not in held:
             setattr(module, name, task)
+
+
+def _is_loading(name: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
+
+
+def finish_deferred() -> None:
+    """Register what the hook had to leave; called at the end of our task module."""
+    if _deferred:
+        _deferred.clear()
+        register()
 
 
 def register_models(module: ModuleType) -> None:
@@ -151,8 +168,8 @@ def register() -> None:
         ReasonEmbedError: If the installed mteb is too old or too new, or has moved a name we need.
     """
     check_mteb_version()
-    mteb = import_module("mteb")
-    if getattr(mteb.__spec__, "_initializing", False):
+    import_module("mteb")
+    if _is_loading("mteb"):
         # Called in the middle of `import mteb`: the hook does it at the right moments.
         return
     _add_tasks_afterwards()

@@ -8,6 +8,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from reasonembed_mteb.encoding.lengths import capped_length
+from reasonembed_mteb.plugin import finish_deferred
 from reasonembed_mteb.retrieval.data import load_split
 from reasonembed_mteb.retrieval.search import excluding_search
 from reasonembed_mteb.retrieval.sources import data_revision
@@ -100,3 +101,7 @@ def make_task(row: TaskRow) -> type[ReasonTask]:
     task = type(row.name, (ReasonTask,), namespace)
     globals()[row.name] = task
     return task
+
+
+# Where this module is imported before mteb, the start-up hook ran in the middle of it.
+finish_deferred()
