@@ -150,7 +150,7 @@ def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
         ReasonEmbedError: If the directory holds no model.
     """
     import_module("mteb")
-    from mteb.models.model_meta import ModelMeta
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     folder = Path(path).expanduser().resolve()
     kind = model_kind(folder)
@@ -162,7 +162,8 @@ def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
             "revision": content_revision(folder),
             "model_type": [kind],
             "framework": ["Sentence Transformers", "PyTorch"],
-            "similarity_fn_name": "MaxSim" if kind == "late-interaction" else "cosine",
+            # A dense directory says itself which one it takes; mteb asks the model where this is None.
+            "similarity_fn_name": ScoringFunction.MAX_SIM if kind == "late-interaction" else None,
         }
     )
 
