@@ -7,7 +7,6 @@ A ``.pth`` file runs its import line at every start of Python; from Python 3.18 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
@@ -19,6 +18,12 @@ STARTUP_FILES = {
 }
 
 
+def write_startup_files(folder: str) -> None:
+    """Write both files into the folder that becomes the top of a wheel."""
+    for name, content in STARTUP_FILES.items():
+        Path(folder, name).write_text(content, encoding="utf-8")
+
+
 class BuildWithStartupFiles(build_py):
     """Put the start-up files at the top of the wheel."""
 
@@ -26,38 +31,26 @@ class BuildWithStartupFiles(build_py):
         """Build, then write the files; an editable build writes them itself."""
         super().run()
         if not self.editable_mode:
-            for name, content in STARTUP_FILES.items():
-                (Path(self.build_lib) / name).write_text(content, encoding="utf-8")
+            write_startup_files(self.build_lib)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """Name the files too, so that they are recorded and can be uninstalled."""
-        ours = [] if self.editable_mode else [str(Path(self.build_lib) / name) for name in STARTUP_FILES]
+        ours = [] if self.editable_mode else [str(Path(self.build_lib, name)) for name in STARTUP_FILES]
         return [*super().get_outputs(include_bytecode), *ours]
 
 
-class _Strategy:
-    """An editable strategy that writes the start-up files after its own."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __enter__(self) -> Any:
-        return _Strategy(self._inner.__enter__())
-
-    def __exit__(self, *exception: object) -> Any:
-        return self._inner.__exit__(*exception)
-
-    def __call__(self, wheel: Any, files: list[str], mapping: dict[str, str]) -> None:
-        self._inner(wheel, files, mapping)
-        for name, content in STARTUP_FILES.items():
-            wheel.writestr(name, content)
-
-
 class EditableWithStartupFiles(editable_wheel):
-    """Editable installs carry them as well; setuptools' strategies drop what is not Python."""
+    """Editable installs carry them as well; setuptools keeps Python files alone.
 
-    def _select_strategy(self, *args: Any, **kwargs: Any) -> _Strategy:
-        return _Strategy(super()._select_strategy(*args, **kwargs))
+    This is a private step of setuptools, the last one that is given the folder of the wheel.
+    tests/test_packaging.py fails where a newer setuptools no longer takes it.
+    """
+
+    def _run_build_commands(
+        self, dist_name: str, unpacked_wheel: str, build_lib: str, tmp_dir: str
+    ) -> tuple[list[str], dict[str, str]]:
+        write_startup_files(unpacked_wheel)
+        return super()._run_build_commands(dist_name, unpacked_wheel, build_lib, tmp_dir)
 
 
 setup(cmdclass={"build_py": BuildWithStartupFiles, "editable_wheel": EditableWithStartupFiles})
