@@ -1,7 +1,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-# torch first: the CPU build of this version is smaller than what a plain `torch` brings.
+# First and by its version, so that nothing that follows brings another; `TORCH=` gives another build.
 TORCH = torch==2.13.0
 FAST = not slow and not gpu and not network
 
@@ -14,7 +14,7 @@ help:  ## List the targets
 # Made again when what it was made from changes.
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	touch $@

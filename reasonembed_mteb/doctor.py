@@ -59,8 +59,9 @@ def _registration() -> list[Finding]:
         hook = ", ".join(files) or "not installed: use `reasonembed mteb ...`, or reinstall with pip"
     findings = [Finding("start-up hook", hook)]
     try:
-        from reasonembed_mteb.plugin import register, registration_state
+        from reasonembed_mteb.plugin import check_mteb_version, register, registration_state
 
+        check_mteb_version()
         state = registration_state()
         if disabled or not files:
             register()

@@ -18,25 +18,33 @@ def download(
     """Fetch tasks' data and models' weights into the hub's local cache.
 
     Args:
-        tasks: MTEB tasks, ours or MTEB's.
-        models: Hub names.
+        tasks: MTEB tasks, ours or MTEB's; each is loaded, and so checked, once.
+        models: Hub names; a model of MTEB's registry comes at the commit that MTEB names.
         say: Takes one line at a time about what happens.
-        folder: The hub cache, where it is not the usual one.
+        folder: The hub cache for models, where it is not the usual one.
 
     Raises:
         ReasonEmbedError: If something cannot be fetched.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     for task in tasks:
         task.load_data()
         task.unload_data()
         say(f"{task.metadata.name}: data is there")
     for model in models:
-        try:
-            path = huggingface_hub.snapshot_download(model, cache_dir=folder)
-        except (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            msg = f"cannot fetch {model}: {str(error).splitlines()[0]}; check the name and go online"
-            raise ReasonEmbedError(msg) from error
-        say(f"{model}: {path}")
+        say(f"{model}: {_fetch(model, folder)}")
+
+
+def _fetch(model: str, folder: str | None) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    meta = MODEL_REGISTRY.get(model)
+    revision = meta.revision if meta is not None else None
+    try:
+        return str(huggingface_hub.snapshot_download(model, revision=revision, cache_dir=folder))
+    # The hub's own errors, offline mode among them, are kinds of OSError.
+    except (OSError, HTTPError, HFValidationError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        msg = f"cannot fetch {model}: {cause}; check the name (org/name on the hub) and go online"
+        raise ReasonEmbedError(msg) from error

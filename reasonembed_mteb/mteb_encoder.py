@@ -72,6 +72,18 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         return encoded
 
 
+def instruction_of(task_metadata: TaskMetadata) -> str:
+    """Return a task's instruction: our tables' where the task is named there, else the task's own.
+
+    Args:
+        task_metadata: The task.
+    """
+    known = task_instructions().get(task_metadata.name)
+    prompt = task_metadata.prompt
+    own = prompt.get("query") if isinstance(prompt, dict) else prompt
+    return known or own or _GENERIC_INSTRUCTION
+
+
 class ReasonEmbedEncoder(ProtocolEncoder):
     """A ReasonEmbed checkpoint in MTEB: an instruction before each query, documents bare.
 
@@ -111,15 +123,7 @@ class ReasonEmbedEncoder(ProtocolEncoder):
         """
         if prompt_type == PromptType.document:
             return ""
-        known = task_instructions().get(task_metadata.name)
-        return query_prefix(known or self._other_instruction(task_metadata), self._template)
-
-    @staticmethod
-    def _other_instruction(task_metadata: TaskMetadata) -> str:
-        prompt = task_metadata.prompt
-        if isinstance(prompt, dict):
-            prompt = prompt.get("query")
-        return prompt or _GENERIC_INSTRUCTION
+        return query_prefix(instruction_of(task_metadata), self._template)
 
     def encode(
         self,
@@ -161,7 +165,7 @@ def _loaded_revision(model: SentenceTransformer, path: str | None) -> str | None
     return commit
 
 
-def load_reason_embed(  # noqa: PLR0913 - mteb passes loader arguments by name
+def load_reason_embed(
     model_name: str,
     revision: str | None = None,
     *,
@@ -207,7 +211,7 @@ def load_reason_embed(  # noqa: PLR0913 - mteb passes loader arguments by name
     )
 
 
-def load_other(  # noqa: PLR0913 - mteb passes loader arguments by name
+def load_other(
     model_name: str,
     revision: str | None = None,
     *,
@@ -250,7 +254,8 @@ def load_other(  # noqa: PLR0913 - mteb passes loader arguments by name
             **kwargs,
         )
         if instruction_template is not None:
-            return ReasonEmbedEncoder(model, revision, instruction_template=instruction_template)
+            template = instruction_template.replace("\\n", "\n")
+            return ReasonEmbedEncoder(model, revision, instruction_template=template)
         if no_instruction:
             model.prompts = {}
         return ProtocolEncoder(model, revision)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.prefixes import planned_prefix
+from reasonembed_mteb.retrieval.tables import max_tokens_for
+
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-# Enough to know a corpus' lengths to a few percent; counted evenly over the corpus.
+# Documents whose tokens are counted, evenly over a corpus: enough to know its size to a few percent.
 SAMPLE = 2000
+_TOKENIZED = {"dense", "cross-encoder", "late-interaction", "sparse"}
 
 
 @dataclass(frozen=True)
@@ -19,64 +24,76 @@ class Plan:
 
     Attributes:
         task: Task name.
+        prefix: What goes before each query, or None where only the loaded model knows.
         queries: Number of queries.
         documents: Number of documents.
-        query_tokens: Tokens of all queries, instruction included; None for a model without a tokenizer.
-        document_tokens: Tokens of all documents, cut at the length in force; extrapolated from a sample
-            where there are more than `SAMPLE` documents.
+        length: The length in force in tokens, or None for a model without a tokenizer that is known here.
+        query_tokens: Tokens of all queries with what goes before them, cut at the length.
+        document_tokens: Tokens of all documents, cut at the length; extrapolated where ``sampled``.
         truncated: Share of the documents that are cut.
-        sampled: Whether the documents' tokens come from a sample.
-        length: The length in force.
+        sampled: Whether the documents' tokens come from `SAMPLE` documents.
     """
 
     task: str
+    prefix: str | None
     queries: int
     documents: int
-    query_tokens: int | None
-    document_tokens: int | None
-    truncated: float | None
-    sampled: bool
-    length: int | None
+    length: int | None = None
+    query_tokens: int | None = None
+    document_tokens: int | None = None
+    truncated: float | None = None
+    sampled: bool = False
 
 
-def plan_task(meta: ModelMeta, task: Any, prefix: str) -> Plan:  # noqa: ANN401 - AbsTaskRetrieval
+def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> Plan:  # noqa: ANN401 - AbsTaskRetrieval
     """Count what a model would have to encode on one task.
 
     Args:
         meta: The model.
         task: A retrieval task; it is loaded, and unloaded again.
-        prefix: What goes before each query.
+        limit: Number of queries of a smoke run.
 
     Returns:
-        The counts.
+        The counts, over all splits of the task.
     """
-    from reasonembed_mteb.retrieval.tables import max_tokens_for
-
-    task.load_data()
-    task.convert_v1_dataset_format_to_v2(num_proc=None)
-    split = next(iter(next(iter(task.dataset.values())).values()))
-    queries, corpus = split["queries"], split["corpus"]
-    tokenizer = load_tokenizer(meta)
-    sizes = (task.metadata.name, len(queries), len(corpus))
-    if tokenizer is None:
-        plan = Plan(*sizes, None, None, None, sampled=False, length=None)
-    else:
-        length = min(max_tokens_for(task.metadata.name), tokenizer.model_max_length)
-        step = max(1, len(corpus) // SAMPLE)
-        rows = range(0, len(corpus), step)
-        found = _lengths(tokenizer, list(corpus.select(rows)["text"]))
-        cut = [min(count, length) for count in found]
-        asked = _lengths(tokenizer, [prefix + text for text in queries["text"]])
-        plan = Plan(
-            *sizes,
-            query_tokens=sum(min(count, length) for count in asked),
-            document_tokens=round(sum(cut) * len(corpus) / max(len(cut), 1)),
-            truncated=sum(count > length for count in found) / max(len(found), 1),
-            sampled=step > 1,
-            length=length,
-        )
+    queries, documents, total = _texts(task, limit)
+    prefix = planned_prefix(meta, task.metadata)
     task.unload_data()
-    return plan
+    tokenizer = load_tokenizer(meta)
+    if tokenizer is None:
+        return Plan(task.metadata.name, prefix, len(queries), total)
+    length = min(max_tokens_for(task.metadata.name), tokenizer.model_max_length)
+    asked = _lengths(tokenizer, [(prefix or "") + text for text in queries])
+    found = _lengths(tokenizer, documents)
+    kept = sum(min(count, length) for count in found)
+    return Plan(
+        task.metadata.name,
+        prefix,
+        len(queries),
+        total,
+        length=length,
+        query_tokens=sum(min(count, length) for count in asked),
+        document_tokens=round(kept * total / max(len(found), 1)),
+        truncated=sum(count > length for count in found) / max(len(found), 1),
+        sampled=len(found) < total,
+    )
+
+
+def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  # noqa: ANN401
+    """Return all queries, a sample of the documents, and the number of documents."""
+    if limit:
+        from reasonembed_mteb.limits import limit_task
+
+        limit_task(task, limit)
+    else:
+        task.load_data()
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+    splits = [split for group in task.dataset.values() for split in group.values()]
+    queries = [text for split in splits for text in split["queries"]["text"]]
+    total = sum(len(split["corpus"]) for split in splits)
+    step = -(-total // SAMPLE)
+    sample = [text for s in splits for text in s["corpus"].select(range(0, len(s["corpus"]), step))["text"]]
+    return queries, sample, total
 
 
 def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:  # noqa: ANN401 - a transformers tokenizer
@@ -87,61 +104,40 @@ def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:  # noqa: ANN401 - a
 
 
 def load_tokenizer(meta: ModelMeta) -> Any:  # noqa: ANN401 - a transformers tokenizer
-    """Return a model's tokenizer without its weights, or None where it has none.
+    """Return a model's tokenizer without its weights, or None where it has none or cannot be had.
+
+    Its ``model_max_length`` is the length that the model's directory sets.
 
     Args:
         meta: The model.
     """
     from transformers import AutoTokenizer
 
-    if not set(meta.model_type or ()) & {"dense", "cross-encoder", "late-interaction"}:
+    if not set(meta.model_type or ()) & _TOKENIZED:
         return None
-    source = (meta.loader_kwargs or {}).get("path") or meta.name
+    path = (meta.loader_kwargs or {}).get("path")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if source != meta.name else meta.revision)
+        if path is not None:
+            folder = _tokenizer_folder(Path(path))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, _directory_length(folder))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(meta.name, revision=meta.revision)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, int(meta.max_tokens or 1 << 30))
     except (OSError, ValueError):
         return None
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _directory_length(source))
     return tokenizer
 
 
-def _directory_length(source: str) -> int:
+def _tokenizer_folder(folder: Path) -> Path:
+    """Return the folder of the first module, where sentence-transformers keeps the tokenizer."""
+    file = folder / "modules.json"
+    modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return folder / modules[0]["path"] if modules else folder
+
+
+def _directory_length(folder: Path) -> int:
     """Return the length that a sentence-transformers directory sets beside its tokenizer."""
-    import json
-    from pathlib import Path
-
-    file = Path(source) / "sentence_bert_config.json"
+    file = folder / "sentence_bert_config.json"
     length = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
-    return length or 1 << 30
-
-
-def planned_prefix(meta: ModelMeta, task: AbsTask) -> str:
-    """Return what goes before each query, as far as metadata alone tells.
-
-    Args:
-        meta: The model.
-        task: The task.
-    """
-    import json
-    from pathlib import Path
-
-    from mteb.models.abs_encoder import get_prompt_name
-    from mteb.types import PromptType
-
-    from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix
-    from reasonembed_mteb.retrieval.tables import task_instructions
-    from reasonembed_mteb.zoo import CHECKPOINTS
-
-    chosen = meta.experiment_kwargs or {}
-    instruction = task_instructions().get(task.metadata.name, "")
-    if chosen.get("no_instruction"):
-        return ""
-    if "instruction_template" in chosen or meta.name in {checkpoint.name for checkpoint in CHECKPOINTS}:
-        return query_prefix(instruction, str(chosen.get("instruction_template", QUERY_TEMPLATE)))
-    loader_kwargs = meta.loader_kwargs or {}
-    if "path" in loader_kwargs:
-        file = Path(loader_kwargs["path"]) / "config_sentence_transformers.json"
-        prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts", {}) if file.is_file() else {}
-        return prompts.get(get_prompt_name(prompts, task.metadata, PromptType.query) or "") or ""
-    template = loader_kwargs.get("instruction_template")
-    return query_prefix(instruction, template) if isinstance(template, str) else ""
+    return int(length or 1 << 30)

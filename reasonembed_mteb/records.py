@@ -5,6 +5,7 @@ Records lie in ``<output>/records/``, outside MTEB's ``results/`` tree, at the s
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -47,8 +48,8 @@ def causes(
         rerank: What identifies the first stage of a reranking.
         limit: Number of queries of a smoke run.
     """
-    options = {key: str(value) for key, value in sorted((meta.loader_kwargs or {}).items()) if key != "path"}
-    extra = {key: str(value) for key, value in sorted((meta.experiment_kwargs or {}).items())}
+    options = {key: _plain(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
+    extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
     name = task.metadata.name
     return {
         "protocol": PROTOCOL,
@@ -60,6 +61,23 @@ def causes(
         "rerank": rerank,
         "limit": limit,
     }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of a model loader
+    """Return an option as JSON that is the same in every process; a function is known by its name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_plain(one)) for one in value)
+    if callable(value):
+        return (
+            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        )
+    return str(value)
 
 
 def _data_revision(task: AbsTask) -> str:
@@ -100,16 +118,83 @@ def why_stale(cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str,
     if not file.is_file():
         return "it has no record of how it was made"
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))["causes"]
+        record = json.loads(file.read_text(encoding="utf-8"))
+        before, result = dict(record["causes"]), record["result"]
     except (ValueError, KeyError, TypeError):
         return "its record is damaged"
+    if result != result_hash(cache, name, meta):
+        return "it was written by another program since its record was made"
     changed = [words for key, words in _REASONS.items() if before.get(key) != now[key]]
     return f"{' and '.join(changed)} changed" if changed else None
+
+
+def result_hash(cache: ResultCache, task: str, meta: ModelMeta) -> str:
+    """Return a hash of a result file, which ties its record to it.
+
+    Args:
+        cache: MTEB's result cache of the output folder.
+        task: Task name.
+        meta: The model.
+    """
+    content = cache.get_task_result_path(task, meta).read_bytes()
+    return hashlib.sha256(content, usedforsecurity=False).hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a score depends on."""
     return {package: importlib.metadata.version(package) for package in _PACKAGES}
+
+
+def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> dict[str, Any]:  # noqa: ANN401
+    """Return what to write beside a result.
+
+    Args:
+        now: See `causes`.
+        result: MTEB's result of the task.
+        model: The loaded model.
+        task: The task.
+    """
+    import torch
+
+    from reasonembed_mteb.prefixes import loaded_prefix
+
+    inner = getattr(model, "model", None)
+    parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
+    return {
+        "causes": now,
+        "model": model.mteb_model_meta.name,
+        "task": task.metadata.name,
+        "query_prefix": loaded_prefix(model, task.metadata),
+        "max_tokens_in_force": _length_in_force(model, result, task),
+        "main_score": result.get_score(),
+        "dataset_revision": result.dataset_revision,
+        "dtype": str(parameter.dtype) if parameter is not None else None,
+        "device": str(parameter.device) if parameter is not None else None,
+        # Nothing in a retrieval evaluation is drawn at random.
+        "seed": None,
+        "versions": versions(),
+        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # noqa: ANN401
+    """Return the length that our tasks report, or that our encoders keep to on MTEB's tasks."""
+    from reasonembed_mteb.encoding.lengths import current_length
+    from reasonembed_mteb.mteb_encoder import ProtocolEncoder
+
+    reported = [
+        scores["max_tokens"]
+        for splits in result.scores.values()
+        for scores in splits
+        if "max_tokens" in scores
+    ]
+    if reported:
+        length: int | None = reported[0]
+        return length
+    own = current_length(model)
+    if own is None or not isinstance(model, ProtocolEncoder):
+        return own
+    return min(own, max_tokens_for(task.metadata.name, default=own))
 
 
 def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: dict[str, Any]) -> Path:
@@ -119,12 +204,14 @@ def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: di
         cache: MTEB's result cache of the output folder.
         task: The task.
         meta: The model, its revision resolved.
-        content: What to record.
+        content: What to record; a hash of the result file is added.
 
     Returns:
         The file.
     """
-    file = record_path(cache, task.metadata.name, meta)
+    name = task.metadata.name
+    file = record_path(cache, name, meta)
+    content = content | {"result": result_hash(cache, name, meta)}
     write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return file
 
@@ -150,15 +237,36 @@ def write_whole(file: Path, text: str) -> None:
         raise ReasonEmbedError(msg) from error
 
 
-def first_stage_id(folder: Path, top_k: int) -> str:
-    """Return what identifies the saved predictions that a reranking starts from.
+def first_stage_file(folder: Path, task: AbsTask) -> Path:
+    """Return the saved predictions of one task.
 
     Args:
-        folder: Folder (or file) of MTEB predictions.
-        top_k: Candidates a query.
+        folder: A folder of MTEB predictions, or one such file.
+        task: The task.
+
+    Raises:
+        ReasonEmbedError: If there are none.
     """
-    files = sorted(folder.glob("*_predictions.json")) if folder.is_dir() else [folder]
-    digest = hashlib.sha256(usedforsecurity=False)
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return f"{digest.hexdigest()[:16]} top {top_k}"
+    file = folder / task.prediction_file_name if folder.is_dir() else folder
+    if not file.is_file():
+        msg = (
+            f"no first-stage predictions {file}; make them with `reasonembed run -m FIRST_STAGE "
+            f"-t {task.metadata.name} --prediction-folder FOLDER`"
+        )
+        raise ReasonEmbedError(msg)
+    return file
+
+
+def first_stage_id(folder: Path, task: AbsTask, top_k: int) -> str:
+    """Return what identifies the candidates that a reranking starts from.
+
+    Args:
+        folder: A folder of MTEB predictions, or one such file.
+        task: The task.
+        top_k: Candidates a query.
+
+    Raises:
+        ReasonEmbedError: If there are none for the task.
+    """
+    content = first_stage_file(folder, task).read_bytes()
+    return f"{hashlib.sha256(content, usedforsecurity=False).hexdigest()[:16]} top {top_k}"

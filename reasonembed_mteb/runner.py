@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
+import copy
 import logging
+import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
-from reasonembed_mteb.records import causes, first_stage_id, versions, why_stale, write_record
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.records import (
+    causes,
+    first_stage_file,
+    first_stage_id,
+    make_record,
+    why_stale,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,9 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Documents kept beside the gold ones, per query of a smoke run.
-_LIMIT_DOCUMENTS = 20
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -31,25 +36,19 @@ class RunOptions:
 
     Attributes:
         output: MTEB's result cache; results lie in ``<output>/results``, as after ``mteb run``.
-        name: File a local directory's results under this name instead of its own.
         batch_size: Rows a batch; None leaves it to MTEB.
         device: Where to; None lets torch choose.
-        instruction_template: Give the task's instruction in this template to a model MTEB does not know.
-        no_instruction: Give no instruction to a model MTEB does not know.
         overwrite: Run again whatever is cached.
         limit: Smoke run over the first queries only; kept apart from full results.
-        rerank_from: Saved predictions whose top documents are reranked.
+        rerank_from: Saved predictions whose top documents are reranked; results are kept apart too.
         rerank_top_k: Candidates a query.
-        prediction_folder: Where to save predictions.
+        prediction_folder: Where to save predictions; with several models, a folder of each one's own.
         progress: Show progress bars.
     """
 
     output: Path = Path("results")
-    name: str | None = None
     batch_size: int | None = None
     device: str | None = None
-    instruction_template: str | None = None
-    no_instruction: bool = False
     overwrite: bool = False
     limit: int | None = None
     rerank_from: Path | None = None
@@ -65,6 +64,7 @@ class Outcome:
     Attributes:
         model: The model's name, with its experiment where there is one.
         task: Task name.
+        metric: Name of the task's main score.
         score: Main score in ``[0, 1]``, or None after a failure.
         error: One line, or None.
         cached: Whether the score was there already.
@@ -73,298 +73,241 @@ class Outcome:
 
     model: str
     task: str
+    metric: str = ""
     score: float | None = None
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
 
 
-@dataclass
-class _Loaded:
-    """A model that is loaded when it is first needed."""
+def one_line(error: BaseException) -> str:
+    """Return an error as one line; ours are sentences already, others are named."""
+    text = " ".join(str(error).strip().split("\n")[:1]).strip()
+    if isinstance(error, ReasonEmbedError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
-    meta: ModelMeta
-    device: str | None
-    model: Any = field(default=None)
+
+class _Loaded:
+    """A model that is loaded when it is first needed, and once."""
+
+    def __init__(self, meta: ModelMeta, device: str | None) -> None:
+        self.meta = meta
+        self._device = device
+        self._model: Any = None
+        self._failure: Exception | None = None
 
     def get(self) -> Any:  # noqa: ANN401 - any of mteb's model protocols
-        if self.model is None:
-            self.model = self.meta.load_model(device=self.device)
-            self.meta = self.model.mteb_model_meta
-        return self.model
-
-
-def resolve_tasks(benchmarks: Sequence[str], tasks: Sequence[str]) -> list[AbsTask]:
-    """Return MTEB tasks by benchmark and task names, each once.
-
-    Args:
-        benchmarks: Benchmark names, ours or MTEB's.
-        tasks: Task names, ours or MTEB's.
-
-    Raises:
-        UnknownNameError: If a name is not known; the nearest is named.
-    """
-    import mteb
-
-    known = {benchmark.name for benchmark in mteb.get_benchmarks()}
-    found: dict[str, AbsTask] = {}
-    for name in benchmarks:
-        if name not in known:
-            raise unknown_name("benchmark", name, known)
-        found |= {task.metadata.name: task for task in mteb.get_benchmark(name).tasks}
-    for name in tasks:
-        try:
-            found[name] = mteb.get_task(name)
-        except KeyError:
-            every = {task.metadata.name for task in mteb.get_tasks()} | _our_tasks()
-            raise unknown_name("task", name, every) from None
-    return list(found.values())
-
-
-def _our_tasks() -> set[str]:
-    from reasonembed_mteb.retrieval.tables import load_rows
-
-    return {row.name for row in load_rows()}
-
-
-def resolve_model(name: str, options: RunOptions) -> ModelMeta:
-    """Return MTEB metadata of a model by name.
-
-    Args:
-        name: A published checkpoint, any model of MTEB's registry, a hub id, or a local directory.
-        options: How to run.
-
-    Raises:
-        UnknownNameError: If it is none of these; the nearest is named.
-        ReasonEmbedError: If instruction options are given for a model that has its own.
-    """
-    import mteb
-    from mteb.models.model_implementations import MODEL_REGISTRY
-
-    from reasonembed_mteb.zoo import local_meta, with_instruction
-
-    if name in MODEL_REGISTRY or (known := _renamed(name)) is not None:
-        if options.instruction_template is not None or options.no_instruction:
-            msg = f"{name} brings its own instructions; --instruction-template and --no-instruction are for others"
-            raise ReasonEmbedError(msg)
-        return mteb.get_model_meta(name if name in MODEL_REGISTRY else known)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        meta = local_meta(folder, options.name)
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise unknown_name("model", name, MODEL_REGISTRY)
-    else:
-        meta = _hub_meta(name)
-    return with_instruction(meta, options.instruction_template, none=options.no_instruction)
-
-
-def _renamed(name: str) -> str | None:
-    return {"bm25s": "mteb/baseline-bm25s", "bm25": "mteb/baseline-bm25s"}.get(name)
-
-
-def _hub_meta(name: str) -> ModelMeta:
-    import mteb
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from mteb.models.model_implementations import MODEL_REGISTRY
-
-    try:
-        meta = mteb.get_model_meta(name, fetch_from_hf=True)
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        nearest = unknown_name("model", name, MODEL_REGISTRY)
-        msg = f"{nearest} MTEB does not know it, and the hub cannot be asked ({type(error).__name__})."
-        raise ReasonEmbedError(msg) from error
-    if meta.loader is None:
-        raise unknown_name("model", name, MODEL_REGISTRY)
-    return meta
-
-
-def query_prefix_of(model: Any, task: AbsTask) -> str | None:  # noqa: ANN401 - any of mteb's model protocols
-    """Return the text that a loaded model gets before each query of a task.
-
-    Args:
-        model: A loaded MTEB model.
-        task: The task.
-
-    Returns:
-        The prefix; empty for none; None where it cannot be known (an API).
-    """
-    from mteb.models import SentenceTransformerEncoderWrapper
-    from mteb.models.abs_encoder import get_prompt_name
-    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
-    from mteb.types import PromptType
-
-    from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder
-
-    if isinstance(model, ReasonEmbedEncoder):
-        return model.prompt_for(task.metadata, PromptType.query)
-    if isinstance(model, InstructSentenceTransformerModel):
-        return model.get_task_instruction(task.metadata, PromptType.query)
-    if isinstance(model, SentenceTransformerEncoderWrapper):
-        prompts = model.model_prompts or {}
-        name = get_prompt_name(prompts, task.metadata, PromptType.query)
-        return prompts.get(name or "", "")
-    return None if getattr(model.mteb_model_meta, "use_instructions", None) else ""
+        if self._failure is not None:
+            raise self._failure
+        if self._model is None:
+            try:
+                self._model = self.meta.load_model(device=self._device)
+            except Exception as error:
+                # A model that cannot be loaded fails on every task, without trying again.
+                self._failure = error
+                raise
+            self.meta = self._model.mteb_model_meta
+        return self._model
 
 
 def run(
-    models: Sequence[str],
+    models: Sequence[ModelMeta],
     tasks: Sequence[AbsTask],
     options: RunOptions,
     say: Callable[[str], None] = logger.info,
 ) -> list[Outcome]:
     """Score models on tasks; one that fails does not stop the others.
 
+    A cached score is taken where everything that decided it is as recorded beside it; else the task runs
+    again, and the reason is said.
+
     Args:
-        models: Model names; see `resolve_model`.
+        models: MTEB metadata; see `reasonembed_mteb.resolving.resolve_models`.
         tasks: MTEB tasks.
         options: How to run.
         say: Takes one line at a time about what happens.
 
     Returns:
         One outcome per model and task, in the order given.
-
-    Raises:
-        UnknownNameError: If a model is not known; nothing has run by then.
     """
-    metas = [resolve_model(name, options) for name in models]
-    return [outcome for meta in metas for outcome in _run_model(meta, tasks, options, say)]
+    labels = model_labels(models)
+    folder = options.prediction_folder
+    own = folder is not None and len(models) > 1
+    folders = [folder / meta.model_name_as_path() if folder and own else folder for meta in models]
+    return [
+        outcome
+        for meta, label, folder in zip(models, labels, folders, strict=True)
+        for outcome in _run_model(meta, label, tasks, options, folder, say)
+    ]
+
+
+def model_labels(models: Sequence[ModelMeta]) -> list[str]:
+    """Return a name for each model, told apart by revision where two share one.
+
+    Args:
+        models: MTEB metadata.
+    """
+    names = [meta.model_name_with_experiment or str(meta.name) for meta in models]
+    return [
+        f"{name} @{(meta.revision or 'newest')[:8]}" if names.count(name) > 1 else name
+        for name, meta in zip(names, models, strict=True)
+    ]
 
 
 def output_folder(options: RunOptions) -> Path:
-    """Return the result cache of a run: smoke runs have their own, never mixed with full results."""
-    return options.output / f"limit-{options.limit}" if options.limit else options.output
+    """Return a run's result cache: smoke runs and rerankings have their own, apart from full results.
+
+    Args:
+        options: How to run.
+    """
+    folder = options.output
+    if options.limit:
+        folder /= f"limit-{options.limit}"
+    if options.rerank_from:
+        folder /= f"rerank-{options.rerank_from.resolve().stem}-top{options.rerank_top_k}"
+    return folder
 
 
 def _run_model(
-    meta: ModelMeta, tasks: Sequence[AbsTask], options: RunOptions, say: Callable[[str], None]
+    meta: ModelMeta,
+    label: str,
+    tasks: Sequence[AbsTask],
+    options: RunOptions,
+    predictions: Path | None,
+    say: Callable[[str], None],
 ) -> list[Outcome]:
     from mteb.cache import ResultCache
 
     cache = ResultCache(output_folder(options))
     loaded = _Loaded(meta, options.device)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for task in tasks:
         started = time.monotonic()
-        outcome = Outcome(meta.model_name_with_experiment or str(meta.name), task.metadata.name)
+        outcome = Outcome(label, task.metadata.name, task.metadata.main_score)
         try:
-            outcome.score, outcome.cached = _run_task(loaded, task, cache, options, say)
-        except Exception as error:  # noqa: BLE001 - the other models and tasks go on
-            outcome.error = f"{type(error).__name__}: {error}".splitlines()[0]
-            logger.debug("%s on %s failed", outcome.model, outcome.task, exc_info=True)
-            say(f"{outcome.model} on {outcome.task} failed: {outcome.error}")
+            own = own_copy(task)
+            outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+            how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
+            say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")
+        except Exception as error:
+            outcome.error = one_line(error)
+            logger.debug("%s on %s failed", label, outcome.task, exc_info=True)
+            if not outcomes or outcomes[-1].error != outcome.error:
+                say(f"{label} on {outcome.task} failed: {outcome.error}")
         outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
     return outcomes
 
 
+def own_copy(task: Any) -> Any:  # noqa: ANN401 - AbsTask
+    """Return a copy of a task that can be loaded, limited and reranked without changing the task.
+
+    Args:
+        task: An MTEB task, loaded or not.
+    """
+    own = copy.copy(task)
+    if task.data_loaded and isinstance(task.dataset, dict):
+        own.dataset = {
+            subset: {split: copy.copy(data) for split, data in splits.items()}
+            for subset, splits in task.dataset.items()
+        }
+    return own
+
+
 def _run_task(
-    loaded: _Loaded, task: AbsTask, cache: ResultCache, options: RunOptions, say: Callable[[str], None]
+    loaded: _Loaded,
+    task: Any,  # noqa: ANN401 - AbsTask
+    cache: ResultCache,
+    options: RunOptions,
+    predictions: Path | None,
+    say: Callable[[str], None],
 ) -> tuple[float, bool]:
     """Score one task, or take the cached score where nothing has changed since."""
-    import mteb
-
+    name = task.metadata.name
+    _check_candidates(loaded.meta, task, options)
     if loaded.meta.revision is None:
         # What the weights resolve to is known only once they are loaded.
         loaded.get()
-    name = task.metadata.name
-    rerank = first_stage_id(options.rerank_from, options.rerank_top_k) if options.rerank_from else None
-    now = causes(loaded.meta, task, rerank=rerank, limit=options.limit)
-    reason = "--overwrite" if options.overwrite else why_stale(cache, task, loaded.meta, now)
-    held = reason is None and cache.get_task_result_path(name, loaded.meta).is_file()
-    cached = cache.load_task_result(name, loaded.meta) if held else None
+    now = _causes(loaded.meta, task, options)
+    held = cache.get_task_result_path(name, loaded.meta).is_file()
+    reason = "--overwrite" if held and options.overwrite else why_stale(cache, task, loaded.meta, now)
+    if (
+        held
+        and reason is None
+        and predictions is not None
+        and not (predictions / task.prediction_file_name).is_file()
+    ):
+        reason = "its predictions were not saved"
+    cached = cache.load_task_result(name, loaded.meta) if held and reason is None else None
     if cached is not None and not cached.get_missing_evaluations(task):
         return cached.get_score(), True
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = query_prefix_of(model, task)
-    say(f"{loaded.meta.name} on {name}: {describe_prefix(prefix)}")
     _prepare(task, options)
-    result = mteb.evaluate(
-        model,
-        [task],
-        cache=cache,
-        co2_tracker=False,
-        overwrite_strategy="always",
-        encode_kwargs=_encode_kwargs(options),
-        prediction_folder=options.prediction_folder,
-        show_progress_bar=options.progress,
-    ).task_results[0]
+    result = _evaluate(model, task, cache, options, predictions)
     task.unload_data()
-    write_record(cache, task, loaded.meta, _record(now, result, prefix, model))
+    write_record(cache, task, loaded.meta, make_record(now, result, model, task))
     return result.get_score(), False
 
 
-def describe_prefix(prefix: str | None) -> str:
-    """Say in a few words what goes before each query."""
-    if prefix is None:
-        return "instruction set by the model's own code"
-    return f"before each query {prefix!r}" if prefix else "no instruction"
+def _check_candidates(meta: ModelMeta, task: AbsTask, options: RunOptions) -> None:
+    if (
+        "cross-encoder" in (meta.model_type or ())
+        and not options.rerank_from
+        and task.metadata.type == "Retrieval"
+    ):
+        msg = (
+            f"{meta.name} is a cross-encoder, which reranks candidates: give --rerank-from FOLDER, made by "
+            "`reasonembed run -m FIRST_STAGE ... --prediction-folder FOLDER`"
+        )
+        raise ReasonEmbedError(msg)
 
 
-def _encode_kwargs(options: RunOptions) -> Any:  # noqa: ANN401 - mteb's EncodeKwargs
-    batch = {} if options.batch_size is None else {"batch_size": options.batch_size}
-    return {"show_progress_bar": options.progress, **batch}
+def _causes(meta: ModelMeta, task: AbsTask, options: RunOptions) -> dict[str, Any]:
+    first = options.rerank_from
+    rerank = first_stage_id(first, task, options.rerank_top_k) if first is not None else None
+    return causes(meta, task, rerank=rerank, limit=options.limit)
 
 
-def _prepare(task: AbsTask, options: RunOptions) -> None:
+def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
+    if options.rerank_from is not None:
+        task.load_data()
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        task.convert_to_reranking(first_stage_file(options.rerank_from, task), top_k=options.rerank_top_k)
     if options.limit:
-        limit_task(task, options.limit)
-    if options.rerank_from:
-        task.convert_to_reranking(options.rerank_from, top_k=options.rerank_top_k)  # type: ignore[attr-defined]
+        from reasonembed_mteb.limits import limit_task
+
+        limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def limit_task(task: Any, queries: int) -> None:  # noqa: ANN401 - AbsTaskRetrieval
-    """Load a task and keep its first queries, their gold documents and a few more.
+def _evaluate(
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    task: AbsTask,
+    cache: ResultCache,
+    options: RunOptions,
+    predictions: Path | None,
+) -> Any:  # noqa: ANN401 - mteb's TaskResult
+    import mteb
 
-    Its data revision is marked, so that results cannot pass for full ones.
-
-    Args:
-        task: A retrieval task.
-        queries: How many queries to keep.
-    """
-    task.load_data()
-    task.convert_v1_dataset_format_to_v2(num_proc=None)
-    for splits in task.dataset.values():
-        for split in splits.values():
-            _limit_split(split, queries)
-    dataset = dict(task.metadata.dataset)
-    dataset["revision"] = f"{dataset['revision']}+limit{queries}"
-    task.metadata = task.metadata.model_copy(update={"dataset": dataset})
-
-
-def _limit_split(split: dict[str, Any], queries: int) -> None:
-    split["queries"] = split["queries"].select(range(min(queries, len(split["queries"]))))
-    kept = list(split["queries"]["id"])
-    split["relevant_docs"] = {query: split["relevant_docs"].get(query, {}) for query in kept}
-    wanted = {document for gold in split["relevant_docs"].values() for document in gold}
-    room = queries * _LIMIT_DOCUMENTS
-    rows = []
-    for index, document in enumerate(split["corpus"]["id"]):
-        if document in wanted or room > 0:
-            rows.append(index)
-            room -= document not in wanted
-    split["corpus"] = split["corpus"].select(rows)
-
-
-def _record(now: dict[str, Any], result: Any, prefix: str | None, model: Any) -> dict[str, Any]:  # noqa: ANN401
-    import torch
-
-    lengths = {
-        split: [scores.get("max_tokens") for scores in subsets] for split, subsets in result.scores.items()
-    }
-    inner = getattr(model, "model", None)
-    parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
-    return {
-        "causes": now,
-        "query_prefix": prefix,
-        "max_tokens_in_force": lengths,
-        "main_score": result.get_score(),
-        "dataset_revision": result.dataset_revision,
-        "dtype": str(parameter.dtype) if parameter is not None else None,
-        "device": str(parameter.device) if parameter is not None else None,
-        # Nothing in an evaluation is drawn at random.
-        "seed": None,
-        "versions": versions(),
-        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
-    }
+    encode_kwargs: dict[str, Any] = {"show_progress_bar": options.progress}
+    if options.batch_size is not None:
+        encode_kwargs["batch_size"] = options.batch_size
+    if predictions is not None:
+        predictions.mkdir(parents=True, exist_ok=True)
+    # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part:
+        result = mteb.evaluate(
+            model,
+            [task],
+            cache=cache,
+            co2_tracker=False,
+            overwrite_strategy="always",
+            encode_kwargs=encode_kwargs,  # type: ignore[arg-type]
+            prediction_folder=part if predictions is not None else None,
+            show_progress_bar=options.progress,
+        ).task_results[0]
+        for file in Path(part).iterdir():
+            file.replace((predictions or Path()) / file.name)
+    return result

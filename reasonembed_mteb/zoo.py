@@ -194,7 +194,9 @@ def with_instruction(meta: ModelMeta, template: str | None, *, none: bool = Fals
     if "dense" not in (meta.model_type or ()):
         msg = f"{meta.name} is no dense model: it takes no instruction"
         raise ReasonEmbedError(msg)
-    chosen = {"instruction_template": template} if template is not None else {"no_instruction": True}
+    # Part of a folder's name, where no line break belongs; the loader puts it back.
+    escaped = (template or "").replace("\n", "\\n")
+    chosen = {"instruction_template": escaped} if template is not None else {"no_instruction": True}
     loader_kwargs = {"kind": "dense"} | (meta.loader_kwargs or {})
     return meta.model_copy(
         update={"loader": _load_other, "loader_kwargs": loader_kwargs, "experiment_kwargs": chosen}

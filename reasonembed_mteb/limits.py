@@ -1,0 +1,56 @@
+"""Smoke runs: a task cut to its first queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reasonembed_mteb.errors import ReasonEmbedError
+
+# Documents kept beside the gold ones and the candidates, per query.
+_DOCUMENTS = 20
+
+
+def limit_task(task: Any, queries: int, *, keep_candidates: bool = False) -> None:  # noqa: ANN401 - AbsTaskRetrieval
+    """Load a task and keep its first queries, their gold documents and a few more.
+
+    Its data revision is marked, so that results cannot pass for full ones.
+
+    Args:
+        task: A retrieval task.
+        queries: How many queries to keep.
+        keep_candidates: Keep the documents to be reranked too.
+
+    Raises:
+        ReasonEmbedError: If it is no retrieval task.
+    """
+    if not hasattr(task, "convert_to_reranking"):
+        msg = f"{task.metadata.name} is no retrieval task: --limit cannot cut it, leave it out"
+        raise ReasonEmbedError(msg)
+    task.load_data()
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
+    for splits in task.dataset.values():
+        for split in splits.values():
+            _limit_split(split, queries, keep_candidates)
+    dataset = dict(task.metadata.dataset)
+    dataset["revision"] = f"{dataset['revision']}+limit{queries}"
+    task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+
+
+def _limit_split(split: dict[str, Any], queries: int, keep_candidates: bool) -> None:
+    split["queries"] = split["queries"].select(range(min(queries, len(split["queries"]))))
+    kept = list(split["queries"]["id"])
+    split["relevant_docs"] = {query: split["relevant_docs"].get(query, {}) for query in kept}
+    wanted = {document for gold in split["relevant_docs"].values() for document in gold}
+    if keep_candidates:
+        wanted |= {document for query in kept for document in split["top_ranked"].get(query, ())}
+    rows = []
+    room = queries * _DOCUMENTS
+    for index, document in enumerate(split["corpus"]["id"]):
+        if document in wanted or room > 0:
+            rows.append(index)
+            room -= document not in wanted
+    split["corpus"] = split["corpus"].select(rows)
+    held = set(split["corpus"]["id"])
+    for key in ("top_ranked", "excluded_ids"):
+        if split.get(key):
+            split[key] = {q: [d for d in split[key][q] if d in held] for q in kept if q in split[key]}
