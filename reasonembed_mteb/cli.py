@@ -127,10 +127,13 @@ def run(
     metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
     labels = runner.model_labels(metas)
     if dry_run:
-        for meta, label in zip(metas, labels, strict=True):
-            plans = [planning.plan_task(meta, runner.own_copy(one), limit) for one in tasks]
+        copies = [[runner.own_copy(one) for one in tasks] for _ in metas]
+        every = [planning.plan_tasks(meta, own, limit) for meta, own in zip(metas, copies, strict=True)]
+        for (plans, errors), label in zip(every, labels, strict=True):
             console.show_plans(plans, label)
-        return
+            for line in errors:
+                _say(f"FAILED {label} on {line}")
+        raise typer.Exit(_FAILED if any(errors for _, errors in every) else 0)
     console.show_instructions(metas, labels, tasks)
     outcomes = runner.run(metas, tasks, options, _say)
     grouped = resolving.benchmark_tasks(benchmark)

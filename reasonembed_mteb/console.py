@@ -34,12 +34,16 @@ def set_up_logging(debug: bool) -> None:
     if debug:
         logging.getLogger("reasonembed_mteb").setLevel(logging.DEBUG)
         return
+    for name in ("HF_HUB", "DATASETS", "TRANSFORMERS"):
+        # These set their own levels when they are imported.
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
     warnings.filterwarnings("ignore", category=UserWarning, module="mteb")
-    for name in ("mteb", "sentence_transformers", "transformers", "huggingface_hub", "datasets", "httpx"):
+    # The last one warns where a model gets no instruction; the table before the run says so.
+    for name in ("mteb", "sentence_transformers", "reasonembed_mteb.model"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It sets its own level when it is imported.
+    # It sets its own level as well, and heeds no variable.
     logging.getLogger("bm25s").disabled = True
 
 

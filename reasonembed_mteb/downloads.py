@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises when it cannot reach the hub or finds nothing there."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Offline mode and missing entries are kinds of OSError; the other base belongs to the HTTP library,
+    # which differs between versions of the client.
+    return (OSError, HFValidationError, *HfHubHTTPError.__bases__)
+
+
 def download(
     tasks: Sequence[AbsTask], models: Sequence[str], say: Callable[[str], None], folder: str | None = None
 ) -> None:
@@ -36,15 +45,13 @@ def download(
 
 def _fetch(model: str, folder: str | None) -> str:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from mteb.models.model_implementations import MODEL_REGISTRY
 
     meta = MODEL_REGISTRY.get(model)
     revision = meta.revision if meta is not None else None
     try:
         return str(huggingface_hub.snapshot_download(model, revision=revision, cache_dir=folder))
-    # The hub's own errors, offline mode among them, are kinds of OSError.
-    except (OSError, HTTPError, HFValidationError) as error:
+    except hub_errors() as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         msg = f"cannot fetch {model}: {cause}; check the name (org/name on the hub) and go online"
         raise ReasonEmbedError(msg) from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Files that do not change a vector.
 _IGNORED = {"README.md", ".gitattributes"}

@@ -1,4 +1,4 @@
-"""ReasonEmbed: a SentenceTransformer that loads decoder checkpoints rightly and knows the tasks' instructions."""
+"""ReasonEmbed: a SentenceTransformer that loads decoders rightly and knows the tasks' instructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reasonembed_mteb.retrieval.tables import instruction_for, task_instructions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class ReasonEmbed(SentenceTransformer):
             for name in ("model_kwargs", "processor_kwargs", "config_kwargs")
         }
         if not _is_decoder(model_name_or_path, given["config_kwargs"], options.get("cache_folder")):
-            modules, config = super()._load_default_modules(model_name_or_path, *args, **kwargs)
-            return list(modules), config
+            loaded, config = super()._load_default_modules(model_name_or_path, *args, **kwargs)
+            return (list(loaded.values()) if isinstance(loaded, dict) else loaded), config
         given["model_kwargs"].setdefault("use_safetensors", True)
         transformer = Transformer(
             model_name_or_path,
@@ -152,19 +152,22 @@ class ReasonEmbed(SentenceTransformer):
         if not self.prompts.get("query") and not self._warned_bare:
             self._warned_bare = True
             logger.warning(
-                "queries are encoded without an instruction: give task= (an MTEB task or a subset) or instruction="
+                "queries are encoded without an instruction: "
+                "give task= (an MTEB task or a subset) or instruction="
             )
 
-    def _inference(self, inputs: list[Any], *, prompt: str | None, **kwargs: Any) -> Any:  # noqa: ANN401
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
         """Run `SentenceTransformer._inference` on what has tokens; the rest gets zero vectors."""
         _check_texts(inputs)
-        empty = [] if prompt or not self._empty_text_has_no_token() else [not text for text in inputs]
+        bare = not kwargs.get("prompt") and self._empty_text_has_no_token()
+        empty = [bare and not text for text in inputs]
         if not any(empty) or kwargs.get("output_value") != "sentence_embedding":
-            return super()._inference(inputs, prompt=prompt, **kwargs)
+            return super()._inference(inputs, **kwargs)
         filled = [text for text in inputs if text]
         dim = kwargs.get("truncate_dim") or self.get_embedding_dimension()
-        found: Tensor = super()._inference(filled, prompt=prompt, **kwargs)
-        kept = found if filled else torch.empty(0, int(dim or 0))
+        kept = torch.empty(0, int(dim or 0))
+        if filled:
+            kept = torch.as_tensor(super()._inference(filled, **kwargs))
         vectors = torch.zeros(len(inputs), kept.shape[1], dtype=kept.dtype, device=kept.device)
         vectors[~torch.tensor(empty, device=kept.device)] = kept
         return vectors
@@ -192,14 +195,16 @@ class ReasonEmbed(SentenceTransformer):
             config["prompts"] = self.task_prompts()
         return config
 
-    def save(self, path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save(  # type: ignore[override]
+        self, path: str, model_name: str | None = None, *, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
         """Save a plain sentence-transformers directory, which loads without this package.
 
         Its ``prompts`` hold every task's full prefix by MTEB task name.
 
         Args:
             path: The directory.
-            *args: `SentenceTransformer.save`'s further arguments.
+            model_name: Name for the card.
             safe_serialization: Must be True: only safetensors are written.
             **kwargs: `SentenceTransformer.save`'s further arguments.
 
@@ -209,7 +214,7 @@ class ReasonEmbed(SentenceTransformer):
         if not safe_serialization:
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
-        super().save(path, *args, safe_serialization=True, **kwargs)
+        super().save(path, model_name, safe_serialization=True, **kwargs)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         super()._create_model_card(path, *args, **kwargs)

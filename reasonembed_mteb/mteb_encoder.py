@@ -43,7 +43,7 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         self._resolved_revision = revision
 
     @property
-    def mteb_model_meta(self) -> ModelMeta:  # type: ignore[override]
+    def mteb_model_meta(self) -> ModelMeta:
         """Metadata; its revision is the one that was loaded."""
         return self._meta
 
@@ -206,9 +206,7 @@ def load_reason_embed(
         **kwargs,
     )
     loaded = _loaded_revision(model, path)
-    return ReasonEmbedEncoder(
-        model, loaded, max_tokens=max_tokens, instruction_template=instruction_template
-    )
+    return ReasonEmbedEncoder(model, loaded, max_tokens=max_tokens, instruction_template=instruction_template)
 
 
 def load_other(

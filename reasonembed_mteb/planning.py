@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.prefixes import planned_prefix
 from reasonembed_mteb.retrieval.tables import max_tokens_for
+from reasonembed_mteb.runner import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
+
+logger = logging.getLogger(__name__)
 
 # Documents whose tokens are counted, evenly over a corpus: enough to know its size to a few percent.
 SAMPLE = 2000
@@ -43,6 +51,29 @@ class Plan:
     document_tokens: int | None = None
     truncated: float | None = None
     sampled: bool = False
+
+
+def plan_tasks(
+    meta: ModelMeta, tasks: Sequence[AbsTask], limit: int | None = None
+) -> tuple[list[Plan], list[str]]:
+    """Plan several tasks; one that cannot be loaded does not stop the others.
+
+    Args:
+        meta: The model.
+        tasks: Retrieval tasks.
+        limit: Number of queries of a smoke run.
+
+    Returns:
+        The plans, and one line for each task without one.
+    """
+    plans, errors = [], []
+    for task in tasks:
+        try:
+            plans.append(plan_task(meta, task, limit))
+        except Exception as error:
+            logger.debug("planning %s failed", task.metadata.name, exc_info=True)
+            errors.append(f"{task.metadata.name}: {one_line(error)}")
+    return plans, errors
 
 
 def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> Plan:  # noqa: ANN401 - AbsTaskRetrieval
@@ -81,6 +112,9 @@ def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> Plan:  # 
 
 def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  # noqa: ANN401
     """Return all queries, a sample of the documents, and the number of documents."""
+    if not hasattr(task, "convert_to_reranking"):
+        msg = f"{task.metadata.name} is no retrieval task: its size cannot be told before it runs"
+        raise ReasonEmbedError(msg)
     if limit:
         from reasonembed_mteb.limits import limit_task
 

@@ -145,13 +145,13 @@ def _no_directory(folder: Path) -> ReasonEmbedError:
 def _hub_meta(name: str) -> ModelMeta:
     """Return metadata of a hub model that MTEB does not know."""
     import mteb
-    from httpx import HTTPError
     from mteb.models.model_implementations import MODEL_REGISTRY
+
+    from reasonembed_mteb.downloads import hub_errors
 
     try:
         meta = mteb.get_model_meta(name, fetch_from_hf=True)
-    # The hub's own errors, offline mode among them, are kinds of OSError.
-    except (OSError, HTTPError) as error:
+    except hub_errors() as error:
         cached = _downloaded_meta(name)
         if cached is not None:
             return cached

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.prefixes import describe_prefix, loaded_prefix, planned_prefix
 from reasonembed_mteb.records import (
     causes,
     first_stage_file,
@@ -148,11 +149,19 @@ def model_labels(models: Sequence[ModelMeta]) -> list[str]:
     Args:
         models: MTEB metadata.
     """
-    names = [meta.model_name_with_experiment or str(meta.name) for meta in models]
+    names = [_name(meta) for meta in models]
     return [
         f"{name} @{(meta.revision or 'newest')[:8]}" if names.count(name) > 1 else name
         for name, meta in zip(names, models, strict=True)
     ]
+
+
+def _name(meta: ModelMeta) -> str:
+    chosen = meta.experiment_kwargs or {}
+    for option in ("instruction_template", "no_instruction"):
+        if option in chosen:
+            return f"{meta.name} (--{option.replace('_', '-')})"
+    return meta.model_name_with_experiment or str(meta.name)
 
 
 def output_folder(options: RunOptions) -> Path:
@@ -231,20 +240,19 @@ def _run_task(
         loaded.get()
     now = _causes(loaded.meta, task, options)
     held = cache.get_task_result_path(name, loaded.meta).is_file()
+    saved = predictions is None or (predictions / task.prediction_file_name).is_file()
     reason = "--overwrite" if held and options.overwrite else why_stale(cache, task, loaded.meta, now)
-    if (
-        held
-        and reason is None
-        and predictions is not None
-        and not (predictions / task.prediction_file_name).is_file()
-    ):
-        reason = "its predictions were not saved"
+    if held and reason is None and not saved:
+        reason = f"its predictions are not in {predictions}"
     cached = cache.load_task_result(name, loaded.meta) if held and reason is None else None
     if cached is not None and not cached.get_missing_evaluations(task):
         return cached.get_score(), True
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
+    prefix = loaded_prefix(model, task.metadata)
+    if prefix != planned_prefix(loaded.meta, task.metadata):
+        say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     result = _evaluate(model, task, cache, options, predictions)
     task.unload_data()

@@ -74,7 +74,7 @@ def training_tasks() -> set[str]:
 
 
 def _meta(checkpoint: Checkpoint) -> ModelMeta:
-    from mteb.models.model_meta import ModelMeta
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     return ModelMeta(
         loader=_load_reason_embed,
@@ -92,7 +92,7 @@ def _meta(checkpoint: Checkpoint) -> ModelMeta:
         public_training_code="https://github.com/VectorSpaceLab/agentic-search",
         public_training_data="https://huggingface.co/datasets/hanhainebula/reason-embed-data",
         framework=["Sentence Transformers", "PyTorch", "safetensors"],
-        similarity_fn_name="cosine",
+        similarity_fn_name=ScoringFunction.COSINE,
         use_instructions=True,
         training_datasets=training_tasks(),
         adapted_from=checkpoint.backbone,

@@ -19,7 +19,7 @@ ROW = tables.row("ReasonEmbedBrightBiology")
 DOCUMENTS = {"d 1": "one", "d2": "two", "d3": "", "d4": "four"}
 
 
-def example(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+def example(**changes: Any) -> dict[str, Any]:
     """Make one row of ``examples`` with every column that BRIGHT has."""
     row: dict[str, Any] = {
         "id": "q1",
@@ -132,7 +132,7 @@ def test_a_missing_subset_names_the_file(bright: Path) -> None:
 def test_a_truncated_file_is_named(bright: Path) -> None:
     file = bright / "documents/biology-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match="biology-00000-of-00001.parquet is not a whole parquet file"):
+    with pytest.raises(DataError, match=r"biology-00000-of-00001\.parquet is not a whole parquet file"):
         data.load_split(ROW)
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_page_is_named(bright: Path) -> None:
     content = bytearray(file.read_bytes())
     content[4:4000] = b"\x00" * 3996
     file.write_bytes(bytes(content))
-    with pytest.raises(DataError, match="biology-00000-of-00001.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"biology-00000-of-00001\.parquet cannot be read"):
         data.load_split(ROW)
 
 
@@ -161,9 +161,7 @@ def test_a_missing_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_r2med_from_its_parent_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_r2med_from_its_parent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setenv("REASONEMBED_R2MED_PATH", str(tmp_path))
     content: dict[str, list[dict[str, Any]]] = {
         "corpus": [{"id": "p1", "text": "t"}, {"id": "p2", "text": "u"}],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def make(folder: Path, **files: Any) -> Path:  # noqa: ANN401
+def make(folder: Path, **files: Any) -> Path:
     """Write JSON files into a folder; a double underscore stands for the dot."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_tokenizer, save_decoder
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
-from conftest import make_tokenizer, save_decoder
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.retrieval.tables import task_instructions
@@ -25,9 +25,44 @@ if TYPE_CHECKING:
 
 QUERY = "Why is the sky blue?"
 GOLDEN_DOCUMENT = [286, 353, 364]
-GOLDEN_QUERY = [284, 343, 292, 30, 225, 349, 268, 356, 279, 16, 368, 367, 369, 341, 354, 366, 280, 279, 18, 203, 285, 342, 30, 360, 332, 280, 339, 361, 35]
+GOLDEN_QUERY = [
+    284,
+    343,
+    292,
+    30,
+    225,
+    349,
+    268,
+    356,
+    279,
+    16,
+    368,
+    367,
+    369,
+    341,
+    354,
+    366,
+    280,
+    279,
+    18,
+    203,
+    285,
+    342,
+    30,
+    360,
+    332,
+    280,
+    339,
+    361,
+    35,
+]
 PREFIX = "Instruct: Given a Biology post, retrieve relevant passages that help answer the post.\nQuery: "
-TEXTS = ["Rayleigh scattering", "long waves pass, short ones are sent to all sides of the sky", "x", "The sky. " * 40]
+TEXTS = [
+    "Rayleigh scattering",
+    "long waves pass, short ones are sent to all sides of the sky",
+    "x",
+    "The sky. " * 40,
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +123,15 @@ def test_token_ids_are_golden(model: ReasonEmbed) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
 @pytest.mark.parametrize(
-    "tokenizer", [{}, {"chat": True}, {"pad": False}, {"eos": True}, {"bos": True}, {"chat": True, "eos": True, "bos": True}]
+    "tokenizer",
+    [
+        {},
+        {"chat": True},
+        {"pad": False},
+        {"eos": True},
+        {"bos": True},
+        {"chat": True, "eos": True, "bos": True},
+    ],
 )
 def test_bare_decoders_load_rightly(family: str, tokenizer: dict[str, bool], tmp_path: Path) -> None:
     model = ReasonEmbed(str(save_decoder(tmp_path, family, **tokenizer)), device="cpu")
@@ -163,11 +206,10 @@ def test_saving_twice_is_the_same_as_saving_once(saved: Path, tmp_path: Path) ->
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes(), name
 
 
-def test_push_to_hub_uploads_the_whole_directory(
-    model: ReasonEmbed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
+def test_push_to_hub_uploads_the_whole_directory(model: ReasonEmbed, monkeypatch: pytest.MonkeyPatch) -> None:
     from pathlib import Path as RealPath
+
+    import huggingface_hub
 
     seen: dict[str, Any] = {}
 
@@ -239,9 +281,7 @@ def test_no_instruction_warns_once(qwen3_dir: Path, caplog: pytest.LogCaptureFix
     assert caplog.text.count("without an instruction") == 1
 
 
-def test_the_directorys_query_prompt_is_taken(
-    qwen3_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_directorys_query_prompt_is_taken(qwen3_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = ReasonEmbed(str(qwen3_dir), device="cpu", prompts={"query": "ask: ", "document": ""})
     np.testing.assert_array_equal(model.encode_query(QUERY), model.encode("ask: " + QUERY))
     assert "without an instruction" not in caplog.text

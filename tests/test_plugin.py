@@ -74,7 +74,12 @@ def test_registering_twice_changes_nothing() -> None:
 
 def test_zero_shot_marks_are_honest() -> None:
     meta = mteb.get_model_meta(CHECKPOINTS[0].name)
-    for name in ("BrightAopsRetrieval", "BrightPonyLongRetrieval", "ReasonEmbedBrightAopsGritReason", "MSMARCO"):
+    for name in (
+        "BrightAopsRetrieval",
+        "BrightPonyLongRetrieval",
+        "ReasonEmbedBrightAopsGritReason",
+        "MSMARCO",
+    ):
         assert meta.is_zero_shot_on([mteb.get_task(name)]) is False, name
     assert meta.is_zero_shot_on([mteb.get_task("R2MEDBiologyRetrieval")]) is True
     # A model that declares only mteb's own task has seen ours too.

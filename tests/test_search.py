@@ -29,7 +29,9 @@ Run = dict[str, dict[str, float]]
 class Instant(AbsEncoder):
     """An encoder whose vectors are known: texts are row numbers of two matrices."""
 
-    def __init__(self, queries: NDArray[np.float32], documents: NDArray[np.float32], similarity: str = "dot") -> None:
+    def __init__(
+        self, queries: NDArray[np.float32], documents: NDArray[np.float32], similarity: str = "dot"
+    ) -> None:
         """Keep the vectors."""
         self.vectors = {"query": queries, "document": documents}
         function = ScoringFunction.from_str(similarity)
@@ -110,7 +112,9 @@ CASES = {
     "one document": Case(1),
     "empty exclusions": Case(30, excluded={"q0": []}),
     "unknown exclusions": Case(30, excluded={"q0": ["nowhere"], "other query": ["doc0"]}),
-    "one query excludes all": Case(20, excluded={"q1": [f"d {i}" for i in range(20)] + [f"doc{i}" for i in range(20)]}),
+    "one query excludes all": Case(
+        20, excluded={"q1": [f"d {i}" for i in range(20)] + [f"doc{i}" for i in range(20)]}
+    ),
     "real values": Case(60, levels=50, dim=8),
 }
 
@@ -176,8 +180,13 @@ def test_metrics_equal_mtebs_candidate_lists(similarity: str) -> None:
     case = Case(400, queries=20)
     case.query_vectors = draw.standard_normal((20, 16)).astype(np.float32)
     case.document_vectors = draw.standard_normal((400, 16)).astype(np.float32)
-    case.excluded = {q: [case.documents[i] for i in draw.choice(400, 150, replace=False)] for q in case.queries[:15]}
-    gold = {q: {d: 1 for d in draw.choice(sorted(set(case.documents) - set(case.excluded.get(q, ()))), 5)} for q in case.queries}
+    case.excluded = {
+        q: [case.documents[i] for i in draw.choice(400, 150, replace=False)] for q in case.queries[:15]
+    }
+    gold = {
+        q: dict.fromkeys(draw.choice(sorted(set(case.documents) - set(case.excluded.get(q, ()))), 5), 1)
+        for q in case.queries
+    }
     model = Instant(case.query_vectors, case.document_vectors, similarity)
     theirs = SearchEncoderWrapper(model)
     theirs.index(texts(case.documents), **KWARGS)

@@ -17,7 +17,8 @@ POSTS = {
     "SustainableLiving": "a Sustainable Living",
 }
 SHORT = {
-    key: f"Given {post} post, retrieve relevant passages that help answer the post." for key, post in POSTS.items()
+    key: f"Given {post} post, retrieve relevant passages that help answer the post."
+    for key, post in POSTS.items()
 } | {
     "Leetcode": "Given a Coding problem, retrieve relevant examples that help answer the problem.",
     "Pony": "Given a Pony question, retrieve relevant passages that help answer the question.",
@@ -26,7 +27,8 @@ SHORT = {
     "TheoremQATheorems": "Given a Math problem, retrieve relevant theorems that help answer the problem.",
 }
 LONG = {
-    key: f"Given {post} post, retrieve relevant documents that help answer the post." for key, post in POSTS.items()
+    key: f"Given {post} post, retrieve relevant documents that help answer the post."
+    for key, post in POSTS.items()
 } | {"Pony": "Given a Pony question, retrieve relevant documents that help answer the question"}
 R2MED = {
     "Biology": "Given a Biology post, retrieve relevant passages that help answer the post.",

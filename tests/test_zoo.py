@@ -42,7 +42,9 @@ def encoder(meta: Any) -> ReasonEmbedEncoder:  # noqa: ANN401
     return loaded
 
 
-def seen_texts(encoder: ReasonEmbedEncoder, name: str, kind: PromptType, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+def seen_texts(
+    encoder: ReasonEmbedEncoder, name: str, kind: PromptType, monkeypatch: pytest.MonkeyPatch
+) -> Any:  # noqa: ANN401
     """Encode one text on a task; return the text at the tokenizer and the length in force."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -58,7 +60,9 @@ def seen_texts(encoder: ReasonEmbedEncoder, name: str, kind: PromptType, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "__call__", spy)
         data = DataLoader(Dataset.from_dict({"text": ["Why is the sky blue?"]}), batch_size=1)
-        encoder.encode(data, task_metadata=mteb.get_task(name).metadata, prompt_type=kind, hf_split="", hf_subset="")
+        encoder.encode(
+            data, task_metadata=mteb.get_task(name).metadata, prompt_type=kind, hf_split="", hf_subset=""
+        )
     # sentence-transformers also tokenizes the prompt alone, to know its length.
     (found,) = {(tuple(text), length) for text, length in seen if isinstance(text, list) and "sky" in text[0]}
     return found
@@ -74,7 +78,9 @@ def test_there_are_as_many_names_as_the_protocol_has() -> None:
 
 
 @pytest.mark.parametrize("name", OURS + MTEBS)
-def test_the_text_at_the_tokenizer(name: str, encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_at_the_tokenizer(
+    name: str, encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The instructions themselves are compared with the protocol in test_tables.
     instruction = task_instructions()[name]
     expected = f"Instruct: {instruction}\nQuery: Why is the sky blue?"

@@ -36,7 +36,8 @@ def sized_models(model: object) -> list[Any]:
             continue
         for name in _WRAPPED:
             inner = getattr(current, name, None)
-            waiting.extend(inner if isinstance(inner, (list, tuple)) else [inner] if inner is not None else [])
+            if inner is not None:
+                waiting.extend(inner if isinstance(inner, (list, tuple)) else [inner])
     return found
 
 

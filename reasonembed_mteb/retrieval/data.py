@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Both spellings of "no document" occur in BRIGHT.
-_NONE = (["N/A"], [])
+_NONE: tuple[list[str], ...] = (["N/A"], [])
 # A score on broken data is worse than none.
 MAX_MISSING_GOLD = 0.05
 _NAMED = 5
@@ -112,8 +112,8 @@ def _check_gold(labels: Labels, known: set[str], name: str) -> None:
     if len(missing) > MAX_MISSING_GOLD * len(wanted):
         msg = (
             f"{name}: {len(missing)} of {len(wanted)} relevant documents are not in the corpus "
-            f"({_some(missing)}); more than {MAX_MISSING_GOLD:.0%} means that corpus and labels do not belong "
-            "together: download both again"
+            f"({_some(missing)}); more than {MAX_MISSING_GOLD:.0%} means that corpus and labels do not "
+            "belong together: download both again"
         )
         raise DataError(msg)
     # They stay in the labels: the official scorer keeps them in the ideal ranking.

@@ -27,7 +27,10 @@ Results = dict[str, dict[str, float]]
 
 
 def excluding_search(
-    model: MTEBModels, excluded: Mapping[str, Collection[str]], *, chunk_size: int = CHUNK_SIZE
+    model: MTEBModels | Any,  # noqa: ANN401 - what is no MTEB model is refused below
+    excluded: Mapping[str, Collection[str]],
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> SearchProtocol:
     """Wrap an MTEB model so that excluded documents leave before the cut.
 
@@ -58,12 +61,13 @@ def excluding_search(
         return _DenseSearch(model, excluded, chunk_size)
     if isinstance(model, CrossEncoderProtocol):
         return _FilteredSearch(SearchCrossEncoderWrapper(model), excluded)
-    if not isinstance(model, SearchProtocol):
-        msg = f"cannot search with {type(model).__name__}: not an MTEB encoder, cross-encoder or search model"
-        raise TypeError(msg)
     if isinstance(getattr(model, "wrapped_models", None), list):
         return _excluding_hybrid(model, excluded, chunk_size)
-    return _FilteredSearch(model, excluded)
+    if isinstance(model, SearchProtocol):
+        return _FilteredSearch(model, excluded)
+    given = type(model).__name__
+    msg = f"cannot search with {given}: it is no MTEB encoder, cross-encoder or search model"
+    raise TypeError(msg)
 
 
 def _excluding_hybrid(model: Any, excluded: Mapping[str, Collection[str]], chunk_size: int) -> SearchProtocol:  # noqa: ANN401 - mteb's HybridSearch
@@ -141,7 +145,12 @@ class _DenseSearch:
         self._corpus = corpus
 
     def search(
-        self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any  # noqa: ANN401
+        self,
+        queries: Any,  # noqa: ANN401 - mteb's protocol
+        *,
+        top_k: int,
+        top_ranked: Any = None,  # noqa: ANN401
+        **kwargs: Any,
     ) -> Results:
         if self._corpus is None:
             msg = "call index(corpus) before search(queries)"
@@ -234,7 +243,8 @@ def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) 
     """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus."""
     bodies = list(chunk["text"])
     titles = list(chunk["title"]) if "title" in chunk.column_names else [""] * len(bodies)
-    texts = [f"{title} {body}".strip() if title else body.strip() for title, body in zip(titles, bodies, strict=True)]
+    pairs = zip(titles, bodies, strict=True)
+    texts = [(f"{title} {body}" if title else body).strip() for title, body in pairs]
     columns = {"id": list(chunk["id"]), "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]

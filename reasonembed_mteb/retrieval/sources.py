@@ -90,7 +90,9 @@ def _check_columns(files: Iterable[Path], columns: tuple[str, ...]) -> None:
             raise DataError(msg) from error
         missing = [column for column in columns if column not in present]
         if missing:
-            msg = f"{file} has no column {', '.join(missing)} (it has {', '.join(present)}); download it again"
+            msg = (
+                f"{file} has no column {', '.join(missing)} (it has {', '.join(present)}); download it again"
+            )
             raise DataError(msg)
 
 
@@ -129,7 +131,7 @@ def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
     return selected
 
 
-def read_split(  # noqa: PLR0913 - a split is named by its four hub coordinates
+def read_split(
     row: TaskRow, repo: str, revision: str, config: str, split: str, columns: tuple[str, ...]
 ) -> Dataset:
     """Read one split of one config, from the local copy where there is one, else from the hub.

@@ -64,27 +64,30 @@ class ReasonTask(AbsTaskRetrieval):
 
 
 def _metadata(row: TaskRow) -> TaskMetadata:
-    return TaskMetadata(
-        name=row.name,
-        description=row.description,
-        reference=row.reference,
-        dataset={"path": row.path, "revision": row.revision},
-        type="Retrieval",
-        category="t2t",
-        modalities=["text"],
-        eval_splits=[row.split],
-        eval_langs=["eng-Latn"],
-        main_score=row.main_score,
-        date=row.date,
-        domains=list(row.domains),
-        task_subtypes=list(row.task_subtypes),
-        license=row.license,
-        annotations_creators=row.annotations_creators,
-        dialect=[],
-        sample_creation=row.sample_creation,
-        bibtex_citation=row.citation,
-        prompt={"query": row.instruction},
-        adapted_from=[row.mteb_name] if row.mteb_name else None,
+    # Validated as data, which the table is; the literal types are mteb's to check.
+    return TaskMetadata.model_validate(
+        {
+            "name": row.name,
+            "description": row.description,
+            "reference": row.reference,
+            "dataset": {"path": row.path, "revision": row.revision},
+            "type": "Retrieval",
+            "category": "t2t",
+            "modalities": ["text"],
+            "eval_splits": [row.split],
+            "eval_langs": ["eng-Latn"],
+            "main_score": row.main_score,
+            "date": row.date,
+            "domains": list(row.domains),
+            "task_subtypes": list(row.task_subtypes),
+            "license": row.license,
+            "annotations_creators": row.annotations_creators,
+            "dialect": [],
+            "sample_creation": row.sample_creation,
+            "bibtex_citation": row.citation,
+            "prompt": {"query": row.instruction},
+            "adapted_from": [row.mteb_name] if row.mteb_name else None,
+        }
     )
 
 
