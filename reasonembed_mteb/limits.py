@@ -1,13 +1,29 @@
-"""Smoke runs: a task cut to its first queries."""
+"""Tasks changed for one run: copies, and smoke runs over the first queries."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
 
 # Documents kept beside the gold ones and the candidates, per query.
 _DOCUMENTS = 20
+
+
+def own_copy(task: Any) -> Any:  # noqa: ANN401 - AbsTask
+    """Return a copy of a task that can be loaded, limited and reranked without changing the task.
+
+    Args:
+        task: An MTEB task, loaded or not.
+    """
+    own = copy.copy(task)
+    if task.data_loaded and isinstance(task.dataset, dict):
+        own.dataset = {
+            subset: {split: copy.copy(data) for split, data in splits.items()}
+            for subset, splits in task.dataset.items()
+        }
+    return own
 
 
 def limit_task(task: Any, queries: int, *, keep_candidates: bool = False) -> None:  # noqa: ANN401 - AbsTaskRetrieval

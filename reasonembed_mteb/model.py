@@ -66,10 +66,10 @@ class ReasonEmbed(SentenceTransformer):
             **kwargs: `SentenceTransformer`'s keyword arguments.
 
         Raises:
-            ReasonEmbedError: If a local directory has no tokenizer.
+            ReasonEmbedError: If a local directory has no tokenizer, or pickled weights.
         """
         if model_name_or_path is not None and Path(model_name_or_path).is_dir():
-            _check_tokenizer(Path(model_name_or_path))
+            _check_folder(Path(model_name_or_path))
         self._warned_bare = False
         super().__init__(model_name_or_path, **kwargs)
 
@@ -262,9 +262,12 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
     tokenizer.pad_token = pad
 
 
-def _check_tokenizer(folder: Path) -> None:
-    """Say plainly that a directory with transformers weights in its root has no tokenizer."""
+def _check_folder(folder: Path) -> None:
+    """Say plainly that a directory with transformers weights in its root cannot be loaded."""
     has_weights = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    if not has_weights and any(folder.glob("pytorch_model*.bin")):
+        msg = f"{folder} has pickled weights, which may run code: save the model again as safetensors"
+        raise ReasonEmbedError(msg)
     if has_weights and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer beside them"
         raise ReasonEmbedError(msg)

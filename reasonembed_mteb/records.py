@@ -99,7 +99,9 @@ def record_path(cache: ResultCache, task: str, meta: ModelMeta) -> Path:
     return cache.cache_path / "records" / result.relative_to(cache.cache_path / "results")
 
 
-def why_stale(cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str, Any]) -> str | None:
+def why_stale(
+    cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str, Any], predictions: Path | None = None
+) -> str | None:
     """Say why a cached result may not be reused.
 
     Args:
@@ -107,6 +109,7 @@ def why_stale(cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str,
         task: The task.
         meta: The model, its revision resolved.
         now: What would be recorded now; see `causes`.
+        predictions: Where the predictions behind the result must lie, if they are wanted.
 
     Returns:
         The reason in a few words, or None if the result is missing or still holds.
@@ -122,22 +125,23 @@ def why_stale(cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str,
         before, result = dict(record["causes"]), record["result"]
     except (ValueError, KeyError, TypeError):
         return "its record is damaged"
-    if result != result_hash(cache, name, meta):
+    if result != file_hash(cache.get_task_result_path(name, meta)):
         return "it was written by another program since its record was made"
     changed = [words for key, words in _REASONS.items() if before.get(key) != now[key]]
-    return f"{' and '.join(changed)} changed" if changed else None
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    if predictions is not None and (file_hash(predictions) or "none") != record.get("predictions"):
+        return f"its predictions are not in {predictions.parent}"
+    return None
 
 
-def result_hash(cache: ResultCache, task: str, meta: ModelMeta) -> str:
-    """Return a hash of a result file, which ties its record to it.
+def file_hash(file: Path) -> str | None:
+    """Return a hash of a file, which ties a record to it, or None where there is none.
 
     Args:
-        cache: MTEB's result cache of the output folder.
-        task: Task name.
-        meta: The model.
+        file: A result or predictions.
     """
-    content = cache.get_task_result_path(task, meta).read_bytes()
-    return hashlib.sha256(content, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else None
 
 
 def versions() -> dict[str, str]:
@@ -211,7 +215,7 @@ def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: di
     """
     name = task.metadata.name
     file = record_path(cache, name, meta)
-    content = content | {"result": result_hash(cache, name, meta)}
+    content = content | {"result": file_hash(cache.get_task_result_path(name, meta))}
     write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return file
 
@@ -268,5 +272,4 @@ def first_stage_id(folder: Path, task: AbsTask, top_k: int) -> str:
     Raises:
         ReasonEmbedError: If there are none for the task.
     """
-    content = first_stage_file(folder, task).read_bytes()
-    return f"{hashlib.sha256(content, usedforsecurity=False).hexdigest()[:16]} top {top_k}"
+    return f"{file_hash(first_stage_file(folder, task))} top {top_k}"

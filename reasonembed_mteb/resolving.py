@@ -176,3 +176,24 @@ def _downloaded_meta(name: str) -> ModelMeta | None:
     except LocalEntryNotFoundError:
         return None
     return local_meta(folder, name)
+
+
+def model_labels(models: Sequence[ModelMeta]) -> list[str]:
+    """Return a name for each model, told apart by revision where two share one.
+
+    Args:
+        models: MTEB metadata.
+    """
+    names = [_name(meta) for meta in models]
+    return [
+        f"{name} @{(meta.revision or 'newest').lstrip('0')[:8]}" if names.count(name) > 1 else name
+        for name, meta in zip(names, models, strict=True)
+    ]
+
+
+def _name(meta: ModelMeta) -> str:
+    chosen = meta.experiment_kwargs or {}
+    for option in ("instruction_template", "no_instruction"):
+        if option in chosen:
+            return f"{meta.name} (--{option.replace('_', '-')})"
+    return meta.model_name_with_experiment or str(meta.name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import io
 import logging
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -11,18 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.limits import limit_task, own_copy
 from reasonembed_mteb.prefixes import describe_prefix, loaded_prefix, planned_prefix
 from reasonembed_mteb.records import (
     causes,
+    file_hash,
     first_stage_file,
     first_stage_id,
     make_record,
     why_stale,
     write_record,
 )
+from reasonembed_mteb.resolving import model_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
@@ -43,8 +49,9 @@ class RunOptions:
         limit: Smoke run over the first queries only; kept apart from full results.
         rerank_from: Saved predictions whose top documents are reranked; results are kept apart too.
         rerank_top_k: Candidates a query.
-        prediction_folder: Where to save predictions; with several models, a folder of each one's own.
-        progress: Show progress bars.
+        prediction_folder: Where to save predictions; several models, smoke runs and rerankings have folders
+            of their own in it.
+        progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
     output: Path = Path("results")
@@ -133,35 +140,12 @@ def run(
         One outcome per model and task, in the order given.
     """
     labels = model_labels(models)
-    folder = options.prediction_folder
-    own = folder is not None and len(models) > 1
-    folders = [folder / meta.model_name_as_path() if folder and own else folder for meta in models]
+    folders = [_prediction_folder(options, label if len(models) > 1 else "") for label in labels]
     return [
         outcome
         for meta, label, folder in zip(models, labels, folders, strict=True)
         for outcome in _run_model(meta, label, tasks, options, folder, say)
     ]
-
-
-def model_labels(models: Sequence[ModelMeta]) -> list[str]:
-    """Return a name for each model, told apart by revision where two share one.
-
-    Args:
-        models: MTEB metadata.
-    """
-    names = [_name(meta) for meta in models]
-    return [
-        f"{name} @{(meta.revision or 'newest')[:8]}" if names.count(name) > 1 else name
-        for name, meta in zip(names, models, strict=True)
-    ]
-
-
-def _name(meta: ModelMeta) -> str:
-    chosen = meta.experiment_kwargs or {}
-    for option in ("instruction_template", "no_instruction"):
-        if option in chosen:
-            return f"{meta.name} (--{option.replace('_', '-')})"
-    return meta.model_name_with_experiment or str(meta.name)
 
 
 def output_folder(options: RunOptions) -> Path:
@@ -176,6 +160,13 @@ def output_folder(options: RunOptions) -> Path:
     if options.rerank_from:
         folder /= f"rerank-{options.rerank_from.resolve().stem}-top{options.rerank_top_k}"
     return folder
+
+
+def _prediction_folder(options: RunOptions, label: str) -> Path | None:
+    if options.prediction_folder is None:
+        return None
+    apart = output_folder(options).relative_to(options.output)
+    return options.prediction_folder / apart / re.sub(r"[^\w.@-]+", "_", label.replace("/", "__"))
 
 
 def _run_model(
@@ -209,21 +200,6 @@ def _run_model(
     return outcomes
 
 
-def own_copy(task: Any) -> Any:  # noqa: ANN401 - AbsTask
-    """Return a copy of a task that can be loaded, limited and reranked without changing the task.
-
-    Args:
-        task: An MTEB task, loaded or not.
-    """
-    own = copy.copy(task)
-    if task.data_loaded and isinstance(task.dataset, dict):
-        own.dataset = {
-            subset: {split: copy.copy(data) for split, data in splits.items()}
-            for subset, splits in task.dataset.items()
-        }
-    return own
-
-
 def _run_task(
     loaded: _Loaded,
     task: Any,  # noqa: ANN401 - AbsTask
@@ -240,10 +216,10 @@ def _run_task(
         loaded.get()
     now = _causes(loaded.meta, task, options)
     held = cache.get_task_result_path(name, loaded.meta).is_file()
-    saved = predictions is None or (predictions / task.prediction_file_name).is_file()
-    reason = "--overwrite" if held and options.overwrite else why_stale(cache, task, loaded.meta, now)
-    if held and reason is None and not saved:
-        reason = f"its predictions are not in {predictions}"
+    saved = predictions / task.prediction_file_name if predictions is not None else None
+    reason = why_stale(cache, task, loaded.meta, now, saved)
+    if held and options.overwrite:
+        reason = "--overwrite"
     cached = cache.load_task_result(name, loaded.meta) if held and reason is None else None
     if cached is not None and not cached.get_missing_evaluations(task):
         return cached.get_score(), True
@@ -255,8 +231,8 @@ def _run_task(
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     result = _evaluate(model, task, cache, options, predictions)
-    task.unload_data()
-    write_record(cache, task, loaded.meta, make_record(now, result, model, task))
+    record = make_record(now, result, model, task) | {"predictions": saved and file_hash(saved)}
+    write_record(cache, task, loaded.meta, record)
     return result.get_score(), False
 
 
@@ -285,9 +261,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         task.convert_to_reranking(first_stage_file(options.rerank_from, task), top_k=options.rerank_top_k)
     if options.limit:
-        from reasonembed_mteb.limits import limit_task
-
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
+
+
+def _bars(progress: bool) -> AbstractContextManager[object]:
+    # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
+    return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
 
 def _evaluate(
@@ -305,7 +284,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part:
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
         result = mteb.evaluate(
             model,
             [task],

@@ -314,6 +314,13 @@ def test_a_directory_without_tokenizer_is_an_error(tmp_path: Path) -> None:
         ReasonEmbed(str(tmp_path), device="cpu")
 
 
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    save_decoder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ReasonEmbedError, match="pickled weights, which may run code"):
+        ReasonEmbed(str(tmp_path), device="cpu")
+
+
 def test_only_safetensors_are_written(model: ReasonEmbed, tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match="only safetensors"):
         model.save_pretrained(str(tmp_path), safe_serialization=False)

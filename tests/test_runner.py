@@ -286,7 +286,7 @@ def test_smoke_run_is_kept_apart(score: Score, bert: Path, tmp_path: Path) -> No
 def test_limited_task_keeps_gold_and_leaves_the_original_alone() -> None:
     task = mteb.get_task(BIOLOGY)
     task.load_data()
-    own = runner.own_copy(task)
+    own = limits.own_copy(task)
     own.dataset["default"]["standard"]["relevant_docs"]["q1"] = {"d39": 1}
     limits.limit_task(own, 1)
     split = own.dataset["default"]["standard"]
@@ -360,7 +360,7 @@ def test_cross_encoder_reranks_saved_predictions(
     (outcome,), _ = score([cross], [BIOLOGY], prediction_folder=second, **reranking)
     assert outcome.error is None
     candidates = json.loads((first / f"{BIOLOGY}_predictions.json").read_text())["default"]["standard"]
-    reranked = json.loads((second / f"{BIOLOGY}_predictions.json").read_text())["default"]["standard"]
+    reranked = json.loads(only(second, "rerank-first-top3/*.json").read_text())["default"]["standard"]
     best = {query: sorted(found, key=found.get, reverse=True)[:3] for query, found in candidates.items()}
     assert {query: set(found) for query, found in reranked.items()} == {q: set(d) for q, d in best.items()}
     assert not any(f"d{len(WORDS)}" in found for found in (candidates["q0"], reranked["q0"]))
@@ -386,7 +386,7 @@ def test_limited_reranking_keeps_the_candidates(
     options = {"rerank_from": tmp_path / "first", "rerank_top_k": 40, "limit": 1}
     (outcome,), _ = score([cross], [BIOLOGY], prediction_folder=tmp_path / "second", **options)
     assert outcome.error is None
-    found = json.loads((tmp_path / f"second/{BIOLOGY}_predictions.json").read_text())["default"]["standard"]
+    found = json.loads(only(tmp_path, "second/*/*/*.json").read_text())["default"]["standard"]
     assert list(found) == ["q0"]
     assert len(found["q0"]) == 39
 
@@ -406,6 +406,14 @@ def test_predictions_of_several_models_do_not_mix(
     }
     assert len(names) == 2
     assert not list(folder.rglob(".part-*"))
+    outcomes, _ = score([bert, prompted], [BIOLOGY], prediction_folder=folder)
+    assert [outcome.cached for outcome in outcomes] == [True, True]
+    # Those of another model in the same place are not this one's.
+    score([prompted], [BIOLOGY], prediction_folder=tmp_path / "one")
+    (outcome,), _ = score([bert], [BIOLOGY], prediction_folder=tmp_path / "one")
+    assert not outcome.cached
+    written = json.loads(only(tmp_path, "one/*.json").read_text())
+    assert written["mteb_model_meta"]["model_name"].endswith("__bert")
 
 
 @pytest.mark.parametrize(
@@ -492,14 +500,14 @@ def test_experiments_are_filed_apart(prompted: Path) -> None:
     ]
     assert len({meta.experiment_name for meta in metas}) == 4
     assert not any("\n" in str(meta.experiment_name) for meta in metas)
-    labels = runner.model_labels(metas)
+    labels = resolving.model_labels(metas)
     assert labels[1].endswith("(--no-instruction)")
     assert len(set(labels[:3])) == 3
 
 
 def test_two_directories_of_one_name_have_two_labels(bert: Path, prompted: Path) -> None:
     metas = [resolving.resolve_model(str(folder), filed_as="my/model") for folder in (bert, prompted)]
-    first, second = runner.model_labels(metas)
+    first, second = resolving.model_labels(metas)
     assert first != second
     assert first.startswith("my/model @")
 
@@ -593,7 +601,7 @@ def test_download_loads_data_and_says_what_it_cannot_fetch(tmp_path: Path) -> No
 
 def test_demo_says_what_to_install_and_runs_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
     assert [meta.name for meta in demo.demo_models(said.append)] == [demo.RANDOM]
     assert len(said) == 2
     assert all('pip install "reasonembed-mteb[demo]"' in line for line in said)

@@ -240,3 +240,29 @@ def test_benchmarks_hold_their_tasks() -> None:
     ]
     with pytest.raises(UnknownNameError, match="did you mean 'ReasonMini'"):
         load_tasks("Reasonmini2")
+
+
+def test_late_interaction_leaves_exclusions_out(small: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    from conftest import make_tokenizer
+    from mteb.models import MultiVectorWrapper
+    from sentence_transformers import MultiVectorEncoder
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=500, **sizes)).save_pretrained(tmp_path / "bert")
+    make_tokenizer().save_pretrained(tmp_path / "bert")
+    model = MultiVectorWrapper(MultiVectorEncoder(str(tmp_path / "bert"), device="cpu"))
+    folder = tmp_path / "predictions"
+    mteb.evaluate(
+        model,
+        [small()],
+        cache=None,
+        co2_tracker=False,
+        prediction_folder=folder,
+        show_progress_bar=False,
+    )
+    found = json.loads((folder / "ReasonEmbedBrightBiology_predictions.json").read_text())["default"][
+        "standard"
+    ]
+    assert {query: len(scores) for query, scores in found.items()} == {"q0": 11, "q1": 12, "q2": 10}
+    assert not {"d 3", "d 4"} & set(found["q2"])
