@@ -71,7 +71,11 @@ class ReasonEmbed(SentenceTransformer):
         if model_name_or_path is not None and Path(model_name_or_path).is_dir():
             _check_folder(Path(model_name_or_path))
         self._warned_bare = False
+        self._built_modules = False
         super().__init__(model_name_or_path, **kwargs)
+        if self._built_modules:
+            # As a saved directory would: `mteb.evaluate` of this object finds each task's prompt by name.
+            self.prompts = self.task_prompts()
 
     def _load_default_modules(
         self, model_name_or_path: str, *args: Any, **kwargs: Any
@@ -104,6 +108,7 @@ class ReasonEmbed(SentenceTransformer):
             **given,
         )
         _prepare_tokenizer(transformer.tokenizer)
+        self._built_modules = True
         own = transformer.max_seq_length
         transformer.max_seq_length = min(MAX_TOKENS, own) if own else MAX_TOKENS
         return [transformer, Pooling(transformer.get_embedding_dimension(), "lasttoken"), Normalize()], {}

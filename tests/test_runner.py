@@ -278,6 +278,10 @@ def test_smoke_run_is_kept_apart(score: Score, bert: Path, tmp_path: Path) -> No
     assert json.loads(record.read_text())["causes"]["limit"] == 2
     (outcome,), _ = score([bert], [BIOLOGY])
     assert not outcome.cached
+    (task,) = resolving.resolve_tasks([], [BIOLOGY])
+    options = runner.RunOptions(tmp_path / "results", limit=3, device="cpu", progress=False)
+    runner.run([resolving.resolve_model(str(bert))], [task], options)
+    assert "limit" not in task.metadata.dataset["revision"]
     full = only(tmp_path, f"results/results/local__*/*/{BIOLOGY}.json")
     assert "limit" not in json.loads(full.read_text())["dataset_revision"]
 
@@ -287,14 +291,15 @@ def test_limited_task_keeps_gold_and_leaves_the_original_alone() -> None:
     task = mteb.get_task(BIOLOGY)
     task.load_data()
     own = limits.own_copy(task)
-    own.dataset["default"]["standard"]["relevant_docs"]["q1"] = {"d39": 1}
+    own.dataset["default"]["standard"]["relevant_docs"] = {"q0": {"d39": 1}, "q1": {"d38": 1}}
+    own.dataset["default"]["standard"]["excluded_ids"] = {"q0": ["d19", "d30"], "q1": ["d2"]}
     limits.limit_task(own, 1)
     split = own.dataset["default"]["standard"]
     assert list(split["queries"]["id"]) == ["q0"]
     assert list(split["relevant_docs"]) == ["q0"]
-    # The gold document is among the first, so 20 others stay beside it.
-    assert list(split["corpus"]["id"]) == [f"d{i}" for i in range(21)]
-    assert split["excluded_ids"] == {"q0": [f"d{len(WORDS)}"]}
+    # Twenty others stay beside the gold document.
+    assert list(split["corpus"]["id"]) == [*(f"d{i}" for i in range(20)), "d39"]
+    assert split["excluded_ids"] == {"q0": ["d19"]}
     assert len(task.dataset["default"]["standard"]["queries"]) == 6
     with pytest.raises(ReasonEmbedError, match="STS12 is no retrieval task: --limit"):
         limits.limit_task(mteb.get_task("STS12"), 1)

@@ -43,7 +43,8 @@ def load_split(row: TaskRow) -> dict[str, Any]:
     """
     corpus, queries, labels, excluded = _load_r2med(row) if row.layout == "r2med" else _load_bright(row)
     corpus = last_of_each_id(corpus, row.name)
-    known = set(corpus["id"])
+    # `[:]` reads a column at once; iterating over it reads row by row.
+    known = set(corpus["id"][:])
     _check_gold(labels, known, row.name)
     excluded = _known_exclusions(excluded, known, row.name)
     _drop_excluded_gold(labels, excluded, row.name)
@@ -62,14 +63,14 @@ def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
     corpus = read_split(row, *documents, columns=("id", "content"))
     columns = ("id", "query", row.gold_column, "excluded_ids")
     rows = read_split(row, *examples, columns=columns)
-    ids = list(rows["id"])
+    ids = rows["id"][:]
     labels = {
         query: dict.fromkeys([] if gold in _NONE else gold, 1)
-        for query, gold in zip(ids, rows[row.gold_column], strict=True)
+        for query, gold in zip(ids, rows[row.gold_column][:], strict=True)
     }
     excluded = {
         query: list(dict.fromkeys(names))
-        for query, names in zip(ids, rows["excluded_ids"], strict=True)
+        for query, names in zip(ids, rows["excluded_ids"][:], strict=True)
         if names not in _NONE
     }
     queries = rows.select_columns(["id", "query"]).rename_column("query", "text")
@@ -81,8 +82,8 @@ def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
     corpus = read_split(row, *corpus_split, columns=("id", "text"))
     queries = read_split(row, *query_split, columns=("id", "text"))
     pairs = read_split(row, *label_split, columns=("q_id", "p_id", "score"))
-    labels: Labels = {query: {} for query in queries["id"]}
-    for query, document, score in zip(pairs["q_id"], pairs["p_id"], pairs["score"], strict=True):
+    labels: Labels = {query: {} for query in queries["id"][:]}
+    for query, document, score in zip(*(pairs[name][:] for name in ("q_id", "p_id", "score")), strict=True):
         labels.setdefault(query, {})[document] = int(score)
     return corpus, queries, labels, {}
 
@@ -94,7 +95,7 @@ def last_of_each_id(corpus: Dataset, name: str) -> Dataset:
         corpus: Data set with a column ``id``.
         name: The task's name, for the warning.
     """
-    ids = list(corpus["id"])
+    ids = corpus["id"][:]
     last = {document: index for index, document in enumerate(ids)}
     if len(last) == len(ids):
         return corpus
@@ -146,7 +147,7 @@ def _drop_excluded_gold(labels: Labels, excluded: Exclusions, name: str) -> None
 
 
 def _warn_empty_queries(queries: Dataset, name: str) -> None:
-    empty = [q for q, text in zip(queries["id"], queries["text"], strict=True) if not text.strip()]
+    empty = [q for q, text in zip(queries["id"][:], queries["text"][:], strict=True) if not text.strip()]
     if empty:
         logger.warning("%s: %d queries are empty: %s", name, len(empty), _some(empty))
 

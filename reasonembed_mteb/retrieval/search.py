@@ -159,7 +159,7 @@ class _DenseSearch:
             return self._rerank(queries, top_k=top_k, top_ranked=top_ranked, **kwargs)
         from tqdm.auto import tqdm
 
-        query_ids = list(queries["id"])
+        query_ids = queries["id"][:]
         document_ids = _string_column(self._corpus, "id")
         pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
         best = RunningTopK(len(query_ids), top_k, document_ids)
@@ -205,7 +205,7 @@ class _DenseSearch:
         scores = scores.to_dense() if scores.is_sparse else scores
         if not bool(torch.isfinite(scores).all()):
             broken = (~torch.isfinite(scores)).any(dim=0).nonzero().flatten().tolist()
-            named = ", ".join(chunk.select(broken[:_NAMED])["id"])
+            named = ", ".join(chunk.select(broken[:_NAMED])["id"][:])
             msg = (
                 f"{self.mteb_model_meta.name} scores {len(broken)} documents as NaN or infinite ({named}); "
                 "try another dtype"
@@ -222,30 +222,30 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
 
 
 def _loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[Any]:
+    """Return a loader of MTEB's kind: over a data set, in order, batches as dictionaries of lists."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
-    return DataLoader(Dataset.from_dict(columns), batch_size=batch_size, shuffle=False, collate_fn=_collate)
-
-
-def _collate(rows: list[dict[str, str]]) -> dict[str, list[str]]:
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    data = Dataset.from_dict(columns)
+    # Whole ranges are asked of the data set, which is several times faster than row by row.
+    ranges = [range(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
+    return DataLoader(data, batch_size=None, sampler=ranges, collate_fn=dict)
 
 
 def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
-    texts = list(queries["text"])
+    texts = queries["text"][:]
     # MTEB names the text without instruction `query`.
-    columns = {"id": list(queries["id"]), "text": texts, "query": texts}
+    columns = {"id": queries["id"][:], "text": texts, "query": texts}
     return _loader(columns, encode_kwargs.get("batch_size", 32))
 
 
 def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
     """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus."""
-    bodies = list(chunk["text"])
-    titles = list(chunk["title"]) if "title" in chunk.column_names else [""] * len(bodies)
+    bodies = chunk["text"][:]
+    titles = chunk["title"][:] if "title" in chunk.column_names else [""] * len(bodies)
     pairs = zip(titles, bodies, strict=True)
     texts = [(f"{title} {body}" if title else body).strip() for title, body in pairs]
-    columns = {"id": list(chunk["id"]), "text": texts, "body": bodies}
+    columns = {"id": chunk["id"][:], "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]
     return _loader(columns, encode_kwargs.get("batch_size", 32))

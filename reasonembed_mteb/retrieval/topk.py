@@ -39,9 +39,10 @@ class ExcludedPairs:
         found = pc.index_in(pa.array(names, document_ids.type), value_set=document_ids)
         columns = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         known = columns >= 0
-        pairs = np.unique(np.stack([columns[known], rows[known]], axis=1), axis=0)
-        self._columns: NDArray[np.int64] = pairs[:, 0]
-        self._rows: NDArray[np.int64] = pairs[:, 1]
+        # One number a pair sorts by column and drops repetitions much faster than two would.
+        pairs = np.unique(columns[known] * len(query_ids) + rows[known])
+        self._columns: NDArray[np.int64] = pairs // len(query_ids)
+        self._rows: NDArray[np.int64] = pairs % len(query_ids)
         self._counts = np.bincount(self._rows, minlength=len(query_ids))
 
     def mask(self, scores: Tensor, start: int) -> None:
