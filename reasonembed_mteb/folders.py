@@ -29,7 +29,7 @@ def content_revision(folder: Path) -> str:
         folder: The directory.
 
     Returns:
-        40 hex digits, the length of a commit hash. The card, hidden folders and nested checkpoints
+        32 hex digits. The card, hidden folders and nested checkpoints
         do not count: they change no vector.
     """
     import xxhash
@@ -45,7 +45,7 @@ def content_revision(folder: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    return digest.hexdigest().rjust(40, "0")
+    return digest.hexdigest()
 
 
 def _is_hidden(relative: Path) -> bool:

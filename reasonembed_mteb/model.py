@@ -154,7 +154,7 @@ class ReasonEmbed(SentenceTransformer):
         return super().encode_query(inputs, *args, **kwargs)
 
     def _warn_if_bare(self) -> None:
-        if not self.prompts.get("query") and not self._warned_bare:
+        if self.pools_last_token and not self.prompts.get("query") and not self._warned_bare:
             self._warned_bare = True
             logger.warning(
                 "queries are encoded without an instruction: "
