@@ -75,7 +75,7 @@ class ReasonEmbed(SentenceTransformer):
         super().__init__(model_name_or_path, **kwargs)
         if self._built_modules:
             # As a saved directory would: `mteb.evaluate` of this object finds each task's prompt by name.
-            self.prompts = self.task_prompts()
+            self.prompts = dict[str, str | None](self.task_prompts())
 
     def _load_default_modules(
         self, model_name_or_path: str, *args: Any, **kwargs: Any

@@ -186,7 +186,7 @@ def model_labels(models: Sequence[ModelMeta]) -> list[str]:
     """
     names = [_name(meta) for meta in models]
     return [
-        f"{name} @{(meta.revision or 'newest').lstrip('0')[:8]}" if names.count(name) > 1 else name
+        f"{name} @{(meta.revision or 'newest')[:8]}" if names.count(name) > 1 else name
         for name, meta in zip(names, models, strict=True)
     ]
 
