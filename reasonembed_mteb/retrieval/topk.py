@@ -43,7 +43,6 @@ class ExcludedPairs:
         pairs = np.unique(columns[known] * len(query_ids) + rows[known])
         self._columns: NDArray[np.int64] = pairs // len(query_ids)
         self._rows: NDArray[np.int64] = pairs % len(query_ids)
-        self._counts = np.bincount(self._rows, minlength=len(query_ids))
 
     def mask(self, scores: Tensor, start: int) -> None:
         """Set the excluded pairs of one chunk to minus infinity, in place.
@@ -58,10 +57,6 @@ class ExcludedPairs:
         rows = torch.from_numpy(self._rows[first:last]).to(scores.device)
         columns = torch.from_numpy(self._columns[first:last] - start).to(scores.device)
         scores[rows, columns] = -torch.inf
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the number of excluded documents by query, ``(Q,)``."""
-        return self._counts
 
 
 def id_ranks(document_ids: pa.Array) -> Tensor:
