@@ -162,6 +162,18 @@ def test_a_taken_name_is_left_alone() -> None:
     assert "mteb already has the models hanhainebula/reason-embed-qwen3-4b-0928" in done.stdout
 
 
+def test_the_hook_leaves_a_taken_name_alone_too() -> None:
+    from types import ModuleType, SimpleNamespace
+
+    module = ModuleType("mteb.tasks")
+    theirs = SimpleNamespace(metadata=SimpleNamespace(name="ReasonMiniPony"))
+    vars(module).update(ReasonMiniPony=theirs, metadata_free=1)
+    with pytest.warns(UserWarning, match="mteb already has the tasks ReasonMiniPony"):
+        plugin.register_tasks(module)
+    assert module.ReasonMiniPony is theirs
+    assert module.ReasonMiniAops.metadata.name == "ReasonMiniAops"
+
+
 def test_our_modules_may_be_imported_before_mteb() -> None:
     done = run(
         """

@@ -95,9 +95,10 @@ def test_the_text_at_the_tokenizer(
 def test_other_tasks_keep_their_own_instruction(
     encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, _ = seen_texts(encoder, "NFCorpus", PromptType.query, monkeypatch)
+    texts, length = seen_texts(encoder, "NFCorpus", PromptType.query, monkeypatch)
     prompt = mteb.get_task("NFCorpus").metadata.prompt["query"]
     assert texts == (f"Instruct: {prompt}\nQuery: Why is the sky blue?",)
+    assert length == 8192
 
 
 def test_the_revision_is_what_was_loaded(encoder: ReasonEmbedEncoder, qwen3_dir: Path) -> None:
