@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK_SIZE = 16_384
+CHUNK_SIZE = 8192
 _NAMED = 5
 
 Results = dict[str, dict[str, float]]
