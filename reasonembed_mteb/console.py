@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.planning import Plan
-    from reasonembed_mteb.runner import Outcome
+    from reasonembed_mteb.running.planning import Plan
+    from reasonembed_mteb.running.runner import Outcome
 
 # Columns of a table that goes into a pipe, which has no width of its own.
 _PIPE_WIDTH = 200
@@ -88,7 +88,7 @@ def show_instructions(models: Sequence[ModelMeta], labels: Sequence[str], tasks:
         labels: A name for each.
         tasks: MTEB tasks.
     """
-    from reasonembed_mteb.prefixes import describe_prefix, planned_prefix
+    from reasonembed_mteb.running.prefixes import describe_prefix, planned_prefix
 
     rows = []
     for meta, label in zip(models, labels, strict=True):
@@ -116,8 +116,8 @@ def show_plans(plans: Sequence[Plan], title: str) -> None:
         plans: One per task.
         title: Which model.
     """
-    from reasonembed_mteb.planning import SAMPLE
-    from reasonembed_mteb.prefixes import describe_prefix
+    from reasonembed_mteb.running.planning import SAMPLE
+    from reasonembed_mteb.running.prefixes import describe_prefix
 
     rows = [
         [

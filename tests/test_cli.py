@@ -13,7 +13,8 @@ import mteb
 import pytest
 from mteb.models.model_meta import ModelMeta
 
-from reasonembed_mteb import cli, console, doctor, runner
+from reasonembed_mteb import cli, console
+from reasonembed_mteb.running import doctor, runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -213,7 +214,7 @@ def test_template_of_a_shell_user_gets_its_line_break(
         seen.update(options, names=names)
         return []
 
-    monkeypatch.setattr("reasonembed_mteb.resolving.resolve_models", resolved)
+    monkeypatch.setattr("reasonembed_mteb.running.resolving.resolve_models", resolved)
     template = r"Instruct: {instruction}\nQuery: "
     command("run", "-m", "x/y", "-t", BIOLOGY, "--dry-run", "--instruction-template", template)
     assert seen["template"] == "Instruct: {instruction}\nQuery: "
@@ -306,7 +307,7 @@ def test_mixed_metrics_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_scores_what_is_installed_and_its_second_run_is_cached(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from reasonembed_mteb import demo
+    from reasonembed_mteb.running import demo
 
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     status, out, err = command("demo")

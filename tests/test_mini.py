@@ -73,9 +73,9 @@ def test_the_recorded_revision_is_the_contents() -> None:
     reason="needs the demo extra",
 )
 def test_it_tells_models_apart(tmp_path: Path) -> None:
-    from reasonembed_mteb.demo import run_demo
     from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.runner import RunOptions
+    from reasonembed_mteb.running.demo import run_demo
+    from reasonembed_mteb.running.runner import RunOptions
 
     register()
     outcomes = run_demo(RunOptions(output=tmp_path, progress=False), lambda _: None)

@@ -10,8 +10,9 @@ import mteb
 import pytest
 from mteb.types import PromptType
 
-from reasonembed_mteb import demo, downloads, limits, planning, plugin, prefixes, records, resolving, runner
+from reasonembed_mteb import files, plugin
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.running import demo, downloads, limits, planning, prefixes, records, resolving, runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -614,14 +615,14 @@ def test_demo_says_what_to_install_and_runs_the_rest(monkeypatch: pytest.MonkeyP
 
 def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "deep/record.json"
-    records.write_whole(file, "old")
+    files.write_whole(file, "old")
 
     def full(self: Path, _: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ReasonEmbedError, match=r"record.json: No space left on device; free space"):
-        records.write_whole(file, "new")
+        files.write_whole(file, "new")
     assert file.read_text() == "old"
     assert list(file.parent.iterdir()) == [file]
 

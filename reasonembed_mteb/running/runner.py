@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.limits import limit_task, own_copy
-from reasonembed_mteb.prefixes import describe_prefix, loaded_prefix, planned_prefix
-from reasonembed_mteb.records import (
+from reasonembed_mteb.running.limits import limit_task, own_copy
+from reasonembed_mteb.running.prefixes import describe_prefix, loaded_prefix, planned_prefix
+from reasonembed_mteb.running.records import (
     causes,
     file_hash,
     first_stage_file,
@@ -24,7 +24,7 @@ from reasonembed_mteb.records import (
     why_stale,
     write_record,
 )
-from reasonembed_mteb.resolving import model_labels
+from reasonembed_mteb.running.resolving import model_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,7 +131,7 @@ def run(
     again, and the reason is said.
 
     Args:
-        models: MTEB metadata; see `reasonembed_mteb.resolving.resolve_models`.
+        models: MTEB metadata; see `reasonembed_mteb.running.resolving.resolve_models`.
         tasks: MTEB tasks.
         options: How to run.
         say: Takes one line at a time about what happens.

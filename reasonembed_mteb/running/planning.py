@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.prefixes import planned_prefix
 from reasonembed_mteb.retrieval.tables import max_tokens_for
-from reasonembed_mteb.runner import one_line
+from reasonembed_mteb.running.prefixes import planned_prefix
+from reasonembed_mteb.running.runner import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +116,7 @@ def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  #
         msg = f"{task.metadata.name} is no retrieval task: its size cannot be told before it runs"
         raise ReasonEmbedError(msg)
     if limit:
-        from reasonembed_mteb.limits import limit_task
+        from reasonembed_mteb.running.limits import limit_task
 
         limit_task(task, limit)
     else:

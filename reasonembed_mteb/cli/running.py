@@ -1,4 +1,4 @@
-"""The command ``reasonembed``: parses, calls, prints."""
+"""Running, listing, checking and fetching."""
 
 from __future__ import annotations
 
@@ -9,40 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reasonembed_mteb.cli.common import (
+    FAILED,
+    Benchmarks,
+    Debug,
+    Models,
+    OutputFolder,
+    Tasks,
+    app,
+    connect,
+    say,
+)
 from reasonembed_mteb.console import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.runner import Outcome
-
-app = typer.Typer(
-    help="Reasoning-intensive retrieval for MTEB: score models by one protocol, exactly.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-
-Models = Annotated[
-    list[str], typer.Option("--model", "-m", help="Checkpoint, MTEB or hub name, or directory; repeatable.")
-]
-Benchmarks = Annotated[list[str], typer.Option("--benchmark", "-b", help="Benchmark; repeatable.")]
-Tasks = Annotated[list[str], typer.Option("--task", "-t", help="Task; repeatable.")]
-OutputFolder = Annotated[Path, typer.Option("--output-folder", help="MTEB's result cache.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")]
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _connect(debug: bool) -> None:
-    set_up_logging(debug)
-    from reasonembed_mteb.plugin import register
-
-    register()
+    from reasonembed_mteb.running.runner import Outcome
 
 
 @app.callback(invoke_without_command=True)
@@ -59,12 +43,12 @@ def demo(output_folder: OutputFolder = Path("results"), debug: Debug = False) ->
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Everything takes a second or less.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    _connect(debug)
-    from reasonembed_mteb.demo import run_demo
+    connect(debug)
     from reasonembed_mteb.retrieval.tables import benchmarks
-    from reasonembed_mteb.runner import RunOptions
+    from reasonembed_mteb.running.demo import run_demo
+    from reasonembed_mteb.running.runner import RunOptions
 
-    outcomes = run_demo(RunOptions(output=output_folder, progress=debug), _say)
+    outcomes = run_demo(RunOptions(output=output_folder, progress=debug), say)
     groups = {"ReasonMini": [row.name for row in benchmarks()["ReasonMini"]]}
     _finish(outcomes, groups, "ReasonMini in %: a smoke benchmark, not a BRIGHT result", output_folder)
 
@@ -110,8 +94,9 @@ def run(
             f"--rerank-from {rerank_from} does not exist; make it with --prediction-folder and a first stage"
         )
         raise ReasonEmbedError(msg)
-    _connect(debug)
-    from reasonembed_mteb import console, limits, planning, resolving, runner
+    connect(debug)
+    from reasonembed_mteb import console
+    from reasonembed_mteb.running import limits, planning, resolving, runner
 
     options = runner.RunOptions(
         output=output_folder,
@@ -134,10 +119,10 @@ def run(
         for (plans, errors), label in zip(every, labels, strict=True):
             console.show_plans(plans, label)
             for line in errors:
-                _say(f"FAILED {label} on {line}")
-        raise typer.Exit(_FAILED if any(errors for _, errors in every) else 0)
+                say(f"FAILED {label} on {line}")
+        raise typer.Exit(FAILED if any(errors for _, errors in every) else 0)
     console.show_instructions(metas, labels, tasks)
-    outcomes = runner.run(metas, tasks, options, _say)
+    outcomes = runner.run(metas, tasks, options, say)
     grouped = resolving.benchmark_tasks(benchmark)
     groups = {group: [one.metadata.name for one in members] for group, members in grouped.items()}
     marks = [f"smoke run over the first {limit} queries, not a result"] if limit else []
@@ -159,11 +144,11 @@ def _finish(
     from reasonembed_mteb import console
 
     console.show_outcomes(outcomes, groups, title)
-    _say(f"Results, in MTEB's own layout: {output / 'results'}")
+    say(f"Results, in MTEB's own layout: {output / 'results'}")
     for line in (failures := console.failure_lines(outcomes)):
-        _say(line)
+        say(line)
     if failures:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -206,13 +191,13 @@ def models(debug: Debug = False) -> None:
 def doctor(debug: Debug = False) -> None:
     """Check versions, registration, data and device."""
     set_up_logging(debug)
-    from reasonembed_mteb.doctor import examine
+    from reasonembed_mteb.running.doctor import examine
 
     findings = examine()
     rows = [["ok" if finding.ok else "BROKEN", finding.what, finding.found] for finding in findings]
     show_table(["", "what", "found"], rows, "doctor")
     if not all(finding.ok for finding in findings):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -226,11 +211,11 @@ def download(
     if not (benchmark or task or model):
         msg = "nothing to fetch: give -b BENCHMARK, -t TASK or -m MODEL"
         raise ReasonEmbedError(msg)
-    _connect(debug)
-    from reasonembed_mteb.downloads import download as fetch
-    from reasonembed_mteb.resolving import resolve_tasks
+    connect(debug)
+    from reasonembed_mteb.running.downloads import download as fetch
+    from reasonembed_mteb.running.resolving import resolve_tasks
 
-    fetch(resolve_tasks(benchmark, task), model, _say)
+    fetch(resolve_tasks(benchmark, task), model, say)
 
 
 @app.command(
@@ -245,47 +230,3 @@ def mteb(context: typer.Context) -> None:
     register()
     sys.argv = ["mteb", *context.args]
     mteb_main()
-
-
-def _wants_debug(arguments: Sequence[str]) -> bool:
-    """Whether --debug is ours: what follows `mteb` belongs to mteb."""
-    own = arguments[: arguments.index("mteb")] if "mteb" in arguments else arguments
-    return "--debug" in own
-
-
-def main() -> None:
-    """Run the command; an error is one line with a remedy, and a traceback only with ``--debug``."""
-    debug = _wants_debug(sys.argv[1:])
-    try:
-        # Typer turns Ctrl-C into its exit status, which it returns outside standalone mode.
-        status = app(prog_name="reasonembed", standalone_mode=False)
-    except ReasonEmbedError as error:
-        if debug:
-            raise
-        _say(f"reasonembed: {error}")
-        status = _USAGE
-    except KeyboardInterrupt:
-        status = _INTERRUPTED
-    except Exception as error:
-        status = _report(error, debug)
-    if status == _INTERRUPTED:
-        _say("reasonembed: interrupted; the same command goes on where this one stopped")
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Say what went wrong in one line; return the exit status."""
-    from reasonembed_mteb.runner import one_line
-
-    # A usage error of the parser, whichever click typer brings.
-    if hasattr(error, "format_message"):
-        _say(f"reasonembed: {error.format_message()} (--help shows what is allowed)")
-        return _USAGE
-    if debug:
-        raise error
-    _say(f"reasonembed: {one_line(error)} (--debug shows where)")
-    return _FAILED
-
-
-if __name__ == "__main__":
-    main()

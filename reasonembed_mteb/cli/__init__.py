@@ -1,0 +1,54 @@
+"""The command ``reasonembed``: parses, calls, prints; one module per group of commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+# Imported for their commands.
+from reasonembed_mteb.cli import running as _running  # noqa: F401
+from reasonembed_mteb.cli.common import FAILED, INTERRUPTED, USAGE, app, say
+from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _wants_debug(arguments: Sequence[str]) -> bool:
+    """Whether --debug is ours: what follows `mteb` belongs to mteb."""
+    own = arguments[: arguments.index("mteb")] if "mteb" in arguments else arguments
+    return "--debug" in own
+
+
+def main() -> None:
+    """Run the command; an error is one line with a remedy, and a traceback only with ``--debug``."""
+    debug = _wants_debug(sys.argv[1:])
+    try:
+        # Typer turns Ctrl-C into its exit status, which it returns outside standalone mode.
+        status = app(prog_name="reasonembed", standalone_mode=False)
+    except ReasonEmbedError as error:
+        if debug:
+            raise
+        say(f"reasonembed: {error}")
+        status = USAGE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        status = _report(error, debug)
+    if status == INTERRUPTED:
+        say("reasonembed: interrupted; the same command goes on where this one stopped")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Say what went wrong in one line; return the exit status."""
+    from reasonembed_mteb.running.runner import one_line
+
+    # A usage error of the parser, whichever click typer brings.
+    if hasattr(error, "format_message"):
+        say(f"reasonembed: {error.format_message()} (--help shows what is allowed)")
+        return USAGE
+    if debug:
+        raise error
+    say(f"reasonembed: {one_line(error)} (--debug shows where)")
+    return FAILED
