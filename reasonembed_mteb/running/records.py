@@ -99,6 +99,15 @@ def record_path(cache: ResultCache, task: str, meta: ModelMeta) -> Path:
     return cache.cache_path / "records" / result.relative_to(cache.cache_path / "results")
 
 
+def scores_path(record: Path) -> Path:
+    """Return where the scores of record lie; see `reasonembed_mteb.running.scores`.
+
+    Args:
+        record: The record; see `record_path`.
+    """
+    return record.with_suffix(".parquet")
+
+
 def why_stale(
     cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str, Any], predictions: Path | None = None
 ) -> str | None:
@@ -130,6 +139,9 @@ def why_stale(
     changed = [words for key, words in _REASONS.items() if before.get(key) != now[key]]
     if changed:
         return f"{' and '.join(changed)} changed"
+    kept = record.get("scores")
+    if kept is None or kept != file_hash(scores_path(file)):
+        return "its scores by query are missing or damaged"
     if predictions is not None and (file_hash(predictions) or "none") != record.get("predictions"):
         return f"its predictions are not in {predictions.parent}"
     return None
@@ -176,8 +188,25 @@ def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> 
         "device": str(parameter.device) if parameter is not None else None,
         # Nothing in a retrieval evaluation is drawn at random.
         "seed": None,
+        "cost": _cost(model, result, parameter),
         "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cost(model: Any, result: Any, parameter: Any) -> dict[str, Any]:  # noqa: ANN401 - model, TaskResult, Tensor
+    """Return what the scores cost: seconds, tokens after truncation, size of the vectors, the device."""
+    import torch
+
+    on_gpu = parameter is not None and parameter.device.type == "cuda"
+    stats = getattr(getattr(model, "model", None), "encoding_stats", None)
+    dimension = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)
+    return {
+        "seconds": result.evaluation_time,
+        "tokens": getattr(stats, "tokens", None),
+        "truncated": getattr(stats, "truncated", None),
+        "dimensions": dimension(),
+        "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else None,
     }
 
 
@@ -199,6 +228,32 @@ def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # n
     if own is None or not isinstance(model, ProtocolEncoder):
         return own
     return min(own, max_tokens_for(task.metadata.name, default=own))
+
+
+def scores_info(record: dict[str, Any], task: AbsTask) -> dict[str, Any]:
+    """Return what the scores of record say about how they were made: the record without dates and costs.
+
+    Args:
+        record: See `make_record`.
+        task: The task.
+    """
+    made = record["causes"]
+    return {
+        "protocol": made["protocol"],
+        "task": record["task"],
+        "model": record["model"],
+        "model_revision": made["model_revision"],
+        "data_revision": made["data_revision"],
+        "instruction": made["instruction"],
+        "query_prefix": record["query_prefix"],
+        "max_tokens": record["max_tokens_in_force"],
+        "dtype": record["dtype"],
+        "loader": made["loader"],
+        "rerank": made["rerank"],
+        "limit": made["limit"],
+        "main_score": task.metadata.main_score,
+        "versions": record["versions"],
+    }
 
 
 def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: dict[str, Any]) -> Path:

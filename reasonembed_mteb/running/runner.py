@@ -21,10 +21,14 @@ from reasonembed_mteb.running.records import (
     first_stage_file,
     first_stage_id,
     make_record,
+    record_path,
+    scores_info,
+    scores_path,
     why_stale,
     write_record,
 )
 from reasonembed_mteb.running.resolving import model_labels
+from reasonembed_mteb.running.scores import keep_scores, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -230,9 +234,12 @@ def _run_task(
     if prefix != planned_prefix(loaded.meta, task.metadata):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
+    kept = keep_scores(task)
     result = _evaluate(model, task, cache, options, predictions)
     record = make_record(now, result, model, task) | {"predictions": saved and file_hash(saved)}
-    write_record(cache, task, loaded.meta, record)
+    by_query = scores_path(record_path(cache, name, loaded.meta))
+    write_scores(by_query, scores_info(record, task), kept)
+    write_record(cache, task, loaded.meta, record | {"scores": file_hash(by_query)})
     return result.get_score(), False
 
 
