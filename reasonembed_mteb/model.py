@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.retrieval.tables import instruction_for, task_instructions
@@ -41,7 +41,7 @@ BRIGHT's protocol; R2MED's protocol is 512 tokens, which the package `reasonembe
 _CARD_TITLE = "## Instructions and lengths"
 
 
-class ReasonEmbed(SentenceTransformer):
+class ReasonEmbed(FastSentenceTransformer):
     """A SentenceTransformer for decoder embedders with an instruction before each query.
 
     The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
@@ -49,7 +49,8 @@ class ReasonEmbed(SentenceTransformer):
     with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
     tokenizer pads on the right, has a pad token, and adds no EOS or BOS that it did not add before.
 
-    An empty text for which the tokenizer gives no token at all has a zero vector.
+    An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token
+    budget, packed where that is known; see `FastSentenceTransformer` for the options.
 
     Example:
         >>> model = ReasonEmbed("hanhainebula/reason-embed-qwen3-4b-0928")  # doctest: +SKIP
@@ -161,29 +162,6 @@ class ReasonEmbed(SentenceTransformer):
                 "give task= (an MTEB task or a subset) or instruction="
             )
 
-    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
-        """Run `SentenceTransformer._inference` on what has tokens; the rest gets zero vectors."""
-        _check_texts(inputs)
-        bare = not kwargs.get("prompt") and self._empty_text_has_no_token()
-        empty = [bare and not text for text in inputs]
-        if not any(empty) or kwargs.get("output_value") != "sentence_embedding":
-            return super()._inference(inputs, **kwargs)
-        filled = [text for text in inputs if text]
-        dim = kwargs.get("truncate_dim") or self.get_embedding_dimension()
-        kept = torch.empty(0, int(dim or 0))
-        if filled:
-            kept = torch.as_tensor(super()._inference(filled, **kwargs))
-        vectors = torch.zeros(len(inputs), kept.shape[1], dtype=kept.dtype, device=kept.device)
-        vectors[~torch.tensor(empty, device=kept.device)] = kept
-        return vectors
-
-    def _empty_text_has_no_token(self) -> bool:
-        tokenizer = getattr(self, "tokenizer", None)
-        # Only a transformers tokenizer can be asked; others belong to models that take empty texts.
-        if not hasattr(tokenizer, "num_special_tokens_to_add"):
-            return False
-        return not tokenizer("")["input_ids"]  # type: ignore[misc]
-
     @property
     def pools_last_token(self) -> bool:
         """Whether this is a decoder embedder, to which the tasks' instructions belong."""
@@ -276,10 +254,3 @@ def _check_folder(folder: Path) -> None:
     if has_weights and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer beside them"
         raise ReasonEmbedError(msg)
-
-
-def _check_texts(inputs: Sequence[Any]) -> None:
-    for position, text in enumerate(inputs):
-        if text is None or isinstance(text, (bool, int, float, bytes)):
-            msg = f"input {position} is {type(text).__name__}, not text: {text!r}"
-            raise ReasonEmbedError(msg)

@@ -62,6 +62,10 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="File a local directory's results under this org/name.")
     ] = None,
+    beir: Annotated[list[Path], typer.Option(help="A BEIR folder, as a task; repeatable.")] = [],  # noqa: B006
+    instruction: Annotated[
+        str | None, typer.Option(help="With --beir: the sentence put before each query.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a batch.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")] = None,
     instruction_template: Annotated[
@@ -82,12 +86,32 @@ def run(
     prediction_folder: Annotated[
         Path | None, typer.Option(help="Save predictions here (several models: a folder for each).")
     ] = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, help="Keep the first dimensions of each vector.")
+    ] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="Compress vectors as MTEB does, such as int8 or binary.")
+    ] = None,
+    hybrid_with: Annotated[
+        list[str], typer.Option(help="Fuse each model's ranking with this one's, such as bm25; repeatable.")
+    ] = [],  # noqa: B006
+    fusion: Annotated[str, typer.Option(help="How rankings are fused: rrf, dbsf or rsf.")] = "rrf",
+    store: Annotated[
+        Path | None, typer.Option(help="Keep vectors here.  [default: OUTPUT_FOLDER/vectors]")
+    ] = None,
+    no_store: Annotated[bool, typer.Option("--no-store", help="Compute every vector anew.")] = False,
+    store_dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, or auto: the smallest that is exact.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again whatever is cached.")] = False,
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
-    if not benchmark and not task:
+    if not benchmark and not task and not beir:
         msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
+        raise ReasonEmbedError(msg)
+    if instruction is not None and not beir:
+        msg = "--instruction goes with --beir: the other tasks have instructions of their own"
         raise ReasonEmbedError(msg)
     if rerank_from is not None and not rerank_from.exists():
         msg = (
@@ -96,7 +120,7 @@ def run(
         raise ReasonEmbedError(msg)
     connect(debug)
     from reasonembed_mteb import console
-    from reasonembed_mteb.running import limits, planning, resolving, runner
+    from reasonembed_mteb.running import limits, planning, resolving, runner, variants
 
     options = runner.RunOptions(
         output=output_folder,
@@ -107,11 +131,20 @@ def run(
         rerank_from=rerank_from,
         rerank_top_k=rerank_top_k,
         prediction_folder=prediction_folder,
+        store=None if no_store else store or output_folder / "vectors",
+        store_dtype=store_dtype,
         progress=debug or sys.stderr.isatty(),
     )
-    tasks = resolving.resolve_tasks(benchmark, task)
+    tasks = resolving.resolve_tasks(benchmark, task) + _beir_tasks(beir, instruction)
     template = _unescaped(instruction_template)
     metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
+    if truncate_dim is not None:
+        metas = [variants.truncated(meta, truncate_dim) for meta in metas]
+    if compress is not None:
+        metas = [variants.compressed(meta, compress) for meta in metas]
+    if hybrid_with:
+        others = resolving.resolve_models(hybrid_with)
+        metas = [variants.fused([*others, meta], fusion) for meta in metas]
     labels = resolving.model_labels(metas)
     if dry_run:
         copies = [[limits.own_copy(one) for one in tasks] for _ in metas]
@@ -130,6 +163,14 @@ def run(
         marks.append(f"top {rerank_top_k} of {rerank_from} reranked")
     title = "; ".join(["Main scores in %", *marks])
     _finish(outcomes, groups, title, runner.output_folder(options))
+
+
+def _beir_tasks(folders: Sequence[Path], instruction: str | None) -> list[AbsTask]:
+    if not folders:
+        return []
+    from reasonembed_mteb.retrieval.beir import beir_task
+
+    return [beir_task(folder, instruction) for folder in folders]
 
 
 def _unescaped(template: str | None) -> str | None:

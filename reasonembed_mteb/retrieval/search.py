@@ -7,14 +7,16 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
+from reasonembed_mteb.retrieval.similarity import Similarity
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    import torch
     from mteb.models import EncoderProtocol, MTEBModels, SearchProtocol
     from torch.utils.data import DataLoader
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 8192
 _NAMED = 5
+_SEVERAL = 2
 
 Results = dict[str, dict[str, float]]
 
@@ -134,7 +137,7 @@ class _DenseSearch:
     def __init__(
         self, model: EncoderProtocol, excluded: Mapping[str, Collection[str]], chunk_size: int
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.mteb_model_meta = model.mteb_model_meta
         self._excluded = excluded
         self._chunk_size = chunk_size
@@ -163,19 +166,44 @@ class _DenseSearch:
         document_ids = _string_column(self._corpus, "id")
         pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
         best = RunningTopK(len(query_ids), top_k, document_ids)
-        query_vectors = self._encode(_query_loader(queries, **kwargs), "query", **kwargs)
-        starts = range(0, len(self._corpus), self._chunk_size)
+        query_vectors = self._encode(self.model, _query_loader(queries, **kwargs), "query", **kwargs)
+        similarity = Similarity(self.model, query_vectors)
+        chunk_size = self._own_chunk_size()
+        starts = range(0, len(self._corpus), chunk_size)
         shown = kwargs.get("encode_kwargs", {}).get("show_progress_bar", True)
-        for start in tqdm(starts, desc="Searching", unit="chunk", disable=not shown):
-            stop = min(start + self._chunk_size, len(self._corpus))
-            chunk = self._corpus.select(range(start, stop))
-            vectors = self._encode(_document_loader(chunk, **kwargs), "document", **kwargs)
-            scores = self._score(query_vectors, vectors, chunk)
+        bar = tqdm(starts, desc="Searching", unit="chunk", disable=not shown)
+        for start, vectors in zip(bar, self._document_vectors(starts, chunk_size, **kwargs), strict=True):
+            scores = similarity.scores(vectors)
+            self._check(scores, start)
             pairs.mask(scores, start)
             best.add(scores, start)
         results = best.results(query_ids, document_ids)
         _warn_nothing_left(results)
         return results
+
+    def _own_chunk_size(self) -> int:
+        """All at once where MTEB's wrapper clips by quantiles, which no chunk knows."""
+        clips = getattr(self.model, "clipping_margin", None) is not None
+        return max(len(self._corpus), 1) if clips else self._chunk_size
+
+    def _document_vectors(self, starts: range, chunk_size: int, **kwargs: Any) -> Iterator[Any]:
+        """Yield the corpus' vectors chunk by chunk, as the model's similarity takes them."""
+
+        def encoded(model: EncoderProtocol) -> Iterator[Any]:
+            for start in starts:
+                stop = min(start + chunk_size, len(self._corpus))
+                chunk = self._corpus.select(range(start, stop))
+                yield self._encode(model, _document_loader(chunk, **kwargs), "document", **kwargs)
+
+        if len(starts) < _SEVERAL or not needs_range(self.model):
+            yield from encoded(self.model)
+            return
+        from mteb.types import PromptType
+
+        plain = (torch.as_tensor(vectors).cpu() for vectors in encoded(self.model.model))
+        names = ("task_metadata", "hf_split", "hf_subset")
+        call = {name: kwargs[name] for name in names}
+        yield from compress_chunks(self.model, plain, PromptType.document, **call)
 
     def _rerank(self, queries: Any, *, top_ranked: Any, **kwargs: Any) -> Results:  # noqa: ANN401
         from mteb.models import SearchEncoderWrapper
@@ -185,10 +213,10 @@ class _DenseSearch:
         wrapper.index(self._corpus, **index_kwargs)
         return wrapper.search(queries, top_ranked=_drop_candidates(top_ranked, self._excluded), **kwargs)
 
-    def _encode(self, loader: DataLoader[Any], kind: str, **kwargs: Any) -> Any:  # noqa: ANN401 - mteb's Array
+    def _encode(self, model: EncoderProtocol, loader: DataLoader[Any], kind: str, **kwargs: Any) -> Any:  # noqa: ANN401 - mteb's Array
         from mteb.types import PromptType
 
-        return self.model.encode(
+        return model.encode(
             loader,
             task_metadata=kwargs["task_metadata"],
             hf_split=kwargs["hf_split"],
@@ -197,21 +225,16 @@ class _DenseSearch:
             **kwargs["encode_kwargs"],
         )
 
-    def _score(self, queries: Any, documents: Any, chunk: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return the model's own similarity ``(Q, C)``, checked."""
-        import torch
-
-        scores = torch.as_tensor(self.model.similarity(queries, documents))
-        scores = scores.to_dense() if scores.is_sparse else scores
-        if not bool(torch.isfinite(scores).all()):
-            broken = (~torch.isfinite(scores)).any(dim=0).nonzero().flatten().tolist()
-            named = ", ".join(chunk.select(broken[:_NAMED])["id"][:])
-            msg = (
-                f"{self.mteb_model_meta.name} scores {len(broken)} documents as NaN or infinite ({named}); "
-                "try another dtype"
-            )
-            raise ReasonEmbedError(msg)
-        return scores
+    def _check(self, scores: torch.Tensor, start: int) -> None:
+        if bool(torch.isfinite(scores).all()):
+            return
+        broken = (~torch.isfinite(scores)).any(dim=0).nonzero().flatten() + start
+        named = ", ".join(self._corpus.select(broken[:_NAMED].tolist())["id"][:])
+        msg = (
+            f"{self.mteb_model_meta.name} scores {len(broken)} documents as NaN or infinite ({named}); "
+            "try another dtype"
+        )
+        raise ReasonEmbedError(msg)
 
 
 def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datasets.Dataset
@@ -221,8 +244,13 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
     return combined.cast(pa.large_string())
 
 
-def _loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[Any]:
-    """Return a loader of MTEB's kind: over a data set, in order, batches as dictionaries of lists."""
+def column_loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[Any]:
+    """Return a loader of MTEB's kind: over a data set, in order, batches as dictionaries of lists.
+
+    Args:
+        columns: The texts, under MTEB's column names.
+        batch_size: Rows a batch.
+    """
     from datasets import Dataset
     from torch.utils.data import DataLoader
 
@@ -236,7 +264,7 @@ def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -
     texts = queries["text"][:]
     # MTEB names the text without instruction `query`.
     columns = {"id": queries["id"][:], "text": texts, "query": texts}
-    return _loader(columns, encode_kwargs.get("batch_size", 32))
+    return column_loader(columns, encode_kwargs.get("batch_size", 32))
 
 
 def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
@@ -248,4 +276,4 @@ def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) 
     columns = {"id": chunk["id"][:], "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]
-    return _loader(columns, encode_kwargs.get("batch_size", 32))
+    return column_loader(columns, encode_kwargs.get("batch_size", 32))

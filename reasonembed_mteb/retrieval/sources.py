@@ -223,13 +223,14 @@ def data_revision(row: TaskRow) -> str:
 
     Returns:
         The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
-        a content hash of the task's own files. The mini benchmark's is in its table.
+        a content hash of the task's own files. The mini benchmark's is in its table; a BEIR folder's was
+        taken when its task was made.
 
     Raises:
         DataError: If a file of the task is missing.
     """
-    folder = local_copy(row)
-    if folder is None or row.layout == "mini":
+    folder = local_copy(row) if row.layout in PATH_VARIABLES else None
+    if folder is None:
         return row.revision
     files = [file for *_, config, split in splits_of(row) for file in data_files(folder, config, split)]
     return copied_revision(folder, files) or content_hash(files)

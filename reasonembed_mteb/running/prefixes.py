@@ -47,12 +47,12 @@ def _directory_prefix(folder: Path, task: TaskMetadata) -> str:
     return _prefix_by_name(config.get("prompts") or {}, task)
 
 
-def _prefix_by_name(prompts: dict[str, str], task: TaskMetadata) -> str:
+def _prefix_by_name(prompts: dict[str, str], task: TaskMetadata, side: str = "query") -> str:
     """Return the prompt that MTEB takes of a model's own."""
     from mteb.models.abs_encoder import get_prompt_name
     from mteb.types import PromptType
 
-    return prompts.get(get_prompt_name(prompts, task, PromptType.query) or "") or ""
+    return prompts.get(get_prompt_name(prompts, task, PromptType(side)) or "") or ""
 
 
 def _registered_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
@@ -76,12 +76,17 @@ def _registered_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     return None if meta.use_instructions or loader is SentenceTransformerEncoderWrapper else ""
 
 
-def loaded_prefix(model: Any, task: TaskMetadata) -> str | None:  # noqa: ANN401 - any of mteb's model protocols
-    """Return the text that a loaded model gets before each query of a task.
+def loaded_prefix(
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    task: TaskMetadata,
+    side: str = "query",
+) -> str | None:
+    """Return the text that a loaded model gets before each query (or document) of a task.
 
     Args:
         model: A loaded MTEB model.
         task: The task.
+        side: ``query`` or ``document``.
 
     Returns:
         The prefix; empty for none; None where it cannot be known (a model with code of its own, an API).
@@ -93,11 +98,11 @@ def loaded_prefix(model: Any, task: TaskMetadata) -> str | None:  # noqa: ANN401
     from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder
 
     if isinstance(model, ReasonEmbedEncoder):
-        return model.prompt_for(task, PromptType.query)
+        return model.prompt_for(task, PromptType(side))
     if isinstance(model, InstructSentenceTransformerModel):
-        return model.get_task_instruction(task, PromptType.query)
+        return model.get_task_instruction(task, PromptType(side))
     if isinstance(model, SentenceTransformerEncoderWrapper):
-        return _prefix_by_name(model.model_prompts or {}, task)
+        return _prefix_by_name(model.model_prompts or {}, task, side)
     return None if getattr(model.mteb_model_meta, "use_instructions", None) else ""
 
 

@@ -51,10 +51,11 @@ def causes(
     options = {key: _plain(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
     extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
     name = task.metadata.name
+    row = getattr(task, "row", None)
     return {
         "protocol": PROTOCOL,
         "instruction": task_instructions().get(name) or json.dumps(task.metadata.prompt),
-        "max_tokens": max_tokens_for(name),
+        "max_tokens": row.max_tokens if row is not None else max_tokens_for(name),
         "data_revision": _data_revision(task),
         "model_revision": meta.revision,
         "loader": options | extra,

@@ -29,6 +29,7 @@ from reasonembed_mteb.running.records import (
 )
 from reasonembed_mteb.running.resolving import model_labels
 from reasonembed_mteb.running.scores import keep_scores, write_scores
+from reasonembed_mteb.running.variants import innermost, load_variant, with_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ class RunOptions:
         rerank_top_k: Candidates a query.
         prediction_folder: Where to save predictions; several models, smoke runs and rerankings have folders
             of their own in it.
+        store: Folder of the embedding store; None computes every vector anew.
+        store_dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: the smallest that is exact.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -66,6 +69,8 @@ class RunOptions:
     rerank_from: Path | None = None
     rerank_top_k: int = 100
     prediction_folder: Path | None = None
+    store: Path | None = None
+    store_dtype: str = "auto"
     progress: bool = True
 
 
@@ -103,9 +108,9 @@ def one_line(error: BaseException) -> str:
 class _Loaded:
     """A model that is loaded when it is first needed, and once."""
 
-    def __init__(self, meta: ModelMeta, device: str | None) -> None:
+    def __init__(self, meta: ModelMeta, options: RunOptions) -> None:
         self.meta = meta
-        self._device = device
+        self._options = options
         self._model: Any = None
         self._failure: Exception | None = None
 
@@ -114,13 +119,19 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self.meta.load_model(device=self._device)
+                self._model = self._load()
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
                 raise
             self.meta = self._model.mteb_model_meta
         return self._model
+
+    def _load(self) -> Any:  # noqa: ANN401
+        model = load_variant(self.meta, device=self._options.device)
+        if self._options.store is None:
+            return model
+        return with_store(model, self._options.store, self._options.store_dtype)
 
 
 def run(
@@ -184,7 +195,7 @@ def _run_model(
     from mteb.cache import ResultCache
 
     cache = ResultCache(output_folder(options))
-    loaded = _Loaded(meta, options.device)
+    loaded = _Loaded(meta, options)
     outcomes: list[Outcome] = []
     for task in tasks:
         started = time.monotonic()
@@ -230,13 +241,13 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(model, task.metadata)
+    prefix = loaded_prefix(innermost(model), task.metadata)
     if prefix != planned_prefix(loaded.meta, task.metadata):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     kept = keep_scores(task)
     result = _evaluate(model, task, cache, options, predictions)
-    record = make_record(now, result, model, task) | {"predictions": saved and file_hash(saved)}
+    record = make_record(now, result, innermost(model), task) | {"predictions": saved and file_hash(saved)}
     by_query = scores_path(record_path(cache, name, loaded.meta))
     write_scores(by_query, scores_info(record, task), kept)
     write_record(cache, task, loaded.meta, record | {"scores": file_hash(by_query)})

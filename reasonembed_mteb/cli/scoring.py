@@ -1,0 +1,158 @@
+"""Scoring run files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from reasonembed_mteb.cli.common import Debug, app, say
+from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reasonembed_mteb.reporting.score import Judgements, RunScores
+
+_NO_FILE = "-"
+# What a table has room for; JSON has all.
+_SHOWN = ("ndcg_at_10", "map_at_10", "mrr_at_10", "recall_at_1", "recall_at_100", "recall_at_1000")
+
+
+@app.command()
+def score(
+    run: Annotated[list[Path], typer.Argument(help="TREC run or JSON {query: {document: score}}; gz too.")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task", "-t", help="Task or subset; once for all runs, or once a run, in their order."
+        ),
+    ] = [],  # noqa: B006 - typer reads the default
+    qrels: Annotated[
+        list[Path], typer.Option(help="TREC labels, in place of --task; once, or once a run.")
+    ] = [],  # noqa: B006
+    exclude: Annotated[
+        list[Path],
+        typer.Option(help="Lines 'query document' that do not count; as often as --qrels, - for none."),
+    ] = [],  # noqa: B006
+    prefix: Annotated[
+        list[str], typer.Option(help="Strip this from the runs' query ids; once, or once a run.")
+    ] = [],  # noqa: B006
+    output_format: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="What to print.")
+    ] = "table",
+    debug: Debug = False,
+) -> None:
+    """Score run files by the protocol: exclusions before the cut, ties as pytrec_eval."""
+    set_up_logging(debug)
+    if bool(task) == bool(qrels):
+        msg = "give --task TASK or --qrels FILE, one of the two"
+        raise ReasonEmbedError(msg)
+    if exclude and len(exclude) != len(qrels):
+        msg = f"{len(exclude)} --exclude for {len(qrels)} --qrels; give one for each (- for none)"
+        raise ReasonEmbedError(msg)
+    from reasonembed_mteb.reporting.score import score_run, strip_prefix
+    from reasonembed_mteb.retrieval.trec import read_run
+
+    prefixes = _one_each(prefix or [""], len(run), "--prefix")
+    judgements = _judgements(task, qrels, exclude, len(run))
+    scored = []
+    for file, judged, before in zip(run, judgements, prefixes, strict=True):
+        try:
+            scored.append(score_run(strip_prefix(read_run(file), before), judged))
+        except ReasonEmbedError as error:
+            raise _about(file, error) from error
+    _say_remarks(run, judgements, scored)
+    if output_format == "json":
+        _print_json(run, judgements, scored)
+    else:
+        _print_table(run, judgements, scored)
+
+
+def _one_each(given: Sequence[Any], runs: int, option: str) -> list[Any]:
+    """Repeat what was given once for all runs."""
+    if len(given) not in (1, runs):
+        msg = f"{len(given)} {option} for {runs} runs; give one for all, or one a run in the same order"
+        raise ReasonEmbedError(msg)
+    return list(given) * (runs if len(given) == 1 else 1)
+
+
+def _judgements(
+    tasks: Sequence[str], qrels: Sequence[Path], exclude: Sequence[Path], runs: int
+) -> list[Judgements]:
+    """Return each run's labels and exclusions; what several runs share is read once."""
+    from reasonembed_mteb.reporting.score import judgements_from_files, judgements_of_task
+
+    wanted: list[Any]
+    if tasks:
+        wanted = _one_each(tasks, runs, "--task")
+        read = {name: judgements_of_task(name) for name in dict.fromkeys(wanted)}
+    else:
+        none: list[Path | None] = [None if str(file) == _NO_FILE else file for file in exclude]
+        wanted = _one_each(list(zip(qrels, none or [None] * len(qrels), strict=True)), runs, "--qrels")
+        read = {pair: judgements_from_files(*pair) for pair in dict.fromkeys(wanted)}
+    return [read[key] for key in wanted]
+
+
+def _about(file: Path, error: ReasonEmbedError) -> ReasonEmbedError:
+    """Name the run in an error that does not."""
+    message = str(error)
+    return error if message.startswith((str(file), "cannot")) else ReasonEmbedError(f"{file}: {message}")
+
+
+def _say_remarks(runs: Sequence[Path], judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> None:
+    for judged in {id(one): one for one in judgements}.values():
+        for line in judged.suspects:
+            say(f"{judged.name}: {line}")
+    for file, one in zip(runs, scored, strict=True):
+        for line in one.remarks():
+            say(f"{file}: {line}")
+
+
+def _mean(judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> dict[str, float] | None:
+    """Return the macro mean over runs, if each is of another task."""
+    if len(scored) < 2 or len({id(one) for one in judgements}) != len(scored):
+        return None
+    return {name: sum(one.scores[name] for one in scored) / len(scored) for name in scored[0].scores}
+
+
+def _print_json(runs: Sequence[Path], judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> None:
+    import json
+
+    found = [
+        {
+            "run": str(file),
+            "task": judged.name,
+            "queries": len(one.per_query),
+            "scores": one.scores | {"main_score": one.scores[one.main_score]},
+            "queries_without_rows": list(one.without_rows),
+            "queries_without_labels": list(one.without_labels),
+            "excluded_documents_removed": one.removed,
+        }
+        for file, judged, one in zip(runs, judgements, scored, strict=True)
+    ]
+    mean = _mean(judgements, scored)
+    typer.echo(json.dumps({"runs": found} | ({"mean": mean} if mean else {}), indent=2))
+
+
+def _print_table(runs: Sequence[Path], judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> None:
+    rows = [
+        [
+            file.name,
+            judged.name,
+            f"{len(one.per_query):,}",
+            *(f"{100 * one.scores[name]:.2f}" for name in _SHOWN),
+        ]
+        for file, judged, one in zip(runs, judgements, scored, strict=True)
+    ]
+    sections = []
+    mean = _mean(judgements, scored)
+    if mean is not None:
+        sections = [len(rows) - 1]
+        queries = sum(len(one.per_query) for one in scored)
+        label = f"macro mean of {len(scored)}"
+        rows.append([label, "", f"{queries:,}", *(f"{100 * mean[name]:.2f}" for name in _SHOWN)])
+    title = "Scores in %, excluded documents out before the cut"
+    show_table(["run", "labels", "queries", *_SHOWN], rows, title, sections=sections)

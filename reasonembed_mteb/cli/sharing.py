@@ -1,0 +1,100 @@
+"""Sharing: BEIR folders, submissions to MTEB, and its entries of the checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import Annotated
+
+import typer
+
+from reasonembed_mteb.cli.common import FAILED, Debug, app, connect, say
+from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.errors import ReasonEmbedError
+
+
+@app.command("export-beir")
+def export_beir(
+    task: Annotated[str, typer.Argument(help="Task, ours or MTEB's.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    debug: Debug = False,
+) -> None:
+    """Write a task as a BEIR folder, with its exclusions beside it."""
+    connect(debug)
+    import shlex
+
+    from reasonembed_mteb.retrieval.beir import export_beir as export
+    from reasonembed_mteb.retrieval.tables import task_instructions
+    from reasonembed_mteb.running.resolving import resolve_tasks
+
+    (found,) = resolve_tasks([], [task])
+    counts = export(found, folder)
+    typer.echo(f"{folder}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    instruction = task_instructions().get(task)
+    options = f" --instruction {shlex.quote(instruction)}" if instruction else ""
+    say(f"To score a model on it: reasonembed run -m MODEL --beir {shlex.quote(str(folder))}{options}")
+
+
+@app.command()
+def submit(
+    results: Annotated[Path, typer.Argument(help="A run's output folder.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be refused; nothing is sent.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Check results against the rules of MTEB's results repository; mteb itself submits them."""
+    from reasonembed_mteb.reporting import submission
+
+    if not check:
+        command = submission.submit_command(results)
+        msg = f"submitting is mteb's own job: give --check first, then run `{command}`"
+        raise ReasonEmbedError(msg)
+    connect(debug)
+    findings = submission.check_submission(results)
+    rows = [
+        ["refused" if one.refused else "asked", one.kind, str(one.where), one.problem, one.remedy]
+        for one in findings
+    ]
+    if rows:
+        show_table(
+            ["", "what", "where", "problem", "remedy"], rows, "What MTEB's results repository would say"
+        )
+    if any(one.refused for one in findings):
+        raise typer.Exit(FAILED)
+    say(f"Nothing would be refused. To submit: {submission.submit_command(results)}")
+
+
+@app.command("export-modelmeta")
+def export_modelmeta(
+    model: Annotated[
+        list[str] | None, typer.Argument(help="Published checkpoints; all six by default.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the files here instead of printing one.")] = None,
+    revision: Annotated[list[str], typer.Option(help="NAME=COMMIT, which mteb asks for; repeatable.")] = [],  # noqa: B006 - typer reads the default
+    debug: Debug = False,
+) -> None:
+    """Write the file and the prompts that a pull request to mteb needs for the checkpoints."""
+    set_up_logging(debug)
+    from reasonembed_mteb.files import write_whole
+    from reasonembed_mteb.reporting import modelmeta
+
+    contents = modelmeta.export_modelmeta(model or (), revisions=_pairs(revision))
+    if output is None:
+        typer.echo(contents[modelmeta.MODULE], nl=False)
+        say(f"--output FOLDER also writes {modelmeta.PROMPTS} and {modelmeta.REQUEST}")
+        return
+    there = [name for name in contents if (output / name).exists()]
+    if there:
+        msg = f"{output} has {', '.join(there)} already; move them away or give another folder"
+        raise ReasonEmbedError(msg)
+    for name, content in contents.items():
+        write_whole(output / name, content)
+        typer.echo(str(output / name))
+
+
+def _pairs(options: list[str]) -> dict[str, str]:
+    for option in options:
+        if option.count("=") != 1:
+            msg = f"--revision {option!r} must be NAME=COMMIT"
+            raise ReasonEmbedError(msg)
+    return dict(option.split("=") for option in options)

@@ -1,0 +1,305 @@
+"""A SentenceTransformer that encodes by token budget, and a way to make one of any."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from transformers import PreTrainedTokenizerBase
+
+from reasonembed_mteb.encoding.engine import (
+    Encoding,
+    EncodingStats,
+    Request,
+    TextsError,
+    check_options,
+    make_plan,
+)
+from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS
+from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+# sentence-transformers' own largest share of a process pool's work.
+_POOL_CHUNK = 5000
+
+
+class FastSentenceTransformer(SentenceTransformer):
+    """A SentenceTransformer whose encode, process pools and evaluators batch by token budget.
+
+    What the fast path does not know (images, pairs, chat templates, token vectors) takes the library's.
+    ``batch_size`` counts only there.
+
+    Attributes:
+        batch_tokens: Tokens of a batch; None for the device's own.
+        attn: ``"auto"``, ``"packed"``, ``"padded"``, ``"flash"`` (the flash-attn package's kernels) or
+            ``"off"`` (the library's path).
+        compile_layers: Whether decoder layers are compiled: ``"auto"`` (where the work pays for the
+            warm-up), ``"on"``, ``"off"`` or a bool.
+        last_token_counts: Tokens of the last call's texts (N,) in input order, before they were cut; None
+            after the library's path.
+    """
+
+    batch_tokens: int | None = None
+    attn: str = "auto"
+    compile_layers: str | bool = "auto"
+    last_token_counts: NDArray[np.int32] | None = None
+    # What fitted when memory ran out before.
+    _fitting_tokens: int | None = None
+    _stats: EncodingStats | None = None
+
+    @property
+    def encoding_stats(self) -> EncodingStats:
+        """What was encoded since the last reset."""
+        if self._stats is None:
+            self._stats = EncodingStats()
+        return self._stats
+
+    @torch.inference_mode()
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as the library's
+        """Encode what the fast path knows; hand the rest to the library."""
+        _check_texts(inputs)
+        started = time.perf_counter()
+        self.last_token_counts = None
+        if not inputs or not self._is_for_us(inputs, kwargs):
+            found = self._inference_by_library(inputs, **kwargs)
+            done = EncodingStats(texts=len(inputs))
+        else:
+            found, self.last_token_counts, done = self._inference_by_budget(inputs, **kwargs)
+        done.seconds = time.perf_counter() - started
+        self.encoding_stats.add(done)
+        return found
+
+    def _is_for_us(self, inputs: list[Any], options: dict[str, Any]) -> bool:
+        return (
+            self.attn != "off"
+            and options["output_value"] == "sentence_embedding"
+            and "processing_kwargs" not in options
+            and _reads_plain_text(self)
+            and all(isinstance(text, str) for text in inputs)
+        )
+
+    def _inference_by_budget(
+        self,
+        inputs: list[str],
+        *,
+        device: Any = None,  # noqa: ANN401 - as the library's
+        batch_size: int,
+        output_value: str,
+        **options: Any,
+    ) -> tuple[Tensor, NDArray[np.int32], EncodingStats]:
+        named = ("prompt", "show_progress_bar", "save_to_cpu", "normalize_embeddings", "truncate_dim")
+        check_options(self.attn, self.batch_tokens, self.compile_layers)
+        where = self._resolve_inference_device(device)
+        self.eval()
+        request = Request(
+            device=where,
+            **{name: options.pop(name) for name in named},
+            kwargs=options,
+        )
+        tokens = self._fitting_tokens or self.batch_tokens
+        plan = make_plan(self, self.attn, tokens, where)
+        encoding = Encoding(
+            self,
+            plan,
+            request,
+            compile_layers=self.compile_layers,
+            tokens_before=self.encoding_stats.tokens,
+        )
+        vectors, counts = encoding.run(inputs)
+        if encoding.budget.tokens < plan.batch_tokens:
+            self._fitting_tokens = encoding.budget.tokens
+        return vectors, counts, encoding.stats
+
+    def _inference_by_library(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
+        """Run `SentenceTransformer._inference` on what has tokens; the rest gets zero vectors."""
+        bare = not kwargs.get("prompt") and self._empty_text_has_no_token()
+        empty = [bare and isinstance(text, str) and not text for text in inputs]
+        if not any(empty) or kwargs.get("output_value") != "sentence_embedding":
+            return super()._inference(inputs, **kwargs)
+        filled = [text for text, is_empty in zip(inputs, empty, strict=True) if not is_empty]
+        dim = kwargs.get("truncate_dim") or self.get_embedding_dimension()
+        kept = torch.empty(0, int(dim or 0))
+        if filled:
+            kept = torch.as_tensor(super()._inference(filled, **kwargs))
+        vectors = torch.zeros(len(inputs), kept.shape[1], dtype=kept.dtype, device=kept.device)
+        vectors[~torch.tensor(empty, device=kept.device)] = kept
+        return vectors
+
+    def _empty_text_has_no_token(self) -> bool:
+        tokenizer = getattr(self, "tokenizer", None)
+        # Only a transformers tokenizer can be asked; others belong to models that take empty texts.
+        if not hasattr(tokenizer, "num_special_tokens_to_add"):
+            return False
+        return not tokenizer("")["input_ids"]  # type: ignore[misc]
+
+    @staticmethod
+    def _multi_process_worker(  # type: ignore[override]
+        target_device: str, model: FastSentenceTransformer, input_queue: Any, results_queue: Any  # noqa: ANN401
+    ) -> None:
+        """Work as the library's worker does, and send counts and figures along.
+
+        A static method, so that a class made by `accelerate` need not be importable in the worker.
+        """
+        worker = SentenceTransformer._multi_process_worker
+        worker(target_device, model, input_queue, _ReportingQueue(results_queue, model))
+
+    def _get_worker_result(self, pool: Any, poll_interval: float = 1.0) -> Any:  # type: ignore[override]  # noqa: ANN401
+        chunk, found, counts, done = super()._get_worker_result(pool, poll_interval)
+        self._pooled[chunk] = counts
+        self.encoding_stats.add(done)
+        if isinstance(found, TextsError):
+            found = found.moved(chunk * self._pool_chunk)
+        return chunk, found
+
+    def _multi_process(self, inputs: Sequence[Any], pool: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+        workers = len(pool["processes"]) if pool else len(kwargs.get("device") or [None])
+        share = max(1, min(math.ceil(len(inputs) / workers / 10), _POOL_CHUNK))
+        given = kwargs.get("chunk_size")
+        kwargs["chunk_size"] = self._pool_chunk = share if given is None else given
+        self._pooled: dict[int, NDArray[np.int32] | None] = {}
+        found = super()._multi_process(inputs, pool=pool, **kwargs)
+        counts = [part for _, part in sorted(self._pooled.items()) if part is not None]
+        complete = bool(counts) and len(counts) == len(self._pooled)
+        self.last_token_counts = np.concatenate(counts) if complete else None
+        return found
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object's
+        """Pickle a model whose class `accelerate` made by naming the class it was made from."""
+        if "_made_from" not in vars(type(self)):
+            return super().__reduce_ex__(protocol)
+        return _revive, (type(self)._made_from,), self.__getstate__()
+
+
+class _ReportingQueue:
+    """A worker's results queue that adds token counts and figures to each result."""
+
+    def __init__(self, queue: Any, model: FastSentenceTransformer) -> None:  # noqa: ANN401
+        self._queue = queue
+        self._model = model
+
+    def put(self, result: Sequence[Any]) -> None:
+        """Send a result ``[chunk, vectors or error]``."""
+        chunk, found = result
+        done = EncodingStats()
+        done.add(self._model.encoding_stats)
+        self._model.encoding_stats.reset()
+        self._queue.put([chunk, found, self._model.last_token_counts, done])
+
+
+def accelerate(
+    model: SentenceTransformer,
+    *,
+    batch_tokens: int | None = None,
+    attn: str = "auto",
+    compile: str | bool = "auto",
+) -> SentenceTransformer:
+    """Let a loaded model encode by token budget, in place.
+
+    Vectors are the same within the precision's noise; encode, encode_query, encode_document, process pools
+    and evaluators all take the new path.
+
+    Args:
+        model: Any SentenceTransformer.
+        batch_tokens: Tokens of a batch; None for the device's own.
+        attn: ``"auto"``, ``"packed"``, ``"padded"``, ``"flash"`` or ``"off"``.
+        compile: Whether decoder layers are compiled: ``"auto"``, ``"on"``, ``"off"`` or a bool.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        UnknownNameError: If an option is not known.
+        ReasonEmbedError: If the model is none, or the budget is no positive number.
+
+    Example:
+        >>> model = accelerate(SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"))  # doctest: +SKIP
+    """
+    if not isinstance(model, SentenceTransformer):
+        msg = f"accelerate takes a SentenceTransformer, not {type(model).__name__}"
+        raise ReasonEmbedError(msg)
+    check_options(attn, batch_tokens, compile)
+    if not isinstance(model, FastSentenceTransformer):
+        model.__class__ = _fast_class(type(model))
+    fast: Any = model
+    fast.batch_tokens, fast.attn, fast.compile_layers = batch_tokens, attn, compile
+    fast._fitting_tokens = None
+    return model
+
+
+def encode_stream(
+    model: SentenceTransformer, texts: Iterable[str], *, chunk: int = 100_000, **options: Any
+) -> Iterator[NDArray[Any]]:
+    """Encode texts as they come; memory holds one chunk of them, however many there are.
+
+    Args:
+        model: Any SentenceTransformer; see `accelerate`.
+        texts: The texts.
+        chunk: How many are encoded at a time. Lengths even out within a chunk, so that large ones are faster.
+        **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
+
+    Yields:
+        Vectors (at most ``chunk``, dim) in the texts' order.
+
+    Raises:
+        ReasonEmbedError: If the chunk is no positive number.
+        TextsError: As encode does, with positions counted from the first text of all.
+    """
+    if chunk < 1:
+        msg = f"chunk is {chunk}: give at least 1"
+        raise ReasonEmbedError(msg)
+    waiting = iter(texts)
+    start = 0
+    while some := list(islice(waiting, chunk)):
+        try:
+            vectors = model.encode(some, **options)
+        except TextsError as error:
+            raise error.moved(start) from error
+        yield np.asarray(vectors)
+        start += len(some)
+
+
+def _fast_class(base: type[SentenceTransformer]) -> type[FastSentenceTransformer]:
+    if base is SentenceTransformer:
+        return FastSentenceTransformer
+    return type(f"Fast{base.__name__}", (FastSentenceTransformer, base), {"_made_from": base})
+
+
+def _revive(base: type[SentenceTransformer]) -> FastSentenceTransformer:
+    made = _fast_class(base)
+    return made.__new__(made)
+
+
+def _reads_plain_text(model: SentenceTransformer) -> bool:
+    """Return whether texts reach a transformers model through its tokenizer and nothing else."""
+    first: Any = model[0]
+    return (
+        isinstance(first, Transformer)
+        and first.backend == "torch"
+        and first.transformer_task == "feature-extraction"
+        and "text" in first.modality_config
+        # Texts would go through the chat template.
+        and "message" not in first.modality_config
+        and first.modality_config["text"]["method"] == "forward"
+        and isinstance(first.processor, PreTrainedTokenizerBase)
+        and set(first.processor.model_input_names) <= KEPT_KEYS
+        and first.query_expansion is None
+        and model.device.type != "hpu"
+    )
+
+
+def _check_texts(inputs: Sequence[Any]) -> None:
+    for position, text in enumerate(inputs):
+        if text is None or isinstance(text, (bool, int, float, bytes)):
+            msg = f"input {position} is {type(text).__name__}, not text: {text!r}"
+            raise ReasonEmbedError(msg)

@@ -1,0 +1,265 @@
+"""Attention over packed texts: one row of tokens, each text attending to itself alone.
+
+Four kernels are known to transformers by name. None has a mask function: transformers then makes no mask.
+
+====================  ==========================================================================
+``varlen``            `torch.nn.attention.varlen`, on CUDA in half precision
+``flash``             the flash-attn package's kernels, through transformers
+``documents``         scaled dot-product attention, text by text: any device, any precision
+``causal``            not packed: rows padded on the right, which a causal model needs no mask for
+====================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor, nn
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None  # type: ignore[assignment]
+
+# Decoders whose attention hands `cu_seq_lens_q` on, has no soft cap, and rotates by position_ids.
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+# Modules that read one vector a text, so that they need not know how the tokens lay.
+_PER_TEXT = frozenset({"Dense", "Dropout", "LayerNorm", "Normalize"})
+VARLEN, DOCUMENTS, CAUSAL = (f"reasonembed_{name}" for name in ("varlen", "documents", "causal"))
+# torch.nn.attention.varlen's kernel: FlashAttention's limits.
+_MAX_HEAD_DIM = 256
+_MIN_CAPABILITY = (8, 0)
+
+
+def _varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend by torch's variable-length kernel; ``query`` is (1, H, T, D), the output (1, T, H, D)."""
+    # (T, H, D): views, since transformers made the inputs by transposing.
+    rows = [tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value)]
+    mixed = varlen_attn(
+        *rows,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed.unsqueeze(0), None  # type: ignore[union-attr]
+
+
+# A loop over texts; a compiled layer runs it as it is.
+@torch.compiler.disable
+def _documents(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend text by text; shapes as in `_varlen`."""
+    grouped = query.shape[1] != key.shape[1]
+    mixed = torch.empty_like(query.transpose(1, 2))
+    ends = cu_seq_lens_q.tolist()
+    for start, stop in zip(ends, ends[1:], strict=False):
+        mask = _window_mask(stop - start, sliding_window, query.device)
+        one = scaled_dot_product_attention(
+            *(tensor[:, :, start:stop] for tensor in (query, key, value)),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        mixed[:, start:stop] = one.transpose(1, 2)
+    return mixed, None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return a causal mask of a sliding window, or None where it hides nothing more."""
+    if window is None or length <= window:
+        return None
+    where = torch.arange(length, device=device)
+    back = where[:, None] - where[None, :]
+    return (back >= 0) & (back < window)
+
+
+AttentionInterface.register(VARLEN, _varlen)
+AttentionInterface.register(DOCUMENTS, _documents)
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
+
+def is_known_decoder(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
+    """Return whether a model is a causal decoder of the families that we know.
+
+    Args:
+        config: Its transformers configuration.
+    """
+    return getattr(config, "model_type", None) in FAMILIES and getattr(config, "is_causal", True)
+
+
+def can_pack(model: SentenceTransformer) -> bool:
+    """Return whether a model's modules can be given packed texts.
+
+    Args:
+        model: A model whose first module is a `Transformer`.
+    """
+    names = [type(module).__name__ for module in model]
+    backbone = getattr(model[0], "auto_model", None)
+    return (
+        names[1:2] == ["Pooling"]
+        and set(names[2:]) <= _PER_TEXT
+        and is_known_decoder(getattr(backbone, "config", None))
+    )
+
+
+def has_windows(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
+    """Return whether any layer attends to a sliding window only.
+
+    Args:
+        config: The model's transformers configuration.
+    """
+    return getattr(config, "sliding_window", None) is not None
+
+
+def kernel_for(config: Any, device: torch.device, dtype: torch.dtype | None) -> str | None:  # noqa: ANN401
+    """Return the fastest packed kernel that a device has.
+
+    Args:
+        config: The model's transformers configuration.
+        device: Where it runs.
+        dtype: Of its weights.
+
+    Returns:
+        An attention name for `named_attention`; None on an accelerator that has no packed kernel.
+    """
+    if device.type == "cpu":
+        return DOCUMENTS
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if capability < _MIN_CAPABILITY or head_dim > _MAX_HEAD_DIM:
+        return None
+    # FlashAttention 3 is written for Hopper; torch's own kernel is FlashAttention 2, as is flash-attn's.
+    if capability[0] == 9 and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return VARLEN if has_varlen() else flash_kernel()
+
+
+def has_varlen() -> bool:
+    """Return whether the installed torch has variable-length attention with grouped-query keys."""
+    if varlen_attn is None:
+        return False
+    return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def flash_kernel() -> str | None:
+    """Return transformers' name of the installed flash-attn package, or None without one."""
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+@contextmanager
+def named_attention(config: Any, name: str | None) -> Iterator[None]:  # noqa: ANN401
+    """Let a model attend by a kernel while the context lasts.
+
+    Args:
+        config: The model's transformers configuration, which its layers share.
+        name: An attention name; None leaves the model's own.
+    """
+    before = config._attn_implementation
+    try:
+        if name is not None:
+            config._attn_implementation = name
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed_features(rows: Sequence[NDArray[np.int32]]) -> dict[str, Any]:
+    """Lay texts one after another.
+
+    Args:
+        rows: Token ids, at least one a text.
+
+    Returns:
+        ``input_ids`` and ``position_ids`` (1, T) int64, which restart with each text; ``cu_seq_lens_q`` and
+        ``cu_seq_lens_k`` (N + 1,) int32, where each starts; ``max_length_q`` and ``max_length_k``.
+    """
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    ends = torch.from_numpy(starts.astype(np.int32))
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
+        "position_ids": torch.from_numpy(positions)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def padded_features(
+    rows: Sequence[NDArray[np.int32]],
+    types: Sequence[NDArray[np.int32]] | None,
+    *,
+    pad_id: int,
+    left: bool,
+) -> dict[str, Any]:
+    """Lay texts in rows of the longest's length.
+
+    Args:
+        rows: Token ids.
+        types: ``token_type_ids`` likewise, or None.
+        pad_id: Fills the rest; the mask hides it.
+        left: Whether the padding comes first.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and, where given, ``token_type_ids``, each (N, longest) int64.
+    """
+    width = max(map(len, rows))
+    shape = (len(rows), width)
+    table = {"input_ids": np.full(shape, pad_id), "attention_mask": np.zeros(shape, dtype=np.int64)}
+    if types is not None:
+        table["token_type_ids"] = np.zeros(shape, dtype=np.int64)
+    for i, row in enumerate(rows):
+        filled = slice(width - len(row), width) if left else slice(0, len(row))
+        table["input_ids"][i, filled] = row
+        table["attention_mask"][i, filled] = 1
+        if types is not None:
+            table["token_type_ids"][i, filled] = types[i]
+    return {name: torch.from_numpy(values) for name, values in table.items()}

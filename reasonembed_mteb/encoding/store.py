@@ -1,0 +1,549 @@
+"""An embedding store on disk: vectors that are never computed twice.
+
+One folder a model, named by a hash of everything that decides its vectors. In it lie shards (safetensors,
+written whole, never changed) and a manifest with their sizes and checksums; a shard that the manifest does
+not name does not exist. Adding takes a lock, so that several processes can fill one store.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import mmap
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# "auto" keeps the smallest of these that holds a shard's values exactly.
+_EXACT_ORDER = ("bfloat16", "float16", "float32")
+_MODEL, _MANIFEST, _LOCK = "model.json", "manifest.json", "lock"
+
+
+class StoreError(ReasonEmbedError):
+    """A store that cannot be used as it is."""
+
+
+def text_keys(texts: Sequence[str], salt: str = "") -> NDArray[np.uint64]:
+    """Return the keys of exact texts, ``(N, 2)``: the two halves of their 128-bit xxh3.
+
+    Args:
+        texts: The texts as the model sees them, prompts included.
+        salt: What else distinguishes vectors of equal texts.
+    """
+    head = f"{salt}\0".encode() if salt else b""
+    digests = [xxhash.xxh3_128_digest(head + text.encode("utf-8", "surrogatepass")) for text in texts]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file of vectors, checked when it is first used."""
+
+    file: Path
+    rows: int
+    xxh3: str
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        return self.tensors["keys"].numpy().view(np.uint64)
+
+    @cached_property
+    def problem(self) -> str | None:
+        """What is wrong with the file, or None."""
+        try:
+            found = file_checksum(self.file)
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+        return None if found == self.xxh3 else "is damaged (its checksum differs)"
+
+
+def file_checksum(file: Path) -> str:
+    """Return a file's xxh3 (64 bit) in hexadecimal.
+
+    Args:
+        file: The file.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    digest = xxhash.xxh3_64()
+    if file.stat().st_size:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            digest.update(content)
+    return digest.hexdigest()
+
+
+class _Index:
+    """Where each key lies: sorted runs, which are searched one after the other."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
+
+    def add(self, keys: NDArray[np.uint64], shard: int) -> None:
+        order = np.argsort(keys[:, 0], kind="stable")
+        self._runs.append((keys[order], np.full(len(order), shard), order))
+        # Runs grow like the digits of a binary counter, so that there are few of them.
+        while len(self._runs) > 1 and len(self._runs[-1][0]) * 2 > len(self._runs[-2][0]):
+            merged = [np.concatenate(pair) for pair in zip(self._runs[-2], self._runs.pop(), strict=True)]
+            by_key = np.argsort(merged[0][:, 0], kind="stable")
+            self._runs[-1] = (merged[0][by_key], merged[1][by_key], merged[2][by_key])
+
+    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the shard and the row of each key, -1 where it is not there."""
+        shards = np.full(len(keys), -1, dtype=np.int64)
+        rows = np.full(len(keys), -1, dtype=np.int64)
+        for held, where, row in self._runs:
+            place = np.searchsorted(held[:, 0], keys[:, 0])
+            waiting = np.flatnonzero(shards < 0)
+            # Two keys may share their first half: look on while it is the same.
+            while len(waiting):
+                waiting = waiting[place[waiting] < len(held)]
+                waiting = waiting[held[place[waiting], 0] == keys[waiting, 0]]
+                hit = held[place[waiting], 1] == keys[waiting, 1]
+                found = waiting[hit]
+                shards[found], rows[found] = where[place[found]], row[place[found]]
+                waiting = waiting[~hit]
+                place[waiting] += 1
+        return shards, rows
+
+
+class VectorStore:
+    """The stored vectors of one model.
+
+    Args:
+        root: Folder of the whole store.
+        fingerprint: Everything that decides the vectors of a text; its hash names the model's folder.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: the smallest that is exact.
+
+    Raises:
+        StoreError: If the folder is of another layout, or damaged beyond its shards.
+    """
+
+    def __init__(self, root: Path, fingerprint: Mapping[str, Any], dtype: str = "auto") -> None:
+        """Open the model's folder; nothing is written before the first vectors are."""
+        if dtype != "auto" and dtype not in DTYPES:
+            msg = f"a store holds {', '.join(DTYPES)} or auto, not {dtype!r}"
+            raise StoreError(msg)
+        self._dtype = dtype
+        self._fingerprint = dict(fingerprint) | {"stored_as": dtype}
+        canonical = json.dumps(self._fingerprint, sort_keys=True)
+        self.folder = root / xxhash.xxh3_128_hexdigest(canonical.encode())
+        self.dimension: int | None = None
+        self._shards: list[_Shard] = []
+        self._index = _Index()
+        self._known: set[str] = set()
+        self._manifest_seen: tuple[int, int] | None = None
+        self._writable = True
+        self.refresh()
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return sum(shard.rows for shard in self._shards if shard.file.name in self._known)
+
+    def refresh(self) -> None:
+        """Take in what other processes have added.
+
+        Raises:
+            StoreError: If the folder is of another layout or its manifest is damaged.
+        """
+        file = self.folder / _MANIFEST
+        if not file.is_file():
+            return
+        stat = file.stat()
+        if self._manifest_seen == (stat.st_mtime_ns, stat.st_ino):
+            return
+        manifest = read_manifest(self.folder)
+        self.dimension = manifest["dimension"]
+        for entry in manifest["shards"]:
+            if entry["file"] not in self._known:
+                self._take_in(_Shard(self.folder / entry["file"], entry["rows"], entry["xxh3"]))
+        self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
+
+    def _take_in(self, shard: _Shard) -> None:
+        """Index a shard; its content is checked when one of its vectors is asked for."""
+        try:
+            keys = shard.keys
+        except (OSError, ValueError, KeyError, SafetensorError):
+            # The checksum, which is wrong too, gives the better message.
+            self._say_damaged(shard)
+            return
+        self._known.add(shard.file.name)
+        self._index.add(keys, len(self._shards))
+        self._shards.append(shard)
+
+    def _say_damaged(self, shard: _Shard) -> None:
+        problem = shard.problem or "is no shard of this layout"
+        logger.warning("%s %s; its %d vectors are computed again", shard.file, problem, shard.rows)
+
+    def _locate(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find keys in whole shards; damaged ones are dropped, and said."""
+        while True:
+            shards, rows = self._index.find(keys)
+            used = [int(number) for number in np.unique(shards) if number >= 0]
+            damaged = [number for number in used if self._shards[number].problem is not None]
+            if not damaged:
+                return shards, rows
+            for number in damaged:
+                self._say_damaged(self._shards[number])
+                self._known.discard(self._shards[number].file.name)
+            self._index = _Index()
+            for number, shard in enumerate(self._shards):
+                if shard.file.name in self._known:
+                    self._index.add(shard.keys, number)
+
+    def find(self, plain: NDArray[np.uint64], limited: NDArray[np.uint64], limit: int | None) -> Found:
+        """Look texts up.
+
+        Args:
+            plain: Keys ``(N, 2)`` of texts that were not truncated.
+            limited: Keys of the same texts, salted with the limit.
+            limit: The token limit in force; None if there is none or it is not known.
+
+        Returns:
+            Where each text's vector lies.
+        """
+        shards, rows = self._locate(plain)
+        if limit is not None:
+            held = shards >= 0
+            tokens = self._gather("tokens", shards[held], rows[held])
+            # A vector of the whole text says nothing about the text cut shorter.
+            shards[np.flatnonzero(held)[tokens > limit]] = -1
+        missing = np.flatnonzero(shards < 0)
+        shards[missing], rows[missing] = self._locate(limited[missing])
+        return Found(shards, rows)
+
+    def _gather(self, name: str, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
+        out = np.zeros(len(shards), dtype=np.int64)
+        for shard in np.unique(shards):
+            at = shards == shard
+            out[at] = self._shards[shard].tensors[name].numpy()[rows[at]]
+        return out
+
+    def read(self, found: Found) -> torch.Tensor:
+        """Return vectors ``(N, dim)``: mapped from disk where they lie in one run, else gathered.
+
+        Args:
+            found: See `find`; everything must be there.
+        """
+        if len(found.rows) == 0:
+            return torch.empty(0, self.dimension or 0)
+        first, start = int(found.shards[0]), int(found.rows[0])
+        stop = start + len(found.rows)
+        if (found.shards == first).all() and (found.rows == np.arange(start, stop)).all():
+            return self._shards[first].tensors["vectors"][start:stop]
+        used = [int(shard) for shard in np.unique(found.shards)]
+        dtypes = {self._shards[shard].tensors["vectors"].dtype for shard in used}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        out = torch.empty(len(found.rows), self.dimension or 0, dtype=dtype)
+        for shard in used:
+            at = torch.from_numpy(np.flatnonzero(found.shards == shard))
+            rows = torch.from_numpy(found.rows[found.shards == shard])
+            out[at] = self._shards[shard].tensors["vectors"][rows].to(dtype)
+        return out
+
+    def add(self, keys: NDArray[np.uint64], tokens: NDArray[np.int32], vectors: torch.Tensor) -> bool:
+        """Write vectors as one shard, whole or not at all; texts that another process added are left out.
+
+        Args:
+            keys: ``(N, 2)``.
+            tokens: ``(N,)`` token counts before truncation; -1 where not known.
+            vectors: ``(N, dim)``, on the CPU.
+
+        Returns:
+            Whether they are stored; False if the store cannot be written to (said once).
+
+        Raises:
+            StoreError: If the vectors are of another dimension than the store's.
+            ReasonEmbedError: If the disk is full.
+        """
+        if self.dimension is not None and vectors.shape[1] != self.dimension:
+            msg = (
+                f"{self.folder} holds vectors of {self.dimension} dimensions, and these have "
+                f"{vectors.shape[1]}: `reasonembed store prune` it, or choose another --store"
+            )
+            raise StoreError(msg)
+        if not self._writable or not self._prepare():
+            return False
+        with FileLock(self.folder / _LOCK):
+            self.refresh()
+            new = np.flatnonzero(self._locate(keys)[0] < 0)
+            _, first = np.unique(keys[new], axis=0, return_index=True)
+            new = new[np.sort(first)]
+            if len(new):
+                self._write(keys[new], tokens[new], vectors[torch.from_numpy(new)])
+        return True
+
+    def _prepare(self) -> bool:
+        """Make the folder; a store that is read-only is used as it is."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _LOCK).touch()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                msg = f"cannot write {self.folder}: the disk is full; free space and run again to go on"
+                raise ReasonEmbedError(msg) from error
+            self._writable = False
+            logger.warning(
+                "%s cannot be written to (%s); new vectors are not kept", self.folder, error.strerror
+            )
+        return self._writable
+
+    def _write(self, keys: NDArray[np.uint64], tokens: NDArray[np.int32], vectors: torch.Tensor) -> None:
+        from safetensors.torch import save
+
+        stored = self.as_stored(vectors).contiguous()
+        content = save(
+            {
+                "keys": torch.from_numpy(np.ascontiguousarray(keys).view(np.int64)),
+                "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
+                "vectors": stored,
+            },
+            metadata={"layout": str(LAYOUT), "model": self.folder.name},
+        )
+        checksum = xxhash.xxh3_64_hexdigest(content)
+        manifest = self._manifest(vectors.shape[1])
+        number = 1 + max((int(one["file"].split("-")[0]) for one in manifest["shards"]), default=0)
+        name = f"{number:06d}-{checksum}.safetensors"
+        if not (self.folder / _MODEL).is_file():
+            write_whole(self.folder / _MODEL, _json({"layout": LAYOUT, **self._fingerprint}))
+        write_whole(self.folder / name, content)
+        entry = {"file": name, "rows": len(keys), "dtype": str(stored.dtype).removeprefix("torch.")}
+        manifest["shards"].append(entry | {"bytes": len(content), "xxh3": checksum})
+        write_whole(self.folder / _MANIFEST, _json(manifest))
+        self.dimension = vectors.shape[1]
+        shard = _Shard(self.folder / name, len(keys), checksum)
+        # What was hashed is what was written; the next opening checks what the disk kept.
+        shard.__dict__["problem"] = None
+        self._take_in(shard)
+        stat = (self.folder / _MANIFEST).stat()
+        self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
+
+    def _manifest(self, dimension: int) -> dict[str, Any]:
+        """Return the manifest to add to, without the shards that were found to be damaged."""
+        if not (self.folder / _MANIFEST).is_file():
+            return {"layout": LAYOUT, "dimension": dimension, "shards": []}
+        manifest = read_manifest(self.folder)
+        whole = [entry for entry in manifest["shards"] if entry["file"] in self._known]
+        return manifest | {"shards": whole}
+
+    def as_stored(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return vectors in the dtype that they are stored in.
+
+        Args:
+            vectors: ``(N, dim)``.
+        """
+        if self._dtype != "auto":
+            return vectors.to(DTYPES[self._dtype])
+        full = vectors.float()
+        small = (full.to(DTYPES[name]) for name in _EXACT_ORDER)
+        return next(one for one in small if torch.equal(one.float(), full))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where texts' vectors lie.
+
+    Attributes:
+        shards: ``(N,)`` shard numbers; -1 where the text is missing.
+        rows: ``(N,)`` rows in the shard.
+    """
+
+    shards: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @property
+    def missing(self) -> NDArray[np.int64]:
+        """Positions of the texts that are not stored."""
+        return np.flatnonzero(self.shards < 0)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a model folder's manifest.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        StoreError: If it is damaged or of another layout.
+    """
+    file = folder / _MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        layout = manifest.get("layout")
+    except (OSError, ValueError, AttributeError) as error:
+        msg = f"{file} is damaged ({error}); `reasonembed store prune` removes what cannot be used"
+        raise StoreError(msg) from error
+    if layout != LAYOUT:
+        msg = (
+            f"{folder} is of layout {layout}, and this version reads {LAYOUT}: `reasonembed store prune` "
+            "removes it, or choose another --store"
+        )
+        raise StoreError(msg)
+    return manifest
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What the store holds of one model.
+
+    Attributes:
+        folder: Where.
+        fingerprint: Everything that decides the vectors; empty if it cannot be read.
+        rows: Number of vectors.
+        dimension: Their size.
+        dtypes: What they are stored as.
+        size: Bytes.
+        problems: One line for each thing that is wrong.
+    """
+
+    folder: Path
+    fingerprint: dict[str, Any]
+    rows: int
+    dimension: int
+    dtypes: tuple[str, ...]
+    size: int
+    problems: tuple[str, ...]
+
+
+def list_store(root: Path, *, verify: bool = False) -> list[ModelFolder]:
+    """Return what a store holds, model by model.
+
+    Args:
+        root: The store's folder.
+        verify: Read every shard and compare its checksum.
+
+    Raises:
+        StoreError: If there is no such folder.
+    """
+    if not root.is_dir():
+        msg = f"there is no store at {root}; `reasonembed run --store FOLDER` makes one"
+        raise StoreError(msg)
+    return [_examine(folder, verify) for folder in sorted(_model_folders(root))]
+
+
+def _model_folders(root: Path) -> Iterator[Path]:
+    for folder in root.iterdir():
+        if folder.is_dir() and ((folder / _MODEL).is_file() or (folder / _MANIFEST).is_file()):
+            yield folder
+
+
+def _examine(folder: Path, verify: bool) -> ModelFolder:
+    problems = []
+    fingerprint: dict[str, Any] = {}
+    try:
+        fingerprint = json.loads((folder / _MODEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{folder / _MODEL} is damaged ({error})")
+    try:
+        manifest = _manifest_or_empty(folder)
+    except StoreError as error:
+        return ModelFolder(folder, fingerprint, 0, 0, (), 0, (*problems, str(error)))
+    shards = manifest["shards"]
+    for entry in shards:
+        shard = _Shard(folder / entry["file"], entry["rows"], entry["xxh3"])
+        if not shard.file.is_file() or shard.file.stat().st_size != entry["bytes"]:
+            problems.append(f"{shard.file} is missing or cut short")
+        elif verify and shard.problem is not None:
+            problems.append(f"{shard.file} {shard.problem}")
+    rows, size = (sum(entry[key] for entry in shards) for key in ("rows", "bytes"))
+    dtypes = tuple(sorted({entry["dtype"] for entry in shards}))
+    return ModelFolder(folder, fingerprint, rows, manifest["dimension"], dtypes, size, tuple(problems))
+
+
+def prune_store(root: Path, models: Sequence[str] = ()) -> list[str]:
+    """Remove what cannot be used: damaged and unnamed shards, folders of another layout; and whole models.
+
+    Args:
+        root: The store's folder.
+        models: Names of models whose vectors are removed too.
+
+    Returns:
+        One line for each thing removed.
+
+    Raises:
+        StoreError: If there is no such folder, or no vectors of a model named.
+    """
+    held = list_store(root)
+    known = {str(one.fingerprint.get("name")) for one in held}
+    for name in models:
+        if name not in known:
+            msg = f"{root} holds no vectors of {name!r}; it has {', '.join(sorted(known)) or 'none at all'}"
+            raise StoreError(msg)
+    said = []
+    for one in held:
+        if one.fingerprint.get("name") in models or one.fingerprint.get("layout") != LAYOUT:
+            _remove(one.folder)
+            said.append(f"removed {one.folder} ({one.fingerprint.get('name')}, {one.rows:,} vectors)")
+        else:
+            said += _prune_folder(one.folder)
+    return said
+
+
+def _manifest_or_empty(folder: Path) -> dict[str, Any]:
+    """Return a folder's manifest; one without has no vectors yet."""
+    if (folder / _MANIFEST).is_file():
+        return read_manifest(folder)
+    return {"layout": LAYOUT, "dimension": 0, "shards": []}
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    with FileLock(folder / _LOCK):
+        # The manifest goes first: without it the shards do not exist.
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _prune_folder(folder: Path) -> list[str]:
+    with FileLock(folder / _LOCK):
+        try:
+            manifest = _manifest_or_empty(folder)
+        except StoreError:
+            (folder / _MANIFEST).unlink()
+            manifest = _manifest_or_empty(folder)
+        named = {entry["file"]: entry for entry in manifest["shards"]}
+        damaged = [
+            name
+            for name, entry in named.items()
+            if _Shard(folder / name, entry["rows"], entry["xxh3"]).problem is not None
+        ]
+        present = [file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".part")]
+        unnamed = [name for name in present if name not in named]
+        if damaged:
+            kept = [entry for name, entry in named.items() if name not in damaged]
+            write_whole(folder / _MANIFEST, _json(manifest | {"shards": kept}))
+        for name in [*damaged, *unnamed]:
+            (folder / name).unlink(missing_ok=True)
+    return [f"removed {folder / name}" for name in [*damaged, *unnamed]]

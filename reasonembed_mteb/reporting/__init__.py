@@ -1,0 +1,37 @@
+"""Results to tables: scoring runs, published scores, significance.
+
+Public names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+_HOMES = {
+    "Judgements": "score",
+    "RunScores": "score",
+    "bootstrap_intervals": "significance",
+    "compare": "significance",
+    "paired_test": "significance",
+    "published_for": "published",
+    "published_scores": "published",
+    "score_run": "score",
+    "significance_marks": "significance",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(_HOMES)

@@ -1,0 +1,305 @@
+"""Tables as text: for a terminal, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.reporting.boards import SHORT, metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from reasonembed_mteb.reporting.tables import Board, Cost, Mean, Row
+
+MISSING = "-"
+# Columns of a terminal table that goes into a file or a pipe, which has no width of its own.
+_WIDTH = 200
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of words.
+
+    Attributes:
+        title: What it shows.
+        head: Column names.
+        rows: Cells.
+        notes: Lines below.
+        words: How many columns from the left hold words; the others are set to the right.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    words: int = 1
+
+
+def percent(score: float | None, decimals: int = 2) -> str:
+    """Return a share as per cent, or a dash for a missing one.
+
+    Args:
+        score: ``[0, 1]``, or None.
+        decimals: How many.
+    """
+    return MISSING if score is None else f"{100 * score:.{decimals}f}"
+
+
+def mean_cell(mean: Mean | None, decimals: int = 2) -> str:
+    """Return a mean; one over fewer subsets carries a star and how many.
+
+    Args:
+        mean: The mean, or None where nothing is there.
+        decimals: How many.
+    """
+    if mean is None:
+        return MISSING
+    text = percent(mean.value, decimals)
+    return text if mean.whole else f"{text}* ({mean.count}/{mean.of})"
+
+
+def score_grid(board: Board, *, decimals: int = 2, marks: Mapping[str, str] | None = None) -> Grid:
+    """Return a table of scores.
+
+    Args:
+        board: The table.
+        decimals: Of every score.
+        marks: A mark behind the mean, by label of the row.
+    """
+    variants = any(row.variant for row in board.rows)
+    head = ("rank", "model", *(("table",) if variants else ()), "mean", *board.groups)
+    rows = tuple(
+        (
+            MISSING if row.rank is None else str(row.rank),
+            row.label,
+            *((row.variant,) if variants else ()),
+            f"{mean_cell(row.mean, decimals)} {(marks or {}).get(row.label, '')}".rstrip(),
+            *(mean_cell(row.groups.get(name), decimals) for name in board.groups),
+            *(_score(row, column, decimals) for column in board.columns),
+        )
+        for row in board.rows
+    )
+    metric = metric_name(board.metric) if board.metric else "main scores"
+    title = f"{board.name}: {metric} in % ({board.about})"
+    short = tuple(SHORT.get(column, column) for column in board.columns)
+    return Grid(title, (*head, *short), rows, board.notes, words=3 if variants else 2)
+
+
+def _score(row: Row, column: str, decimals: int) -> str:
+    return percent(row.cells[column].score if column in row.cells else None, decimals)
+
+
+def cost_grid(board: Board, *, decimals: int = 2) -> Grid | None:
+    """Return what each row cost beside its mean, or None where nothing is known.
+
+    Args:
+        board: The table of scores.
+        decimals: Of the mean.
+    """
+    if not any(row.cost.known for row in board.rows):
+        return None
+    head = ("model", "device", "mean", "seconds", "tokens", "tokens/s", "cut", "vector size")
+    rows = tuple(
+        (
+            " ".join(filter(None, (row.label, row.variant))),
+            row.cost.device or MISSING,
+            mean_cell(row.mean, decimals),
+            *_costs(row.cost),
+        )
+        for row in board.rows
+    )
+    return Grid(f"{board.name}: cost beside quality, all subsets together", head, rows, words=2)
+
+
+def _costs(cost: Cost) -> tuple[str, ...]:
+    speed = cost.tokens / cost.seconds if cost.tokens is not None and cost.seconds else None
+    return (
+        MISSING if cost.seconds is None else f"{cost.seconds:,.1f}",
+        *(
+            MISSING if value is None else f"{value:,.0f}"
+            for value in (cost.tokens, speed, cost.truncated, cost.dimensions)
+        ),
+    )
+
+
+def as_table(grid: Grid, width: int | None = None) -> str:
+    """Return a grid for a terminal.
+
+    Args:
+        grid: The grid.
+        width: Columns of the terminal; None for a file.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(grid.title), box=box.SIMPLE, title_justify="left")
+    for index, name in enumerate(grid.head):
+        table.add_column(Text(name), overflow="fold", justify="left" if index < grid.words else "right")
+    for row in grid.rows:
+        # Text, not strings: rich would take brackets in a name as mark-up.
+        table.add_row(*map(Text, row))
+    stream = io.StringIO()
+    console = Console(file=stream, width=width or _WIDTH)
+    console.print(table)
+    for note in grid.notes:
+        console.print(Text(f"  {note}"), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def as_markdown(grid: Grid) -> str:
+    """Return a grid as a GitHub table.
+
+    Args:
+        grid: The grid.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(map(_markdown, cells))} |"
+
+    rule = ["---" if index < grid.words else "--:" for index in range(len(grid.head))]
+    lines = [f"### {_markdown(grid.title)}", "", line(grid.head), f"| {' | '.join(rule)} |"]
+    lines += map(line, grid.rows)
+    lines += [f"\n{_markdown(note)}" for note in grid.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+    # HTML in a name must not become HTML on the page that shows it.
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for char in "\\|`*_[]":
+        text = text.replace(char, f"\\{char}")
+    return text
+
+
+def as_latex(grid: Grid) -> str:
+    """Return a grid as a LaTeX table with booktabs rules.
+
+    Args:
+        grid: The grid.
+    """
+    columns = "l" * grid.words + "r" * (len(grid.head) - grid.words)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(_latex, cells)) + r" \\"
+
+    lines = [
+        "% \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex(' '.join((grid.title + '.', *grid.notes)))}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        line(grid.head),
+        r"\midrule",
+        *map(line, grid.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
+
+
+def as_csv(boards: Sequence[Board]) -> str:
+    """Return every score as one line: table, model, revision, subset, task, score in ``[0, 1]``, metric.
+
+    Means and groups are lines of their own; a missing cell has no score.
+
+    Args:
+        boards: Tables.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["table", "model", "revision", "kind", "subset", "task", "metric", "score", "count", "of", "rank"]
+    )
+    for board in boards:
+        for row in board.rows:
+            start = [row.variant or board.name, _guarded(row.label), row.model.revision]
+            for column in board.columns:
+                cell = row.cells.get(column)
+                scored = [cell.task, cell.metric, cell.score] if cell else ["", "", ""]
+                writer.writerow([*start, "subset", column, *scored, "", "", ""])
+            for name, mean in (*row.groups.items(), ("", row.mean)):
+                if mean is not None:
+                    numbers = [mean.value, mean.count, mean.of]
+                    kind, rank = ("group", "") if name else ("mean", row.rank or "")
+                    writer.writerow([*start, kind, name, "", board.metric, *numbers, rank])
+    return stream.getvalue()
+
+
+def _guarded(text: str) -> str:
+    # A spreadsheet would run a cell that begins so as a formula.
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def as_data(board: Board) -> dict[str, Any]:
+    """Return a table as plain data, for JSON.
+
+    Args:
+        board: The table.
+    """
+    return {
+        "name": board.name,
+        "about": board.about,
+        "metric": board.metric,
+        "columns": list(board.columns),
+        "groups": {name: list(members) for name, members in board.groups.items()},
+        "notes": list(board.notes),
+        "rows": [
+            {
+                "model": row.model.name,
+                "label": row.label,
+                "revision": row.model.revision,
+                "options": row.model.options or None,
+                "table": row.variant or board.name,
+                "rank": row.rank,
+                "mean": _mean_data(row.mean),
+                "groups": {name: _mean_data(mean) for name, mean in row.groups.items()},
+                "scores": {
+                    column: row.cells[column].score if column in row.cells else None
+                    for column in board.columns
+                },
+                "tasks": {column: cell.task for column, cell in row.cells.items()},
+                "mteb_versions": sorted({cell.mteb_version for cell in row.cells.values()}),
+                "cost": asdict(row.cost),
+            }
+            for row in board.rows
+        ],
+    }
+
+
+def _mean_data(mean: Mean | None) -> dict[str, Any] | None:
+    return None if mean is None else asdict(mean) | {"whole": mean.whole}
+
+
+def as_json(content: Any) -> str:  # noqa: ANN401 - plain data
+    """Return plain data as JSON; NaN is refused, which no other parser takes.
+
+    Args:
+        content: Plain data.
+    """
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# What turns a grid into text; CSV and JSON are made from the numbers themselves.
+GRID_FORMATS: dict[str, Callable[[Grid], str]] = {
+    "table": as_table,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}

@@ -1,0 +1,207 @@
+"""Scores of record, query by query: only the columns that a report needs."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reasonembed_mteb.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from reasonembed_mteb.reporting.results import Model, Result
+    from reasonembed_mteb.reporting.tables import Board
+
+# Files are small and decompressed outside the interpreter's lock.
+_READERS = 4
+# A main score is rounded to five decimals, and is the mean of its queries' scores.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Main scores of every query of one subset.
+
+    Attributes:
+        column: The subset.
+        task: MTEB task name of the first row that has it.
+        queries: Query ids, ``Q`` of them.
+        scores: ``(R, Q)``, one row per row of the table; NaN where a model lacks the query.
+    """
+
+    column: str
+    task: str
+    queries: list[str]
+    scores: npt.NDArray[np.float64]
+
+
+def read_columns(result: Result, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of a result's scores of record.
+
+    Args:
+        result: It must have them.
+        columns: Such as ``query_id`` and ``ndcg_at_10``.
+
+    Returns:
+        The rows of the result's own split and subset.
+
+    Raises:
+        DataError: If the file is damaged, of another format, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file = result.scores_file
+    if file is None:
+        msg = f"{result.file} has no scores by query; `reasonembed run` keeps them"
+        raise DataError(msg)
+    try:
+        with pq.ParquetFile(file) as opened:
+            names = opened.schema_arrow.names
+            missing = [name for name in columns if name not in names]
+            table = None if missing else opened.read([*columns, "split", "subset"], use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the task again with --overwrite"
+        raise DataError(msg) from error
+    if table is None:
+        msg = f"{file} keeps no {', '.join(missing)}; it has {', '.join(names)}"
+        raise DataError(msg)
+    own = pc.and_(pc.equal(table["split"], result.split), pc.equal(table["subset"], result.subset))
+    return table.filter(own).select(list(columns))
+
+
+def main_metric(result: Result) -> str:
+    """Return the metric behind a main score; a task that nobody knows names it in its own file.
+
+    Args:
+        result: The result.
+    """
+    if result.metric is not None:
+        return result.metric
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_schema(result.scores_file).metadata if result.scores_file else None
+    info: dict[str, Any] = json.loads((metadata or {}).get(b"reasonembed", b"{}"))
+    return str(info.get("main_score", "ndcg_at_10"))
+
+
+def read_scores_by_query(result: Result) -> dict[str, float]:
+    """Return the main score of each query.
+
+    Args:
+        result: One with scores of record.
+
+    Raises:
+        DataError: If they are damaged, or their mean is not the main score.
+    """
+    table = read_columns(result, ["query_id", main_metric(result)])
+    scores = np.asarray(table.column(1).to_numpy(), dtype=np.float64)
+    if not len(scores) or not np.isfinite(scores).all():
+        msg = f"{result.scores_file} holds no scores, or NaN; run the task again with --overwrite"
+        raise DataError(msg)
+    if abs(float(scores.mean()) - result.score) > _ROUNDING:
+        msg = (
+            f"{result.scores_file} has mean {scores.mean():.5f}, its result {result.score:.5f}: they do not "
+            "belong together; run the task again with --overwrite"
+        )
+        raise DataError(msg)
+    return dict(zip(table.column(0).to_pylist(), scores.tolist(), strict=True))
+
+
+def read_frames(board: Board) -> tuple[list[Frame], list[str]]:
+    """Read every query's main score in a table.
+
+    Args:
+        board: The table.
+
+    Returns:
+        A frame for each column where any model has scores of record, and a line for each file that was
+        left out.
+    """
+    cells = [
+        (column, place, row.cells[column])
+        for column in board.columns
+        for place, row in enumerate(board.rows)
+        if column in row.cells and row.cells[column].scores_file is not None
+    ]
+    with ThreadPoolExecutor(_READERS) as readers:
+        read = list(readers.map(lambda cell: _try(cell[2]), cells))
+    problems = [found for found in read if isinstance(found, str)]
+    held: dict[str, dict[int, Mapping[str, float]]] = {}
+    tasks: dict[str, str] = {}
+    for (column, place, cell), found in zip(cells, read, strict=True):
+        if not isinstance(found, str):
+            held.setdefault(column, {})[place] = found
+            tasks.setdefault(column, cell.task)
+    frames = [_frame(column, tasks[column], found, len(board.rows)) for column, found in held.items()]
+    return frames, problems
+
+
+def _try(result: Result) -> dict[str, float] | str:
+    try:
+        return read_scores_by_query(result)
+    except DataError as error:
+        return str(error)
+
+
+def _frame(column: str, task: str, found: Mapping[int, Mapping[str, float]], rows: int) -> Frame:
+    queries = list(dict.fromkeys(query for scores in found.values() for query in scores))
+    table = np.full((rows, len(queries)), np.nan)
+    for place, scores in found.items():
+        table[place] = [scores.get(query, np.nan) for query in queries]
+    return Frame(column, task, queries, table)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model found for one query.
+
+    Attributes:
+        gold: Ids of the relevant documents.
+        hits: ``(document id, score)``, best first.
+    """
+
+    gold: list[str]
+    hits: list[tuple[str, float]]
+
+
+def read_found(result: Result, queries: Collection[str], top: int | None = None) -> dict[str, Found]:
+    """Return what a model found for some queries.
+
+    Args:
+        result: One with scores of record.
+        queries: Query ids; those that are not there are left out.
+        top: How many documents, or None for all.
+
+    Raises:
+        DataError: If the scores of record are damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = read_columns(result, ["query_id", "gold_ids", "document_ids", "scores"])
+    wanted = table.filter(pc.is_in(table["query_id"], pa.array(list(queries), pa.string())))
+    found = {}
+    for row in range(wanted.num_rows):
+        documents, scores = (wanted[name][row].values[:top] for name in ("document_ids", "scores"))
+        hits = list(zip(documents.to_pylist(), scores.to_pylist(), strict=True))
+        found[wanted["query_id"][row].as_py()] = Found(wanted["gold_ids"][row].as_py(), hits)
+    return found
+
+
+def results_by_task(found: Sequence[Result]) -> dict[tuple[Model, str], Result]:
+    """Return results that have scores of record, by model and task.
+
+    Args:
+        found: Results.
+    """
+    return {(result.model, result.task): result for result in found if result.scores_file is not None}

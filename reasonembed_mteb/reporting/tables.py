@@ -1,0 +1,253 @@
+"""Models by subsets, one table per benchmark: means, ranks, what is missing, what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from reasonembed_mteb.reporting.boards import GROUPS, BoardKey, board_order, place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from reasonembed_mteb.reporting.results import Model, Result, Results
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A macro mean over what is there.
+
+    Attributes:
+        value: Mean score.
+        count: Over how many subsets.
+        of: How many there are.
+    """
+
+    value: float
+    count: int
+    of: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether no subset is missing."""
+        return self.count == self.of
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row's scores cost, summed over its subsets.
+
+    Attributes:
+        seconds: Wall-clock time, or None where any subset's is unknown.
+        tokens: Tokens encoded, or None.
+        truncated: Inputs cut at the length, or None.
+        dimensions: Size of a vector, or None (sparse models have none).
+        device: Device names.
+    """
+
+    seconds: float | None = None
+    tokens: int | None = None
+    truncated: int | None = None
+    dimensions: int | None = None
+    device: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known."""
+        return any(value is not None for value in (self.seconds, self.tokens, self.dimensions, self.device))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one table.
+
+    Attributes:
+        model: The model.
+        label: Its name here, told apart from others.
+        variant: Name of the table it comes from, where several are set together; else empty.
+        cells: Results by column; a missing one is not there.
+        mean: Macro mean over the columns, or None where metrics differ.
+        groups: Macro mean of each group of columns that has any.
+        rank: 1 for the best whole mean of the same variant; None for a mean over fewer subsets.
+        cost: What it cost.
+    """
+
+    model: Model
+    label: str
+    variant: str
+    cells: dict[str, Result]
+    mean: Mean | None
+    groups: dict[str, Mean]
+    rank: int | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Board:
+    """One table.
+
+    Attributes:
+        name: What it is called.
+        about: Which queries, which documents, whose tasks.
+        metric: MTEB's name of the score, or None where it differs between rows.
+        columns: Subsets.
+        groups: Columns of each group.
+        rows: The best whole mean first, then incomplete ones.
+        notes: What a reader has to know.
+        published: Under which benchmark its published scores stand; empty for none.
+    """
+
+    name: str
+    about: str
+    metric: str | None
+    columns: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+    published: str = ""
+
+
+def make_boards(results: Results, *, together: bool = False) -> list[Board]:
+    """Set results into tables.
+
+    Args:
+        results: What was read.
+        together: Set tables of the same data into one (original and rewritten queries, long and short
+            documents, our tasks and MTEB's own), each row labelled; ranks stay within each.
+
+    Returns:
+        One table per benchmark, in the order of our task tables, others last.
+    """
+    labels = results.labels
+    placed: dict[BoardKey, dict[Model, dict[str, Result]]] = {}
+    for result in results.found:
+        key, column = place(result)
+        placed.setdefault(key, {}).setdefault(result.model, {})[column] = result
+    boards = {key: _board(key, rows, labels) for key, rows in placed.items()}
+    order = board_order()
+    keys = sorted(boards, key=lambda key: (order.get(key.name, len(order)), key.name))
+    if not together:
+        return [boards[key] for key in keys]
+    families: dict[str, list[Board]] = {}
+    for key in keys:
+        families.setdefault(key.family, []).append(boards[key])
+    return [_joined(family, members) for family, members in families.items()]
+
+
+def _board(key: BoardKey, found: Mapping[Model, Mapping[str, Result]], labels: Mapping[Model, str]) -> Board:
+    seen = sorted({column for cells in found.values() for column in cells})
+    columns = key.columns or tuple(seen)
+    groups = {
+        name: held
+        for name, members in GROUPS.items()
+        if (held := tuple(column for column in members if column in columns))
+    }
+    # One group alone says no more than the mean.
+    groups = groups if len(groups) > 1 else {}
+    rows = [_row(model, labels[model], cells, columns, groups) for model, cells in found.items()]
+    return Board(key.name, key.about, key.metric, columns, groups, ranked(rows), _notes(rows), key.published)
+
+
+def _row(
+    model: Model,
+    label: str,
+    cells: Mapping[str, Result],
+    columns: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> Row:
+    return Row(
+        model=model,
+        label=label,
+        variant="",
+        cells=dict(cells),
+        mean=_mean(cells, columns),
+        groups={name: mean for name, held in groups.items() if (mean := _mean(cells, held)) is not None},
+        cost=_cost(cells.values()),
+    )
+
+
+def _mean(cells: Mapping[str, Result], columns: Sequence[str]) -> Mean | None:
+    scores = [cells[column].score for column in columns if column in cells]
+    return Mean(sum(scores) / len(scores), len(scores), len(columns)) if scores else None
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by mean and give whole ones their rank; equal means share one.
+
+    Args:
+        rows: Rows of one table.
+    """
+
+    def order(row: Row) -> tuple[bool, float, str]:
+        return (not (row.mean and row.mean.whole), -(row.mean.value if row.mean else 0.0), row.label)
+
+    means = [row.mean.value for row in rows if row.mean is not None and row.mean.whole]
+    return [
+        replace(row, rank=1 + sum(other > row.mean.value for other in means))
+        if row.mean is not None and row.mean.whole
+        else row
+        for row in sorted(rows, key=order)
+    ]
+
+
+def _notes(rows: Iterable[Row]) -> tuple[str, ...]:
+    held = list(rows)
+    notes: list[str] = []
+    if any(row.mean is not None and not row.mean.whole for row in held):
+        notes.append("* mean over fewer subsets (n/of): not ranked, not comparable with whole means")
+    cells = [cell for row in held for cell in row.cells.values()]
+    revisions: dict[str, set[str]] = {}
+    for cell in cells:
+        revisions.setdefault(cell.task, set()).add(cell.data_revision)
+    torn = [task for task, found in revisions.items() if len(found) > 1]
+    if torn:
+        notes.append(f"models were scored on different data revisions of {', '.join(torn)}")
+    return tuple(notes)
+
+
+def _cost(cells: Iterable[Result]) -> Cost:
+    held = list(cells)
+    costs = [dict(cell.record.get("cost") or {}) for cell in held]
+    sizes = {cost.get("dimensions") for cost in costs} - {None}
+    if not sizes:
+        sizes = {cell.meta.get("embed_dim") for cell in held} - {None}
+    devices = [
+        cost.get("device_name") or cell.record.get("device") for cost, cell in zip(costs, held, strict=True)
+    ]
+    return Cost(
+        seconds=_total([cell.seconds for cell in held]),
+        tokens=_whole(_total([cost.get("tokens") for cost in costs])),
+        truncated=_whole(_total([cost.get("truncated") for cost in costs])),
+        dimensions=sizes.pop() if len(sizes) == 1 else None,
+        device=", ".join(sorted({str(device) for device in devices if device})) or None,
+    )
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """Return the sum, or None where a part is unknown: a partial sum would pass for cheap."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _joined(family: str, boards: Sequence[Board]) -> Board:
+    if len(boards) == 1:
+        return boards[0]
+    columns = tuple(dict.fromkeys(column for board in boards for column in board.columns))
+    groups = max((board.groups for board in boards), key=len)
+    metrics = {board.metric for board in boards}
+    return Board(
+        name=f"{family}, {len(boards)} tables together",
+        about="; ".join(f"{board.name}: {board.about}" for board in boards),
+        metric=metrics.pop() if len(metrics) == 1 else None,
+        columns=columns,
+        groups=groups,
+        rows=[replace(row, variant=board.name) for board in boards for row in board.rows],
+        notes=(
+            "ranks hold within each of the tables",
+            *dict.fromkeys(note for board in boards for note in board.notes),
+        ),
+    )

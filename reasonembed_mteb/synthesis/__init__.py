@@ -1,0 +1,1 @@
+"""ReMixer: reasoning-intensive training data from a corpus and any OpenAI-compatible endpoint."""

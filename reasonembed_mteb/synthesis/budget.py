@@ -1,0 +1,92 @@
+"""What was used and what may be spent."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from reasonembed_mteb.errors import ReasonEmbedError
+
+
+class BudgetExceeded(ReasonEmbedError):  # noqa: N818 (the name of what happened, not of a mistake)
+    """The budget is spent; everything that was answered is kept."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a client has used so far.
+
+    Attributes:
+        requests: Requests that were sent and came to an end, well or with an error of their own.
+        cached: Requests answered from disk or by an equal request, which cost nothing.
+        prompt_tokens: Of the requests sent, as the endpoint counts them.
+        completion_tokens: Likewise.
+        cost: By the endpoint's prices, None without prices.
+        retries: Attempts beyond the first of each request.
+    """
+
+    requests: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    retries: int = 0
+
+
+class Budget:
+    """A limit for what clients spend; several may share one.
+
+    A request is let through as long as what is spent, plus the requests on their way at the mean price so far,
+    stays below the limit. What is on its way is paid for anyway and is waited for, so the limit can be passed
+    by a little: at most by one round of concurrent requests, where the first ones cost more than thought.
+    """
+
+    def __init__(self, *, max_cost: float | None = None, max_tokens: int | None = None) -> None:
+        """Set the limits; None is no limit.
+
+        Args:
+            max_cost: In the unit of the endpoints' prices.
+            max_tokens: Prompt and completion tokens together.
+
+        Raises:
+            ReasonEmbedError: If a limit is below 0.
+        """
+        for name, limit in (("max_cost", max_cost), ("max_tokens", max_tokens)):
+            if limit is not None and limit < 0:
+                msg = f"{name} is {limit}: it must not be below 0"
+                raise ReasonEmbedError(msg)
+        self.max_cost, self.max_tokens = max_cost, max_tokens
+        self.cost, self.tokens = 0.0, 0
+        self._answered = self._on_their_way = 0
+        self._lock = threading.Lock()
+
+    def reserve(self) -> None:
+        """Let one request through.
+
+        Raises:
+            BudgetExceeded: If it would pass a limit.
+        """
+        with self._lock:
+            factor = 1 + self._on_their_way / max(self._answered, 1)
+            for spent, limit, unit in ((self.cost, self.max_cost, "cost"), (self.tokens, self.max_tokens, "tokens")):
+                if limit is not None and spent * factor >= limit:
+                    msg = (
+                        f"the budget of {limit:,g} ({unit}) is spent: {spent:,g} after {self._answered:,} requests; "
+                        "everything answered is kept: raise the budget and run again"
+                    )
+                    raise BudgetExceeded(msg)
+            self._on_their_way += 1
+
+    def settle(self, tokens: int | None = None, cost: float | None = None) -> None:
+        """Book a request that has come back.
+
+        Args:
+            tokens: What it used; None if it was not answered.
+            cost: Its price, None without prices.
+        """
+        with self._lock:
+            self._on_their_way -= 1
+            if tokens is not None:
+                self._answered += 1
+                self.tokens += tokens
+                self.cost += cost or 0.0

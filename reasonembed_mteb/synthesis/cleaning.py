@@ -1,0 +1,141 @@
+"""Step 1: which documents may become sources."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from reasonembed_mteb.synthesis.endpoint import Request
+from reasonembed_mteb.synthesis.duplicates import plain_hash
+from reasonembed_mteb.synthesis.prompts import tagged
+from reasonembed_mteb.synthesis.running import ask
+from reasonembed_mteb.synthesis.shards import shard_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from reasonembed_mteb.synthesis.endpoint import Answer
+    from reasonembed_mteb.synthesis.config import SubsetSection
+    from reasonembed_mteb.synthesis.corpus import Corpus
+    from reasonembed_mteb.synthesis.running import Run
+    from reasonembed_mteb.synthesis.shards import Row, Shards
+
+# Documents a file.
+SIZE = 2000
+_VERDICTS = {"yes": None, "no": "another topic"}
+# Position, id, text, and why it cannot be a source (None: ask).
+_Item = tuple[int, str, str, str | None]
+
+
+def rank(seed: int, name: str) -> int:
+    """Return a document's place in a draw: whoever ranks lowest comes first.
+
+    Args:
+        seed: The run's seed.
+        name: Document id.
+    """
+    # A hash, and no shuffle: the draw does not depend on which other documents there are.
+    return xxhash.xxh3_64_intdigest(name, seed=seed)
+
+
+def cleaned(run: Run, subset: SubsetSection) -> Shards:
+    """Return the step's output: a row a document, in the order of the corpus.
+
+    Kept rows are documents of the domain, of the right length, and no benchmark's.
+
+    Args:
+        run: The run.
+        subset: The subset.
+    """
+    config, section = run.config, run.config.clean
+    asked = [] if section.skip else run.asking(section, "clean", subset)
+    limits = [config.sources.min_characters, config.sources.max_characters]
+    drawn = [] if section.max_documents is None else [section.max_documents, config.seed]
+    return run.shards("clean", subset, run.corpus(subset).fingerprint, limits, drawn, asked)
+
+
+def clean(run: Run, subset: SubsetSection) -> None:
+    """Run the step for one subset.
+
+    Args:
+        run: The run.
+        subset: The subset.
+    """
+    shards, corpus = cleaned(run, subset), run.corpus(subset)
+    shards.begin()
+    chooser = _Chooser(run, corpus)
+
+    def load(index: int) -> Iterator[_Item]:
+        stop = min((index + 1) * SIZE, len(corpus))
+        for position, name, text in corpus.documents(range(index * SIZE, stop)):
+            yield position, name, text, chooser.refuses(name, text)
+
+    count = shard_count(len(corpus), SIZE)
+    requests = partial(_requests, run, subset)
+    client = partial(run.client, run.config.clean.endpoint)
+    ask(shards, count, load, requests, partial(_row, run.config.clean.skip), client, f"clean {subset.name}")
+    shards.finish(count)
+
+
+class _Chooser:
+    """Say why a document cannot be a source, before anybody is asked."""
+
+    def __init__(self, run: Run, corpus: Corpus) -> None:
+        self._limits = run.config.sources
+        self._seed = run.config.seed
+        self._benchmark = corpus.benchmark
+        # The same text under another id would leak all the same.
+        apart = corpus.benchmark.gold | corpus.benchmark.excluded
+        self._apart = {plain_hash(text) for _, name, text in corpus.documents() if name in apart}
+        self._last = self._last_rank(corpus, run.config.clean.max_documents)
+
+    def _last_rank(self, corpus: Corpus, most: int | None) -> int | None:
+        if most is None:
+            return None
+        ranks = [rank(self._seed, name) for _, name, text in corpus.documents() if not self._why(name, text)]
+        return None if len(ranks) <= most else int(np.partition(np.array(ranks, np.uint64), most - 1)[most - 1])
+
+    def _why(self, name: str, text: str) -> str | None:
+        if name in self._benchmark.gold:
+            return "gold"
+        if name in self._benchmark.excluded:
+            return "excluded"
+        if len(text) < self._limits.min_characters:
+            return "too short"
+        if len(text) > self._limits.max_characters:
+            return "too long"
+        return "same text as a gold or excluded document" if plain_hash(text) in self._apart else None
+
+    def refuses(self, name: str, text: str) -> str | None:
+        if why := self._why(name, text):
+            return why
+        return "not drawn" if self._last is not None and rank(self._seed, name) > self._last else None
+
+
+def _requests(run: Run, subset: SubsetSection, item: _Item) -> Sequence[Request]:
+    _, name, text, why = item
+    section = run.config.clean
+    if why is not None or section.skip:
+        return ()
+    messages = run.prompts["clean"].messages(topic=run.domain(subset).topic, document=text)
+    key = f"clean/{subset.name}/{name}"
+    return (
+        Request(key, messages, section.temperature, section.top_p, section.max_tokens, run.config.seed),
+    )
+
+
+def _row(skip: bool, item: _Item, answers: list[Answer]) -> Row:
+    position, name, text, why = item
+    if why is None and not skip:
+        said = tagged(answers[0].text, "verdict")
+        if answers[0].error is not None:
+            why = answers[0].error
+        elif said is None or said.lower() not in _VERDICTS:
+            why = "unparsable verdict"
+        else:
+            why = _VERDICTS[said.lower()]
+    row: Row = {"id": name, "position": position, "characters": len(text)}
+    return row | ({"dropped": why} if why else {})

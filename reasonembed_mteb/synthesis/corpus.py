@@ -1,0 +1,319 @@
+"""The documents that data is made from, and the benchmark's queries and labels that it is kept apart from.
+
+Documents lie memory-mapped on the disk: a corpus costs its ids' memory at most, whatever its size.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.retrieval.data import last_of_each_id
+from reasonembed_mteb.retrieval.sources import content_hash, data_files, read_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from datasets import Dataset
+
+    from reasonembed_mteb.synthesis.config import Config, SubsetSection
+
+# Both spellings of "no document" occur in BRIGHT (PROTOCOL section 4).
+_NONE = {"N/A"}
+_SPLIT_SUFFIXES = (".parquet", ".jsonl")
+# Documents read at a time.
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What must stay apart from the data that is made.
+
+    Attributes:
+        gold: Ids of relevant documents.
+        excluded: Ids of excluded documents.
+        queries: The queries' texts.
+    """
+
+    gold: frozenset[str]
+    excluded: frozenset[str]
+    queries: tuple[str, ...]
+
+
+class Corpus:
+    """The documents of one subset.
+
+    Args:
+        name: The subset.
+        files: What was read, for the fingerprint.
+        data: Data set with columns ``id`` and ``text``, ids unique.
+        benchmark: What must stay apart.
+    """
+
+    def __init__(self, name: str, files: Sequence[Path], data: Dataset, benchmark: Benchmark) -> None:
+        """Keep what was loaded."""
+        self.name = name
+        self.files = sorted(files)
+        self.data = data
+        self.benchmark = benchmark
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.data)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of the files' content."""
+        return content_hash(self.files)
+
+    def documents(self, positions: Iterable[int] | None = None) -> Iterator[tuple[int, str, str]]:
+        """Read documents, a batch at a time.
+
+        Args:
+            positions: Which; all by default.
+
+        Yields:
+            Position, id and text.
+        """
+        wanted = range(len(self)) if positions is None else list(positions)
+        for start in range(0, len(wanted), _BATCH):
+            chosen = wanted[start : start + _BATCH]
+            batch = self.data[chosen.start : chosen.stop] if isinstance(chosen, range) else self.data[chosen]
+            yield from zip(chosen, batch["id"], batch["text"], strict=True)
+
+    def texts(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the texts of some documents by id.
+
+        Args:
+            names: Ids, each in the corpus.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        unique = list(dict.fromkeys(names))
+        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self._ids)
+        positions = places.to_pylist()
+        if None in positions:
+            msg = f"{self.name}: document {unique[positions.index(None)]!r} is not in the corpus any more"
+            raise DataError(msg)
+        return {name: text for _, name, text in self.documents(positions)}
+
+    @cached_property
+    def _ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
+        import pyarrow as pa
+
+        column = self.data.with_format("arrow")[:]["id"]
+        combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return combined.cast(pa.large_string())
+
+
+def open_corpus(subset: SubsetSection, config: Config) -> Corpus:
+    """Open a subset's corpus.
+
+    Args:
+        subset: The subset.
+        config: The run.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        DataError: If a file is missing or damaged, or there are fewer than two documents.
+    """
+    path = subset.path or config.corpus.path
+    if path is None:
+        msg = f"subset {subset.name} has no path; write path = ... under [corpus] or in its own table"
+        raise DataError(msg)
+    folder, layout = config.path(path), subset.layout or config.corpus.layout
+    if not folder.exists():
+        msg = f"subset {subset.name}: {folder} does not exist; correct path, which is relative to the file"
+        raise DataError(msg)
+    if layout == "bright":
+        corpus = _bright(folder, subset.name, every=config.corpus.protect == "all")
+    elif layout == "beir":
+        corpus = _beir(folder, subset.name)
+    else:
+        queries = None if subset.queries is None else config.path(subset.queries)
+        corpus = _jsonl(folder, subset.name, queries)
+    if len(corpus) < 2:
+        msg = (
+            f"subset {subset.name}: the corpus in {folder} has {len(corpus)} documents; two are needed at "
+            "least, one to write a query from and one to find with it"
+        )
+        raise DataError(msg)
+    return corpus
+
+
+def check_unchanged(corpus: Corpus, note: Path) -> None:
+    """Record a corpus' fingerprint, or compare it with the one recorded before.
+
+    Args:
+        corpus: The corpus.
+        note: The file of the record.
+
+    Raises:
+        DataError: If the corpus is another than in an earlier step.
+    """
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        if before["fingerprint"] != corpus.fingerprint:
+            named = ", ".join(str(file) for file in corpus.files[:3])
+            msg = (
+                f"the corpus of {corpus.name} is not the one that earlier steps read ({named} changed); "
+                f"restore it, or start again in another output folder"
+            )
+            raise DataError(msg)
+        return
+    content = {"fingerprint": corpus.fingerprint, "documents": len(corpus), "subset": corpus.name}
+    write_whole(note, json.dumps(content, indent=1) + "\n")
+
+
+def _with_text(data: Dataset, id_column: str, text_column: str, name: str) -> Dataset:
+    """Return columns ``id`` and ``text``; a title goes before its text, as MTEB puts it."""
+    if "title" in data.column_names:
+        columns = data.column_names
+
+        def joined(batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
+            pairs = zip(batch["title"], batch[text_column], strict=True)
+            return {
+                "id": [str(one) for one in batch[id_column]],
+                "text": [f"{title} {text}".strip() if title else text or "" for title, text in pairs],
+            }
+
+        data = data.map(joined, batched=True, remove_columns=columns, desc=f"{name}: titles")
+    else:
+        renames = {id_column: "id", text_column: "text"}
+        data = data.select_columns([id_column, text_column])
+        data = data.rename_columns({old: new for old, new in renames.items() if old != new})
+    return last_of_each_id(data, name)
+
+
+def _bright(folder: Path, name: str, *, every: bool) -> Corpus:
+    files = data_files(folder, "documents", name)
+    data = _with_text(read_files(files, ("id", "content")), "id", "content", name)
+    own = _examples_files(folder, name)
+    splits = _splits(folder) if every else [name]
+    others = [file for split in splits if split != name for file in _examples_files(folder, split)]
+    return Corpus(name, [*files, *own, *others], data, _bright_benchmark([*own, *others]))
+
+
+def _examples_files(folder: Path, split: str) -> list[Path]:
+    return data_files(folder, "examples", split)
+
+
+def _splits(folder: Path) -> list[str]:
+    """Name every subset whose queries the data set holds."""
+    inside = [file.name for file in (folder / "examples").glob("*") if file.suffix in _SPLIT_SUFFIXES]
+    beside = [file.name.removeprefix("examples-") for file in folder.glob("examples-*.jsonl")]
+    return sorted({name.rpartition(".")[0].split("-0")[0] for name in [*inside, *beside]})
+
+
+def _bright_benchmark(files: Sequence[Path]) -> Benchmark:
+    gold: set[str] = set()
+    excluded: set[str] = set()
+    queries: list[str] = []
+    for file in files:
+        rows = read_files([file], ("query", "gold_ids", "excluded_ids"))
+        queries += rows["query"][:]
+        gold.update(name for names in rows["gold_ids"][:] for name in names or ())
+        excluded.update(name for names in rows["excluded_ids"][:] for name in names or ())
+    return Benchmark(frozenset(gold - _NONE), frozenset(excluded - _NONE), tuple(queries))
+
+
+def _jsonl_data(file: Path, name: str) -> Dataset:
+    first = next(_lines(file), None)
+    if first is None:
+        msg = f"subset {name}: the corpus {file} is empty; two documents are needed at least"
+        raise DataError(msg)
+    _, row = first
+    id_column = next((key for key in ("id", "_id") if key in row), None)
+    text_column = next((key for key in ("text", "content", "contents") if key in row), None)
+    if id_column is None or text_column is None:
+        msg = f"{file}:1 has keys {', '.join(row)}; a document needs id (or _id) and text (or content)"
+        raise DataError(msg)
+    columns = [id_column, text_column, *(["title"] if "title" in row else [])]
+    try:
+        data = read_files([file], tuple(columns))
+    except DataError:
+        # The reader knows no line numbers.
+        _check_lines(file, id_column, text_column)
+        raise
+    if any(data.features[key].dtype not in ("string", "large_string") for key in columns):
+        _check_lines(file, id_column, text_column)
+    return _with_text(data, id_column, text_column, name)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON Lines with their numbers; blank lines are passed over."""
+    with file.open(encoding="utf-8") as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        msg = f"{file}:{number} is no JSON object; write one document or query a line"
+                        raise DataError(msg)
+                    yield number, row
+        except (ValueError, UnicodeDecodeError) as error:
+            msg = f"{file}:{number if 'number' in locals() else 1} is not JSON ({error}); correct that line"
+            raise DataError(msg) from error
+
+
+def _check_lines(file: Path, id_column: str, text_column: str) -> None:
+    for number, row in _lines(file):
+        for key in (id_column, text_column):
+            if not isinstance(row.get(key), str):
+                given = type(row.get(key)).__name__
+                msg = f"{file}:{number}: {key} is {given}, not a string; correct that line"
+                raise DataError(msg)
+
+
+def _jsonl(file: Path, name: str, queries: Path | None) -> Corpus:
+    files = [file] if queries is None else [file, queries]
+    gold: set[str] = set()
+    excluded: set[str] = set()
+    texts: list[str] = []
+    for number, row in _lines(queries) if queries is not None else ():
+        text = row.get("query", row.get("text"))
+        if not isinstance(text, str):
+            msg = f"{queries}:{number} has no query (or text); correct that line"
+            raise DataError(msg)
+        texts.append(text)
+        gold.update(map(str, row.get("gold_ids") or ()))
+        excluded.update(map(str, row.get("excluded_ids") or ()))
+    apart = Benchmark(frozenset(gold - _NONE), frozenset(excluded - _NONE), tuple(texts))
+    return Corpus(name, files, _jsonl_data(file, name), apart)
+
+
+def _beir(folder: Path, name: str) -> Corpus:
+    """Read BEIR's folder: corpus.jsonl, queries.jsonl, qrels/*.tsv, and our excluded.tsv."""
+    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
+    if not corpus.is_file():
+        msg = f"subset {name}: {folder} has no corpus.jsonl; give a BEIR folder, or another layout"
+        raise DataError(msg)
+    qrels, exclusions = sorted((folder / "qrels").glob("*.tsv")), folder / "excluded.tsv"
+    texts = [str(row.get("text", "")) for _, row in _lines(queries)] if queries.is_file() else []
+    gold = {pair[1] for file in qrels for pair in _pairs(file) if float(pair[2]) > 0}
+    excluded = {pair[1] for pair in _pairs(exclusions)} if exclusions.is_file() else set()
+    files = [corpus, *qrels, *(file for file in (queries, exclusions) if file.is_file())]
+    apart = Benchmark(frozenset(gold), frozenset(excluded), tuple(texts))
+    return Corpus(name, files, _jsonl_data(corpus, name), apart)
+
+
+def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Read query, document and score from a table with a head line."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+            if number == 1 or not row:
+                continue
+            score = row[2] if len(row) > 2 else "1"
+            if len(row) < 2 or not score.lstrip("-").replace(".", "", 1).isdigit():
+                msg = f"{file}:{number} is not `query<TAB>document<TAB>score`; correct that line"
+                raise DataError(msg)
+            yield row[0], row[1], score

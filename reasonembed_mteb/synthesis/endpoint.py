@@ -1,0 +1,175 @@
+"""What is asked and of whom: requests, answers, the endpoint, and the hash by which an answer is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from reasonembed_mteb.errors import ReasonEmbedError
+
+# Part of every hash: to be raised when the same body would mean another answer.
+_HASH_FORMAT = "reasonembed-request-1"
+
+
+class EndpointError(ReasonEmbedError):
+    """The endpoint cannot be used: down, a wrong key, an unknown model."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt.
+
+    Attributes:
+        key: The caller's id of the item, unique in a step.
+        messages: The chat, each message with ``role`` and ``content``.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling.
+        max_tokens: Longest answer in tokens; None leaves it to the endpoint.
+        seed: Seed of the sampling; ``n_sample`` is added, so that samples differ. None sends no seed.
+        n_sample: Number of the sample among repeated samples of the same prompt.
+    """
+
+    key: str
+    messages: tuple[dict[str, str], ...]
+    temperature: float
+    top_p: float
+    max_tokens: int | None
+    seed: int | None
+    n_sample: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one request.
+
+    Attributes:
+        key: The request's key.
+        text: The answer. With the error ``"length"`` it is the part that fitted into ``max_tokens``.
+        error: None when fine, otherwise why there is no whole answer: ``"context_length"`` (the prompt is too
+            long), ``"length"`` (the answer is), ``"refused"``, ``"rejected"`` (the endpoint calls the request
+            bad), ``"bad_answer"`` (nothing readable came back), ``"server_error"`` or ``"timeout"`` (on every
+            attempt, while other requests were answered).
+        prompt_tokens: As the endpoint counts them.
+        completion_tokens: As the endpoint counts them.
+        cached: Whether it came from disk or from an equal request, and so cost nothing.
+    """
+
+    key: str
+    text: str | None
+    error: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible endpoint and how it is to be used.
+
+    Attributes:
+        base_url: Address up to and with the version, such as ``http://localhost:8000/v1``.
+        model: The model's name there.
+        api_key_env: The environment variable that holds the key. Without it no key is needed.
+        concurrency: Most requests at a time.
+        timeout: Seconds without a byte from the endpoint before an attempt is given up.
+        max_attempts: Attempts for one request.
+        price_in: Price of a million prompt tokens.
+        price_out: Price of a million completion tokens.
+        extra_body: More fields of the request; None as a value removes a field, as in
+            ``{"max_tokens": None, "max_completion_tokens": 4096}``.
+        backoff: Seconds before the second attempt; doubled with each further one.
+        longest_wait: Most seconds between two attempts. A longer ``Retry-After`` ends the run.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 64
+    timeout: float = 120.0
+    max_attempts: int = 6
+    price_in: float | None = None
+    price_out: float | None = None
+    extra_body: dict[str, Any] | None = None
+    backoff: float = 1.0
+    longest_wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check what a configuration file can get wrong.
+
+        Raises:
+            ReasonEmbedError: If a value cannot be used.
+        """
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            msg = f"base_url is {self.base_url!r}: give an address such as http://localhost:8000/v1"
+            raise ReasonEmbedError(msg)
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII):
+            # Not repeated: it may well be the key itself.
+            msg = "api_key_env must be the name of an environment variable that holds the key, not the key"
+            raise ReasonEmbedError(msg)
+        for name in ("concurrency", "timeout", "max_attempts"):
+            if not getattr(self, name) > 0:
+                msg = f"{name} is {getattr(self, name)}: it must be above 0"
+                raise ReasonEmbedError(msg)
+        for name in ("price_in", "price_out", "backoff", "longest_wait"):
+            if (getattr(self, name) or 0) < 0:
+                msg = f"{name} is {getattr(self, name)}: it must not be below 0"
+                raise ReasonEmbedError(msg)
+
+    @property
+    def shown_url(self) -> str:
+        """The address without a user or password in it, for messages."""
+        parts = urlsplit(self.base_url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+    def key(self) -> str | None:
+        """Read the key from the environment.
+
+        Raises:
+            EndpointError: If it holds what no key can hold.
+        """
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key.isascii() or not key.isprintable() or " " in key:
+            msg = f"{self.api_key_env} holds characters that no key has; set it again"
+            raise EndpointError(msg)
+        return key or None
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Return the price of so many tokens, None without prices."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """Return what is sent for a request."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(request.messages),
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "max_tokens": request.max_tokens,
+            "seed": None if request.seed is None else request.seed + request.n_sample,
+            **(self.extra_body or {}),
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+
+def request_hash(body: dict[str, Any], n_sample: int) -> bytes:
+    """Return the hash by which an answer is kept: the whole body and the sample's number.
+
+    The address and the key are not in it: the same model may move to another server.
+
+    Args:
+        body: What is sent; see `Endpoint.body`.
+        n_sample: Number of the sample.
+
+    Returns:
+        32 bytes.
+    """
+    text = json.dumps([_HASH_FORMAT, n_sample, body], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).digest()

@@ -1,0 +1,36 @@
+"""Training reasoning-intensive embedders: Redapter's losses for any sentence-transformers model.
+
+Public names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reasonembed_mteb.training.cached import CachedRedapterLoss
+    from reasonembed_mteb.training.losses import RedapterLoss
+
+_HOMES = {
+    "CachedRedapterLoss": "reasonembed_mteb.training.cached",
+    "RedapterLoss": "reasonembed_mteb.training.losses",
+}
+
+__all__ = ["CachedRedapterLoss", "RedapterLoss"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)

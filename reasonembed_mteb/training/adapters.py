@@ -1,0 +1,216 @@
+"""The model to train: loading, low-rank adapters in float32, merging."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
+from reasonembed_mteb.training.recipes import model_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from reasonembed_mteb.training.recipes import LoraPart, Recipe
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER = "default"
+_NAMED = 12
+
+
+def load_model(recipe: Recipe) -> SentenceTransformer:
+    """Load a recipe's model as it is to be trained.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The model on the CPU, with adapters if the recipe has them, in training shape.
+
+    Raises:
+        ReasonEmbedError: If the recipe names no model, or it cannot be loaded.
+    """
+    import torch
+
+    from reasonembed_mteb.model import ReasonEmbed
+
+    # With adapters the base stays as it is and may be bf16; weights that are trained stay in fp32, where
+    # steps as small as a learning rate of 1e-5 are not rounded away.
+    half = recipe.training.precision == "bf16" and recipe.lora.rank > 0
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
+    if recipe.training.attention:
+        options["attn_implementation"] = recipe.training.attention
+    name = model_name(recipe)
+    try:
+        model: SentenceTransformer = ReasonEmbed(name, device="cpu", model_kwargs=options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        msg = f"cannot load the model {name}: {reason}; give a hub name or a directory by --set model.name=..."
+        raise ReasonEmbedError(msg) from error
+    merge_adapters(model)
+    if recipe.lora.rank:
+        add_adapters(model, recipe.lora)
+    if recipe.training.checkpointing:
+        recompute_activations(model)
+    return model
+
+
+def backbone(model: SentenceTransformer) -> PreTrainedModel:
+    """Return the transformers model inside.
+
+    Args:
+        model: A SentenceTransformer whose first module is a Transformer.
+
+    Raises:
+        ReasonEmbedError: If it has none.
+    """
+    inner = getattr(model, "transformers_model", None)
+    if inner is None:
+        msg = f"{type(model[0]).__name__} has no transformers model inside; this kind cannot be trained here"
+        raise ReasonEmbedError(msg)
+    found: PreTrainedModel = inner
+    return found
+
+
+def recompute_activations(model: SentenceTransformer) -> None:
+    """Keep layer inputs only, and recompute the rest in the backward pass.
+
+    Args:
+        model: The model.
+    """
+    inner = backbone(model)
+    # Not by the trainer's option: it would call the outer model's older method, with a warning.
+    inner.activation_checkpointing_enable({"use_reentrant": False})
+    inner.enable_input_require_grads()
+
+
+def add_adapters(model: SentenceTransformer, part: LoraPart) -> None:
+    """Put a low-rank adapter on every target layer and freeze the rest.
+
+    Args:
+        model: The model.
+        part: Rank, scale and targets.
+
+    Raises:
+        MissingExtraError: If peft is not installed.
+        ReasonEmbedError: If the model has no layer of a target's name.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise missing_extra("peft", "train") from None
+    inner = backbone(model)
+    linear = linear_names(inner)
+    for target in part.targets:
+        if target not in linear:
+            msg = f"lora.targets: no linear layer is named {target!r}; this model has {', '.join(linear[:_NAMED])}"
+            raise ReasonEmbedError(msg)
+    config = LoraConfig(
+        r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout, target_modules=list(part.targets)
+    )
+    inner.add_adapter(config, adapter_name=_ADAPTER)
+    for parameter in inner.parameters():
+        if parameter.requires_grad:
+            # On a bf16 backbone they come as bf16, in which most steps would round to nothing.
+            parameter.data = parameter.data.float()
+
+
+def linear_names(inner: nn.Module) -> list[str]:
+    """Return the last names of all linear layers, each once.
+
+    Args:
+        inner: A model.
+    """
+    from torch import nn
+
+    names = (name.rpartition(".")[2] for name, part in inner.named_modules() if isinstance(part, nn.Linear))
+    return list(dict.fromkeys(names))
+
+
+def has_adapters(model: SentenceTransformer) -> bool:
+    """Say whether the model has adapters that are not merged.
+
+    Args:
+        model: The model.
+    """
+    return hasattr(backbone(model), "peft_config")
+
+
+def save_adapters(model: SentenceTransformer, folder: Path) -> None:
+    """Write the adapters alone, as peft does.
+
+    Args:
+        model: A model with adapters.
+        folder: Where to.
+    """
+    backbone(model).save_pretrained(str(folder))
+
+
+def merge_adapters(model: SentenceTransformer) -> None:
+    """Add the adapters to the weights beneath and take them off; nothing is done without adapters.
+
+    Args:
+        model: The model, changed in place.
+
+    Raises:
+        ReasonEmbedError: If an adapter holds a number that is not finite.
+    """
+    if not has_adapters(model):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = backbone(model)
+    layers = [(name, part) for name, part in inner.named_modules() if isinstance(part, BaseTunerLayer)]
+    for name, layer in layers:
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:
+            msg = f"the adapter of {name} holds numbers that are not finite: the training diverged"
+            raise ReasonEmbedError(msg) from error
+        parent, _, child = name.rpartition(".")
+        setattr(inner.get_submodule(parent), child, layer.get_base_layer())
+    inner.delete_adapter(list(inner.peft_config))
+    inner.requires_grad_(True)
+
+
+def load_adapter_weights(model: SentenceTransformer, folder: Path) -> None:
+    """Read a checkpoint's adapters into the model's own, bit by bit.
+
+    Args:
+        model: A model with adapters.
+        folder: The checkpoint.
+
+    Raises:
+        DataError: If the weights are missing or of another shape.
+    """
+    import torch
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    inner = backbone(model)
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        msg = f"{folder} holds no {ADAPTER_WEIGHTS}: it belongs to a run without adapters"
+        raise DataError(msg)
+    held, own = load_file(file), get_peft_model_state_dict(inner, adapter_name=_ADAPTER)
+    # transformers and peft differ in a prefix; the names beneath it are the same.
+    held = {name.removeprefix("base_model.model."): value for name, value in held.items()}
+    own = {name.removeprefix("base_model.model."): value for name, value in own.items()}
+    wrong = sorted(
+        name for name in own.keys() | held.keys() if name not in own or name not in held
+        or own[name].shape != held[name].shape
+    )  # fmt: skip
+    if wrong:
+        msg = f"{file} does not fit the model: {len(wrong)} weights differ, {wrong[0]} for one"
+        raise DataError(msg)
+    with torch.no_grad():
+        for name, value in own.items():
+            if value.dtype != held[name].dtype:
+                logger.warning("%s is %s in the checkpoint and %s here", name, held[name].dtype, value.dtype)
+    set_peft_model_state_dict(inner, held, adapter_name=_ADAPTER)

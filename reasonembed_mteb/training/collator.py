@@ -1,0 +1,134 @@
+"""From rows to features: queries, reasoning queries, and one packed column of documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
+from reasonembed_mteb.errors import UnknownNameError
+from reasonembed_mteb.prompts import query_prefix
+from reasonembed_mteb.retrieval.tables import instruction_for
+from reasonembed_mteb.training.sampling import draw_group, generator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def instruction_of(row: Mapping[str, Any], given: Mapping[str, str]) -> str:
+    """Return a row's instruction: its own, else the recipe's for its subset, else our tables', else none.
+
+    Args:
+        row: With ``instruction`` and ``subset``.
+        given: The recipe's instructions by subset.
+    """
+    if row["instruction"]:
+        return str(row["instruction"])
+    if row["subset"] in given:
+        return given[row["subset"]]
+    try:
+        return instruction_for(row["subset"])
+    except UnknownNameError:
+        return ""
+
+
+def document_id(text: str) -> int:
+    """Return a number that equal documents share, on every device.
+
+    Args:
+        text: The document, without prefix.
+    """
+    # Signed: the tensors that hold it are int64.
+    return xxhash.xxh64_intdigest(text) - (1 << 63)
+
+
+@dataclass
+class GroupCollator(SentenceTransformerDataCollator):
+    """Draw each row's documents and tokenise a batch.
+
+    Gives the features ``query`` (with ``positive_ids``), ``reasoning_query`` (with ``has_reasoning``) and
+    ``documents`` (with ``document_ids``): B queries and B x G documents, row by row, the positive first.
+
+    Attributes:
+        groups: Documents a query, by subset.
+        seed: The run's seed.
+        epoch: The epoch, which the trainer sets.
+        with_reasoning: Whether reasoning queries are wanted.
+        template: What goes before a query; empty for nothing.
+        document_prefix: What goes before a document.
+        instructions: Instruction by subset.
+        query_tokens: Tokens of a query, its instruction included.
+        document_tokens: Tokens of a document.
+    """
+
+    groups: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    epoch: int = 0
+    with_reasoning: bool = True
+    template: str = ""
+    document_prefix: str = ""
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    query_tokens: int = 512
+    document_tokens: int = 512
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            features: Rows of `reasonembed_mteb.training.data.TrainingData`, of one subset.
+
+        Returns:
+            Tensors by ``<column>_<name>``, and ``subset``.
+        """
+        texts = self.texts(features)
+        batch: dict[str, Any] = {"subset": features[0]["subset"]}
+        self._add(batch, "query", texts["query"], self.query_tokens)
+        if self.with_reasoning:
+            self._add(batch, "reasoning_query", texts["reasoning_query"], self.query_tokens)
+            known = [row["reasoning"] is not None for row in features]
+            batch["reasoning_query_has_reasoning"] = torch.tensor(known)
+        self._add(batch, "documents", texts["documents"], self.document_tokens)
+        skip = len(self.document_prefix)
+        ids = [document_id(text[skip:]) for text in texts["documents"]]
+        batch["documents_document_ids"] = torch.tensor(ids)
+        batch["query_positive_ids"] = self._positive_ids(features)
+        return batch
+
+    @staticmethod
+    def _positive_ids(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Return the ids of every known positive ``(B, P)``; shorter rows repeat their first."""
+        known = [[document_id(text) for text in row["positives"]] for row in rows]
+        width = max(map(len, known))
+        return torch.tensor([ids + ids[:1] * (width - len(ids)) for ids in known])
+
+    def texts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """Return the texts of a batch, prefixes included.
+
+        Args:
+            rows: Rows of one subset.
+
+        Returns:
+            ``query`` and ``reasoning_query``, B each, and ``documents``, B x G. A row without a reasoning
+            query has its query in that place, which the loss ignores.
+        """
+        prefixes = [
+            query_prefix(instruction_of(row, self.instructions), self.template) if self.template else ""
+            for row in rows
+        ]
+        found: dict[str, list[str]] = {"query": [], "reasoning_query": [], "documents": []}
+        for row, prefix in zip(rows, prefixes, strict=True):
+            found["query"].append(prefix + row["query"])
+            # PROTOCOL section 6: the same instruction on both.
+            found["reasoning_query"].append(prefix + (row["reasoning"] or row["query"]))
+            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
+            group, _ = draw_group(row["positives"], row["negatives"], self.groups[row["subset"]], random)
+            found["documents"] += [self.document_prefix + text for text in group]
+        return found
+
+    def _add(self, batch: dict[str, Any], column: str, texts: list[str], tokens: int) -> None:
+        # Per call: the model's own length, which is saved with it, stays as it is.
+        for name, value in self.preprocess_fn(texts, prompt=None, task=None, max_length=tokens).items():
+            batch[f"{column}_{name}"] = value

@@ -1,0 +1,395 @@
+"""Training data: read as a stream, checked line by line, kept on disk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import xxhash
+
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.training.rows import BadRow, Row, parse_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+# reason-embed-data's files are named `<subset>-formatted.jsonl`.
+_ENDING = "-formatted"
+# Part of every key: a change of what is stored must not meet old files.
+_VERSION = 2
+_ROWS_A_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rows are read.
+
+    Attributes:
+        invalid: ``error`` stops at the first broken row, ``drop`` counts it.
+        missing_reasoning: ``plain`` keeps rows without a reasoning query, ``error`` stops at the first.
+        negatives: Whether rows without a negative are dropped.
+    """
+
+    invalid: str = "error"
+    missing_reasoning: str = "plain"
+    negatives: bool = True
+
+
+@dataclass
+class TrainingData:
+    """Rows by subset, and what became of the rest.
+
+    Attributes:
+        subsets: For each subset a memory-mapped data set with the columns ``subset``, ``row``, ``query``,
+            ``reasoning`` (or null), ``instruction`` (or null), ``positives`` and ``negatives``.
+        counts: For each subset, counts by what was counted: ``rows read``, ``rows kept``, ``rows without
+            reasoning query``, ``rows dropped: ...``, ``negatives removed: ...``.
+        key: Hash of everything that was read.
+    """
+
+    subsets: dict[str, Dataset]
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all subsets."""
+        return sum(len(rows) for rows in self.subsets.values())
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether any row has a reasoning query."""
+        return any(
+            counts["rows kept"] > counts["rows without reasoning query"] for counts in self.counts.values()
+        )
+
+
+def always(subset: str) -> bool:
+    """Say yes.
+
+    Args:
+        subset: Any.
+    """
+    del subset
+    return True
+
+
+def load_training_data(
+    sources: Sequence[str | Path],
+    *,
+    cache: Path,
+    options: ReadOptions | None = None,
+    needs_negatives: Callable[[str], bool] = always,
+) -> TrainingData:
+    """Read files or folders into rows on disk; what was read before is taken from there.
+
+    Args:
+        sources: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, folders of them (one file a subset, named
+            ``<subset>.jsonl`` or ``<subset>-formatted.jsonl``), or folders written by
+            ``datasets.Dataset.save_to_disk``.
+        cache: Folder for the checked rows.
+        options: How to read.
+        needs_negatives: Whether a subset's rows need a negative; those without are then dropped.
+
+    Returns:
+        The rows; texts stay on disk.
+
+    Raises:
+        DataError: If a file is missing, or a row broken: with its file and line number.
+    """
+    options = options or ReadOptions()
+    parts: dict[str, list[Path]] = {}
+    loaded: dict[str, Any] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            loaded |= _saved(path)
+            continue
+        for file in _files(path):
+            parts.setdefault(subset_name(file), []).append(file)
+    data = TrainingData({})
+    for subset, files in parts.items():
+        reading = replace(options, negatives=needs_negatives(subset))
+        key = _file_key(files, reading)
+        raw = (row for file in files for row in read_file(file, reading, _counter(data, subset)))
+        _keep(data, subset, raw, cache / f"{_safe(subset)}-{key}", reading)
+    for subset, rows in loaded.items():
+        _add_dataset(data, subset, rows, cache, replace(options, negatives=needs_negatives(subset)))
+    return _finish(data)
+
+
+def from_datasets(
+    given: Mapping[str, Dataset] | Dataset,
+    *,
+    cache: Path,
+    options: ReadOptions | None = None,
+    needs_negatives: Callable[[str], bool] = always,
+) -> TrainingData:
+    """Check the rows of `datasets` objects.
+
+    Args:
+        given: Data sets by subset, or one with a column ``subset`` (without it, the subset is ``all``).
+            Columns as in `reasonembed_mteb.training.rows`.
+        cache: Folder for the checked rows.
+        options: How to read.
+        needs_negatives: Whether a subset's rows need a negative; those without are then dropped.
+
+    Returns:
+        The rows; texts stay on disk.
+
+    Raises:
+        DataError: If a row is broken, with its subset and number.
+    """
+    options = options or ReadOptions()
+    data = TrainingData({})
+    for subset, rows in _by_subset(given).items():
+        _add_dataset(data, subset, rows, cache, replace(options, negatives=needs_negatives(subset)))
+    return _finish(data)
+
+
+def subset_name(file: Path) -> str:
+    """Return the subset that a file holds.
+
+    Args:
+        file: Such as ``biology-formatted.jsonl``.
+    """
+    ending = next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), file.suffix)
+    return file.name.removesuffix(ending).removesuffix(_ENDING)
+
+
+def read_file(file: Path, options: ReadOptions, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
+    """Yield a file's raw rows, each with its place.
+
+    Args:
+        file: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``.
+        options: How to read.
+        counts: Broken lines are counted here where they are dropped.
+
+    Yields:
+        Such as ``("biology.jsonl, line 7", {...})``.
+
+    Raises:
+        DataError: If the file or a line of it is broken.
+    """
+    try:
+        if file.name.endswith(".parquet"):
+            yield from _read_parquet(file)
+            return
+        opened = gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb")
+        with opened as stream:
+            # Lines end at \n only: JSON may hold other line separators.
+            for number, line in enumerate(cast("Iterable[bytes]", stream), start=1):
+                place = f"{file}, line {number}"
+                if not line.strip():
+                    counts["lines dropped: empty"] += 1
+                    continue
+                try:
+                    yield place, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    counts["rows read"] += 1
+                    _refuse(place, f"not JSON ({_reason(error)})", options, counts)
+    except (OSError, EOFError) as error:
+        msg = f"cannot read {file}: {getattr(error, 'strerror', None) or error}; fetch it again"
+        raise DataError(msg) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=_ROWS_A_BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", row
+    except pa.ArrowInvalid as error:
+        msg = f"{file} is no Parquet file, or damaged after row {number}: {str(error).splitlines()[0]}"
+        raise DataError(msg) from error
+
+
+def _refuse(place: str, why: str, options: ReadOptions, counts: Counter[str]) -> None:
+    """Count a broken row, or stop."""
+    if options.invalid == "drop":
+        counts["rows dropped: broken"] += 1
+        logger.warning("%s: %s; dropped", place, why)
+        return
+    msg = f"{place}: {why}; mend the row, or drop and count such rows with --set data.invalid=drop"
+    raise DataError(msg)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            msg = f"{path} is none of {', '.join(SUFFIXES)}"
+            raise DataError(msg)
+        return [path]
+    if not path.exists():
+        msg = f"there is no {path}: give a file ({', '.join(SUFFIXES)}) or a folder of them"
+        raise DataError(msg)
+    found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+    if not found:
+        msg = f"{path} holds no {', '.join(SUFFIXES)} file; give the folder in which the files lie"
+        raise DataError(msg)
+    return found
+
+
+def _saved(path: Path) -> dict[str, Dataset]:
+    from datasets import load_from_disk
+
+    loaded = _by_subset(cast("Any", load_from_disk(str(path))))
+    return {path.name if name == "all" else name: rows for name, rows in loaded.items()}
+
+
+def _by_subset(given: Mapping[str, Dataset] | Dataset) -> dict[str, Any]:
+    if not hasattr(given, "column_names") or isinstance(given, dict):
+        return dict(cast("Any", given))
+    if "subset" not in given.column_names:
+        return {"all": given}
+    names = given["subset"][:]
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        found.setdefault(str(name), []).append(index)
+    return {name: given.select(rows) for name, rows in found.items()}
+
+
+def _counter(data: TrainingData, subset: str) -> Counter[str]:
+    counter = data.counts.setdefault(subset, Counter())
+    return cast("Counter[str]", counter)
+
+
+def _add_dataset(
+    data: TrainingData, subset: str, rows: Dataset, cache: Path, options: ReadOptions
+) -> None:
+    # `datasets` keeps a hash of how each data set came to be; a list column read row by row would be slow.
+    key = _digest([rows._fingerprint, repr(options), subset])
+    raw = ((f"{subset}, row {index + 1}", row) for index, row in enumerate(rows))
+    _keep(data, subset, raw, cache / f"{_safe(subset)}-{key}", options)
+
+
+def _keep(
+    data: TrainingData, subset: str, raw: Iterable[tuple[str, Any]], folder: Path, options: ReadOptions
+) -> None:
+    """Check the rows and write them to a folder, unless they are there."""
+    from datasets import Dataset
+
+    counts, rows = folder / "counts.json", folder / "rows.arrow"
+    if not counts.is_file():
+        _write(subset, raw, rows, _counter(data, subset), options)
+        # Written last: a folder with counts is whole.
+        write_whole(counts, json.dumps(data.counts[subset], indent=1))
+    data.counts[subset] = Counter(json.loads(counts.read_text(encoding="utf-8")))
+    data.subsets[subset] = Dataset.from_file(str(rows))
+    data.key = _digest([data.key, folder.name])
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    text, texts = pa.large_string(), pa.large_list(pa.large_string())
+    columns = {"query": text, "reasoning": text, "instruction": text, "positives": texts, "negatives": texts}
+    return pa.schema([("subset", text), ("row", pa.int64()), *columns.items()])
+
+
+def _write(
+    subset: str, raw: Iterable[tuple[str, Any]], file: Path, counts: Counter[str], options: ReadOptions
+) -> None:
+    import pyarrow as pa
+
+    schema = _schema()
+    with replacing(file) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+        batch: list[dict[str, Any]] = []
+        for row in _checked(raw, counts, options):
+            batch.append(
+                {"subset": subset, "row": counts["rows kept"], "query": row.query, "reasoning": row.reasoning}
+                | {"instruction": row.instruction, "positives": row.positives, "negatives": row.negatives}
+            )
+            counts["rows kept"] += 1
+            if len(batch) == _ROWS_A_BATCH:
+                out.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch.clear()
+        if batch:
+            out.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: ReadOptions) -> Iterator[Row]:
+    for place, value in raw:
+        counts["rows read"] += 1
+        try:
+            row = parse_row(value, counts)
+        except BadRow as error:
+            _refuse(place, str(error), options, counts)
+            continue
+        if row is None:
+            continue
+        if options.negatives and not row.negatives:
+            counts["rows dropped: no negative"] += 1
+            continue
+        if row.reasoning is None:
+            if options.missing_reasoning == "error":
+                msg = f"{place}: no reasoning_query; add it, or train such rows with plain InfoNCE by "
+                raise DataError(msg + "--set data.missing_reasoning=plain")
+            counts["rows without reasoning query"] += 1
+        yield row
+
+
+def _finish(data: TrainingData) -> TrainingData:
+    for subset in [name for name, rows in data.subsets.items() if len(rows) == 0]:
+        logger.warning("%s has no row that can be trained on", subset)
+        del data.subsets[subset]
+    if not data.subsets:
+        msg = f"no row can be trained on: {describe_counts(data.counts) or 'nothing was read'}"
+        raise DataError(msg)
+    return data
+
+
+def describe_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Say in one line what was counted over all subsets.
+
+    Args:
+        counts: By subset.
+    """
+    total: Counter[str] = Counter()
+    for one in counts.values():
+        total.update(one)
+    return ", ".join(f"{name}: {number:,}" for name, number in total.items() if number)
+
+
+def _safe(subset: str) -> str:
+    return "".join(char if char.isalnum() or char in "._-" else "_" for char in subset)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return xxhash.xxh3_128_hexdigest("\0".join((str(_VERSION), *parts)).encode())[:16]
+
+
+def _file_key(files: Sequence[Path], options: ReadOptions) -> str:
+    """Return a key of files by content: a copy elsewhere is the same data."""
+    digest = xxhash.xxh3_128(repr((_VERSION, options)).encode())
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        except OSError as error:
+            msg = f"cannot read {file}: {error.strerror}"
+            raise DataError(msg) from error
+    return digest.hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""A run's metrics as CSV: one line a batch, in step with the checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+METRICS = (
+    "loss",
+    "loss_unweighted",
+    "loss_reasoning",
+    "ri_min",
+    "ri_mean",
+    "ri_median",
+    "ri_max",
+    "ri_clipped",
+    "rows_without_reasoning",
+    "documents_masked",
+)
+COLUMNS = ("step", "epoch", "subset", "queries", "documents", "tokens", *METRICS, "learning_rate", "seconds")
+EVALUATION_COLUMNS = ("step", "task", "metric", "score")
+
+
+class MetricsFile:
+    """A CSV file that grows by whole lines, and is cut back to a step when a run resumes."""
+
+    def __init__(self, file: Path, columns: Sequence[str] = COLUMNS) -> None:
+        """Name the file; nothing is written yet.
+
+        Args:
+            file: Where to.
+            columns: Its columns, ``step`` among them.
+        """
+        self.file = file
+        self.columns = tuple(columns)
+
+    def start(self, step: int = 0) -> None:
+        """Begin the file, or keep what was written up to a step.
+
+        Args:
+            step: Last step to keep; a line that a kill cut short is dropped.
+
+        Raises:
+            ReasonEmbedError: If it cannot be written.
+        """
+        kept = [row for row in self._whole_rows() if int(row["step"]) <= step] if step else []
+        write_whole(self.file, _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *kept]))
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines.
+
+        Args:
+            rows: Values by column; absent and NaN ones stay empty.
+
+        Raises:
+            ReasonEmbedError: If they cannot be written, a full disk for one.
+        """
+        try:
+            with self.file.open("a", encoding="utf-8", newline="") as stream:
+                # In one piece: a kill leaves whole lines, or a last one without its line break.
+                stream.write(_lines(self.columns, rows))
+        except OSError as error:
+            msg = f"cannot write {self.file}: {error.strerror}; free space, then go on with --resume"
+            raise ReasonEmbedError(msg) from error
+
+    def _whole_rows(self) -> list[dict[str, str]]:
+        if not self.file.is_file():
+            return []
+        text = self.file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        rows = csv.DictReader(io.StringIO(whole, newline=""))
+        return [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401 - what csv takes
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.8g}"
+    return value
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics.
+
+    Args:
+        file: ``metrics.csv``, or the run's folder.
+
+    Returns:
+        One mapping a batch; numbers as floats, empty cells as NaN.
+
+    Raises:
+        DataError: If there are none.
+    """
+    file = file / "metrics.csv" if file.is_dir() else file
+    if not file.is_file():
+        msg = f"there is no {file}: give the folder of a run (the --output of `reasonembed train`)"
+        raise DataError(msg)
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if None not in row.values()]
+    try:
+        found = [{name: _value(name, value) for name, value in row.items()} for row in rows]
+    except (TypeError, ValueError) as error:
+        msg = f"{file} is no file of metrics of ours: {error}"
+        raise DataError(msg) from error
+    if not found or not set(COLUMNS) <= found[0].keys():
+        msg = f"{file} holds no step yet" if not found else f"{file} is no file of metrics of ours"
+        raise DataError(msg)
+    return found
+
+
+def _value(name: str, value: str) -> Any:  # noqa: ANN401
+    if name == "subset":
+        return value
+    return float(value) if value else math.nan
+
+
+class Window:
+    """Means over the batches since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a batch in; what is NaN does not count.
+
+        Args:
+            row: Its line in the CSV.
+        """
+        named = {name: row[name] for name in METRICS}
+        named[f"ri_mean/{row['subset']}"] = row["ri_mean"]
+        named[f"loss_unweighted/{row['subset']}"] = row["loss_unweighted"]
+        for name, value in named.items():
+            if not math.isnan(value):
+                self._sums.setdefault(name, []).append(float(value))
+
+    def close(self) -> dict[str, float]:
+        """Return the means (the least and the largest of ``ri_min`` and ``ri_max``), and begin anew."""
+        reduce = {"ri_min": min, "ri_max": max}
+        means = {
+            name: float(reduce[name](values) if name in reduce else sum(values) / len(values))
+            for name, values in self._sums.items()
+        }
+        self._sums.clear()
+        return means

@@ -1,0 +1,172 @@
+"""One row of training data: every known shape of it, checked and made one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping
+
+# The names that data sets give to the same thing; the first is reason-embed-data's.
+QUERY = ("query", "anchor", "question")
+REASONING = ("reasoning_query",)
+POSITIVES = ("pos", "positives", "positive", "positive_passages")
+NEGATIVES = ("neg", "negatives", "negative", "negative_passages")
+INSTRUCTION = ("prompt", "instruction")
+_SHOWN = 40
+
+
+@dataclass
+class Row:
+    """A row that can be trained on.
+
+    Attributes:
+        query: Its text, without instruction.
+        positives: At least one text.
+        negatives: Texts, none of them a positive; empty where the source has none.
+        reasoning: The reasoning query, or None.
+        instruction: The row's own instruction, or None.
+    """
+
+    query: str
+    positives: list[str]
+    negatives: list[str] = field(default_factory=list)
+    reasoning: str | None = None
+    instruction: str | None = None
+
+
+class BadRow(DataError):
+    """A row of the wrong shape; the message has no place in it yet."""
+
+
+def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - whatever a file holds
+    """Turn one raw row into a `Row`, or into nothing where it has nothing to learn from.
+
+    Args:
+        raw: A mapping with a query, positives and negatives under any of the names above. Texts may be
+            strings, ``[instruction, text]`` pairs (reasonir-data) or ``{"title", "text"}`` mappings.
+        counts: What was dropped or missing, by reason; counted up here.
+
+    Returns:
+        The row, or None where it is dropped.
+
+    Raises:
+        BadRow: If a field is missing or of a wrong type.
+    """
+    if not isinstance(raw, dict):
+        msg = f"a row must be an object, not {_kind(raw)}"
+        raise BadRow(msg)
+    query, own = _query(raw)
+    positives = _texts(raw, POSITIVES, required=True)
+    negatives = _texts(raw, NEGATIVES, required=False) + _numbered(raw)
+    reasoning = _optional(raw, REASONING)
+    _check_unicode([query, reasoning or "", own or "", *positives, *negatives])
+    if not query.strip():
+        counts["rows dropped: empty query"] += 1
+        return None
+    kept = _without_empty(positives, "positives", counts)
+    if not kept:
+        counts["rows dropped: no positive"] += 1
+        return None
+    others = [text for text in negatives if text not in set(kept)]
+    counts["negatives removed: equal to a positive"] += len(negatives) - len(others)
+    others = _without_empty(others, "negatives", counts)
+    return Row(query, kept, others, reasoning if reasoning and reasoning.strip() else None, own)
+
+
+def _check_unicode(texts: list[str]) -> None:
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # JSON can spell half a character (\\ud83d), which no tokenizer takes.
+            msg = f"half a character (a lone surrogate) in {_shown(text)}"
+            raise BadRow(msg) from error
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _find(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if raw.get(name) is not None), None)
+
+
+def _query(raw: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return query and instruction; reasonir-data writes both as a pair."""
+    name = _find(raw, QUERY)
+    if name is None:
+        msg = f"no query: one of {', '.join(QUERY)} must hold text; the row has {_names(raw)}"
+        raise BadRow(msg)
+    value, own = raw[name], _optional(raw, INSTRUCTION)
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, str) for part in value):
+        return value[1], value[0] or own
+    if not isinstance(value, str):
+        msg = f"{name} must be text, not {_kind(value)}: {_shown(value)}"
+        raise BadRow(msg)
+    return value, own
+
+
+def _names(raw: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, raw)) or "no fields"
+
+
+def _optional(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    name = _find(raw, names)
+    if name is None:
+        return None
+    if not isinstance(raw[name], str):
+        msg = f"{name} must be text or null, not {_kind(raw[name])}: {_shown(raw[name])}"
+        raise BadRow(msg)
+    text: str = raw[name]
+    return text
+
+
+def _texts(raw: Mapping[str, Any], names: tuple[str, ...], *, required: bool) -> list[str]:
+    name = _find(raw, names)
+    if name is None:
+        if required:
+            msg = f"no positives: one of {', '.join(names)} must hold texts; the row has {_names(raw)}"
+            raise BadRow(msg)
+        return []
+    value = raw[name]
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        msg = f"{name} must be a list of texts, not {_kind(value)}: {_shown(value)}"
+        raise BadRow(msg)
+    return [_text(item, f"{name}[{index}]") for index, item in enumerate(value)]
+
+
+def _numbered(raw: Mapping[str, Any]) -> list[str]:
+    """Return ``negative_1`` ... ``negative_n``, sentence-transformers' columns."""
+    names = [name for name in raw if str(name).startswith("negative_") and str(name)[9:].isdigit()]
+    return [_text(raw[name], name) for name in names if raw[name] is not None]
+
+
+def _text(item: object, place: str) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return "\n".join(part for part in item if part)
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        parts = (item.get("title"), item["text"])
+        return "\n".join(part for part in parts if isinstance(part, str) and part)
+    msg = f"{place} must be text, not {_kind(item)}: {_shown(item)}"
+    raise BadRow(msg)
+
+
+def _without_empty(texts: list[str], what: str, counts: Counter[str]) -> list[str]:
+    kept = [text for text in texts if text.strip()]
+    counts[f"{what} removed: empty"] += len(texts) - len(kept)
+    return kept

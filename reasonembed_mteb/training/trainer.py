@@ -1,0 +1,225 @@
+"""Redapter's trainer: sentence-transformers' own, with our batches, steps, metrics and whole checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+from transformers import PrinterCallback, TrainerCallback
+
+from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weights
+from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
+from reasonembed_mteb.training.metrics import METRICS, Window
+from reasonembed_mteb.training.sampling import SubsetBatchSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from datasets import Dataset
+    from torch import Tensor, nn
+    from torch.utils.data import BatchSampler, ConcatDataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from reasonembed_mteb.training.collator import GroupCollator
+    from reasonembed_mteb.training.metrics import MetricsFile
+    from reasonembed_mteb.training.sampling import SubsetPlan
+
+
+class RedapterTrainer(SentenceTransformerTrainer):
+    """Train by subset-wise batches; every step's metrics go to a CSV, and resuming is exact.
+
+    The loss is told the step by ``loss.global_step`` before each batch. Checkpoints are marked once whole;
+    resume from `reasonembed_mteb.training.checkpoints.last_whole`.
+    """
+
+    def __init__(
+        self,
+        *,
+        plans: Sequence[SubsetPlan],
+        train_dataset: Mapping[str, Dataset],
+        data_collator: GroupCollator,
+        metrics: MetricsFile | None = None,
+        keep: int = 2,
+        say: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Set the training up.
+
+        Args:
+            plans: What an epoch takes of each subset, in the order of ``train_dataset``.
+            train_dataset: Rows by subset.
+            data_collator: Makes the batches.
+            metrics: The CSV, begun already; only the first process writes.
+            keep: Checkpoints kept.
+            say: Takes a line for people now and then.
+            **options: `SentenceTransformerTrainer`'s further arguments.
+        """
+        self.plans = list(plans)
+        self.metrics_file = metrics
+        self.keep = keep
+        self._say = say
+        self._window = Window()
+        self._pending: list[dict[str, Any]] = []
+        self._clock = time.monotonic()
+        super().__init__(
+            train_dataset=dict(train_dataset),
+            data_collator=data_collator,
+            callbacks=[_Steps(self), *options.pop("callbacks", [])],
+            **options,
+        )
+        # It prints every log record; ours are said in one line each.
+        self.remove_callback(PrinterCallback)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave out the callback that copies training rows into the model card.
+
+        Args:
+            default_args_dict: Not used.
+        """
+
+    def get_multi_dataset_batch_sampler(
+        self, dataset: ConcatDataset[Any], batch_samplers: Sequence[BatchSampler], **options: Any
+    ) -> SubsetBatchSampler:
+        """Return our sampler.
+
+        Args:
+            dataset: The subsets, one after the other.
+            batch_samplers: Not used.
+            **options: Not used.
+        """
+        del batch_samplers, options
+        self.batch_sampler = SubsetBatchSampler(dataset, self.plans, self.args.seed)
+        return self.batch_sampler
+
+    def start_epoch(self) -> None:
+        """Tell sampler and collator the epoch; the trainer reaches neither after a resume on many devices."""
+        steps = max(1, len(self._train_dataloader) // self.args.gradient_accumulation_steps)
+        epoch = self.state.global_step // steps
+        self.batch_sampler.set_epoch(epoch)
+        self.data_collator.epoch = epoch
+        self._clock = time.monotonic()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ANN401 - transformers' own
+    ) -> Any:  # noqa: ANN401 - depends on return_outputs
+        """Compute a batch's loss and note its metrics.
+
+        Args:
+            model: The model, wrapped or not.
+            inputs: A batch of `GroupCollator`.
+            return_outputs: Whether to return a pair.
+            num_items_in_batch: Not used.
+
+        Returns:
+            The loss, or the loss and nothing.
+        """
+        subset = inputs.pop("subset", "")
+        sizes = _sizes(inputs)
+        # Set for each batch, not counted: evaluations and the batches of an accumulated step do not count.
+        self.loss.global_step = self.state.global_step
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training:
+            self._note(subset, sizes)
+        return result
+
+    def _note(self, subset: str, sizes: dict[str, int]) -> None:
+        if self.lr_scheduler is None:
+            return
+        metrics: dict[str, Tensor] = self.loss.metrics
+        row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
+        row |= {name: float(metrics[name]) if name in metrics else float("nan") for name in METRICS}
+        row["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
+        self._pending.append(row)
+
+    def end_step(self) -> None:
+        """Write the metrics of the step that has just ended."""
+        now = time.monotonic()
+        for row in self._pending:
+            row |= {"epoch": float(self.state.epoch or 0), "seconds": (now - self._clock) / len(self._pending)}
+            self._window.add(row)
+        if self.metrics_file is not None and self.is_world_process_zero():
+            self.metrics_file.append(self._pending)
+        self._pending.clear()
+        self._clock = now
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the window's metrics to a log record, for the trackers and the console.
+
+        Args:
+            logs: The record.
+            start_time: When the training began.
+        """
+        if "loss" in logs:
+            # The headline of transformers is the same loss; ours is not rounded.
+            logs = logs | self._window.close()
+        super().log(logs, start_time)
+        if self._say is not None and self.is_world_process_zero():
+            self._say(_line(logs, self.state.global_step, self.state.max_steps))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - transformers' own
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            mark_whole(folder / f"checkpoint-{self.state.global_step}")
+            # After the mark: the newest whole checkpoint is never removed for one that is not whole yet.
+            keep_newest(folder, self.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if has_adapters(self.model):
+            # The library's way loads the base once more and rounds the adapters to its dtype.
+            load_adapter_weights(self.model, Path(checkpoint_path))
+        else:
+            super()._load_from_checkpoint(checkpoint_path)
+
+
+class _Steps(TrainerCallback):
+    """Tells the trainer where in the run it is."""
+
+    def __init__(self, trainer: RedapterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin an epoch."""
+        del args, state, control
+        self.trainer.start_epoch()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End a step."""
+        del args, state, control
+        self.trainer.end_step()
+
+
+def _sizes(inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Count a batch: queries and documents, and their tokens without padding."""
+    masks = {name: value for name, value in inputs.items() if name.endswith("attention_mask")}
+    return {
+        "queries": len(inputs["query_input_ids"]) if "query_input_ids" in inputs else 0,
+        "documents": len(inputs["documents_input_ids"]) if "documents_input_ids" in inputs else 0,
+        "tokens": int(sum(int(mask.sum()) for mask in masks.values())),
+    }
+
+
+def _line(logs: Mapping[str, float], step: int, steps: int) -> str:
+    """Say a log record in one line."""
+    if "loss" in logs:
+        intensity = f", RI {logs['ri_mean']:.3f}" if "ri_mean" in logs else ""
+        loss = f"loss {logs['loss']:.4f} (unweighted {logs.get('loss_unweighted', logs['loss']):.4f})"
+        norm = f", gradient {float(logs['grad_norm']):.2f}" if logs.get("grad_norm") is not None else ""
+        return f"step {step}/{steps}: {loss}{intensity}{norm}, rate {logs.get('learning_rate', 0):.2e}"
+    scores = {name: value for name, value in logs.items() if name.startswith("eval_") and "_per_second" not in name}
+    if scores:
+        shown = ", ".join(f"{n[5:]} {100 * v:.2f}" for n, v in scores.items() if n != "eval_runtime")
+        return f"step {step}/{steps}: {shown}"
+    return f"step {step}/{steps}: done in {logs.get('train_runtime', 0):.0f} s"
