@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(*, pad: bool = True, chat: bool = False, eos: bool = False, bos: bool = False) -> Any:  # noqa: ANN401
+def make_tokenizer(*, pad: bool = True, chat: bool = False, eos: bool = False, bos: bool = False) -> Any:
     """Train a byte-level BPE tokenizer on a few sentences.
 
     Args:

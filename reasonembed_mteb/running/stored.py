@@ -12,7 +12,9 @@ import xxhash
 from reasonembed_mteb.encoding.lengths import current_length
 from reasonembed_mteb.encoding.store import VectorStore, text_keys
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
+from reasonembed_mteb.retrieval.tables import max_tokens_for
 from reasonembed_mteb.running.prefixes import loaded_prefix
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 # Options of encode that leave the vectors as they are.
 _COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
+_NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
+# What our encoders put before a text is part of the text.
+_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens"}
 _NAMED = 5
 
 
@@ -58,9 +63,11 @@ def fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderP
         model: A loaded MTEB encoder.
     """
     meta = model.mteb_model_meta
-    options = {key: str(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
-    chosen = {key: str(value) for key, value in (meta.experiment_kwargs or {}).items()}
-    found: dict[str, Any] = {"name": meta.name, "revision": meta.revision, "options": options | chosen}
+    options = {**(meta.loader_kwargs or {}), **(meta.experiment_kwargs or {})}
+    # Where the weights lie is no part of them, and compression comes after the store.
+    skipped = _NOT_OF_VECTORS | (_OF_THE_TEXT if isinstance(model, ProtocolEncoder) else set())
+    chosen = {key: str(value) for key, value in options.items() if key not in skipped}
+    found: dict[str, Any] = {"name": meta.name, "revision": meta.revision, "options": chosen}
     inner = getattr(model, "model", None)
     if not isinstance(inner, torch.nn.Module):
         return found
@@ -234,9 +241,6 @@ class StoredEncoder:
         return f"{known} {json.dumps(options)}" if options else known, prefix or ""
 
     def _limit(self, task: TaskMetadata) -> int | None:
-        from reasonembed_mteb.mteb_encoder import ProtocolEncoder
-        from reasonembed_mteb.retrieval.tables import max_tokens_for
-
         own = current_length(self.model)
         if own is None or not isinstance(self.model, ProtocolEncoder):
             return own

@@ -121,12 +121,21 @@ def load_variant(meta: ModelMeta, *, device: str | None = None) -> Any:  # noqa:
     chosen = dict(meta.experiment_kwargs or {})
     dtype = chosen.pop(_COMPRESSED, None)
     model: Any = meta.model_copy(update={"experiment_kwargs": chosen or None}).load_model(device=device)
+    _check_dimension(model, chosen.get("embed_dim"))
     if dtype is None:
         return model
     from mteb.models import CompressionWrapper
     from mteb.types import OutputDType
 
     return CompressionWrapper(model, OutputDType(dtype))
+
+
+def _check_dimension(model: Any, asked: int | None) -> None:  # noqa: ANN401
+    """Refuse to cut vectors that are shorter already; only the loaded model may know."""
+    own = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)()
+    if asked is not None and own is not None and own < asked:
+        msg = f"--truncate-dim {asked}: {model.mteb_model_meta.name} has {own} dimensions; give fewer"
+        raise ReasonEmbedError(msg)
 
 
 def with_store(model: Any, root: Path, dtype: str) -> Any:  # noqa: ANN401 - any of mteb's model protocols
