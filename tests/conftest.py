@@ -99,3 +99,23 @@ def save_decoder(folder: Path, family: str = "qwen3", *, headless: bool = False,
 def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bare Qwen3 checkpoint with a chat template and a pad token."""
     return save_decoder(tmp_path_factory.mktemp("models") / "qwen3", chat=True)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Any:  # noqa: ANN401
+    """Return a two-layer random BERT with mean pooling, as all-MiniLM has."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel
+
+    tokenizer = make_tokenizer(bos=True, eos=True)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.model_max_length = 512
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    modules = [Transformer(str(tmp_path)), Pooling(32, "mean"), Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu")

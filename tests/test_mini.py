@@ -25,7 +25,7 @@ def read(kind: str, subset: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.subset)
-def test_a_subset_is_whole(row: Any, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN401
+def test_a_subset_is_whole(row: Any, caplog: pytest.LogCaptureFixture) -> None:
     documents, examples = read("documents", row.subset), read("examples", row.subset)
     ids = [document["id"] for document in documents]
     assert len(documents) >= 40

@@ -79,7 +79,7 @@ def saved(model: ReasonEmbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reference(folder: Path, texts: list[str]) -> Any:  # noqa: ANN401
+def reference(folder: Path, texts: list[str]) -> Any:
     """Encode one text at a time with transformers alone: last token, unit length."""
     tokenizer = make_tokenizer(chat=True)
     backbone = AutoModel.from_pretrained(folder).eval()
@@ -219,7 +219,7 @@ def test_push_to_hub_uploads_the_whole_directory(model: ReasonEmbed, monkeypatch
 
     seen: dict[str, Any] = {}
 
-    def upload(self: Any, *, folder_path: str, **_: Any) -> Any:  # noqa: ANN401
+    def upload(self: Any, *, folder_path: str, **_: Any) -> Any:
         config = RealPath(folder_path) / "config_sentence_transformers.json"
         seen["prompts"] = json.loads(config.read_text())["prompts"]
         seen["files"] = {file.name for file in RealPath(folder_path).iterdir()}

@@ -83,7 +83,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def save_tokenizer(folder: Path) -> Any:  # noqa: ANN401
+def save_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -316,7 +316,7 @@ def test_a_failing_model_does_not_stop_the_others_and_loads_once(
     loads = []
     loader = meta.loader
 
-    def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def counted(*args: Any, **kwargs: Any) -> Any:
         loads.append(args)
         return loader(*args, **kwargs)
 
@@ -341,7 +341,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     evaluate = mteb.evaluate
 
-    def interrupted(model: Any, tasks: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def interrupted(model: Any, tasks: Any, **kwargs: Any) -> Any:
         if tasks[0].metadata.name == ECONOMICS:
             raise KeyboardInterrupt
         return evaluate(model, tasks, **kwargs)
@@ -448,7 +448,7 @@ def test_the_prefix_told_before_a_run_is_the_one_that_the_model_gets(
         assert given_prefix(model, task, monkeypatch) == prefix
 
 
-def given_prefix(model: Any, task: Any, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: ANN401
+def given_prefix(model: Any, task: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return what sentence-transformers is told to put before a query."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -456,7 +456,7 @@ def given_prefix(model: Any, task: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     seen = []
     inner = model.model._inference
 
-    def spy(texts: list[str], *, prompt: str | None, **kwargs: Any) -> Any:  # noqa: ANN401
+    def spy(texts: list[str], *, prompt: str | None, **kwargs: Any) -> Any:
         assert texts == ["salt"]
         seen.append(prompt or "")
         return inner(texts, prompt=prompt, **kwargs)

@@ -38,7 +38,7 @@ class Instant(AbsEncoder):
         overwrites = {"name": "test/instant", "revision": "1", "similarity_fn_name": function}
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=overwrites)
 
-    def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> Any:  # noqa: ANN401
+    def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> Any:
         """Return the rows that the texts name."""
         rows = [int(text) for batch in inputs for text in batch["text"]]
         return self.vectors[prompt_type.value][rows]
@@ -58,7 +58,7 @@ KWARGS: dict[str, Any] = {
 }
 
 
-def search(model: Any, case: Case, k: int, *, chunk_size: int = 7, **kwargs: Any) -> Run:  # noqa: ANN401
+def search(model: Any, case: Case, k: int, *, chunk_size: int = 7, **kwargs: Any) -> Run:
     """Run our search over a case."""
     wrapped = excluding_search(model, case.excluded, chunk_size=chunk_size)
     wrapped.index(texts(case.documents), **KWARGS)
@@ -210,10 +210,10 @@ class FirstHundred:
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "test/index", "revision": "1"})
         self.seen: dict[str, Any] = {}
 
-    def index(self, corpus: Any, **_: Any) -> None:  # noqa: ANN401
+    def index(self, corpus: Any, **_: Any) -> None:
         """Do nothing."""
 
-    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_: Any) -> Run:  # noqa: ANN401
+    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_: Any) -> Run:
         """Return the best of all, or of the candidates."""
         self.seen = {"top_k": top_k, "top_ranked": top_ranked}
         return {

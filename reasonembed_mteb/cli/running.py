@@ -26,6 +26,9 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
     from reasonembed_mteb.running.runner import Outcome
 
 
@@ -107,12 +110,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
-    if not benchmark and not task and not beir:
-        msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
-        raise ReasonEmbedError(msg)
-    if instruction is not None and not beir:
-        msg = "--instruction goes with --beir: the other tasks have instructions of their own"
-        raise ReasonEmbedError(msg)
+    _check_tasks_given([*benchmark, *task], beir, instruction)
     if rerank_from is not None and not rerank_from.exists():
         msg = (
             f"--rerank-from {rerank_from} does not exist; make it with --prediction-folder and a first stage"
@@ -135,7 +133,8 @@ def run(
         store_dtype=store_dtype,
         progress=debug or sys.stderr.isatty(),
     )
-    tasks = resolving.resolve_tasks(benchmark, task) + _beir_tasks(beir, instruction)
+    folders = _beir_tasks(beir, instruction)
+    tasks = resolving.resolve_tasks(benchmark, task) + folders
     template = _unescaped(instruction_template)
     metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
     if truncate_dim is not None:
@@ -155,6 +154,7 @@ def run(
                 say(f"FAILED {label} on {line}")
         raise typer.Exit(FAILED if any(errors for _, errors in every) else 0)
     console.show_instructions(metas, labels, tasks)
+    _say_ignored(metas, labels, folders, instruction)
     outcomes = runner.run(metas, tasks, options, say)
     grouped = resolving.benchmark_tasks(benchmark)
     groups = {group: [one.metadata.name for one in members] for group, members in grouped.items()}
@@ -165,12 +165,37 @@ def run(
     _finish(outcomes, groups, title, runner.output_folder(options))
 
 
+def _check_tasks_given(names: Sequence[str], folders: Sequence[Path], instruction: str | None) -> None:
+    if not names and not folders:
+        msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
+        raise ReasonEmbedError(msg)
+    if instruction is not None and not folders:
+        msg = "--instruction goes with --beir: the other tasks have instructions of their own"
+        raise ReasonEmbedError(msg)
+
+
 def _beir_tasks(folders: Sequence[Path], instruction: str | None) -> list[AbsTask]:
     if not folders:
         return []
     from reasonembed_mteb.retrieval.beir import beir_task
 
     return [beir_task(folder, instruction) for folder in folders]
+
+
+def _say_ignored(
+    metas: Sequence[ModelMeta], labels: Sequence[str], tasks: Sequence[AbsTask], instruction: str | None
+) -> None:
+    """Say which models do not take the instruction that was given."""
+    from reasonembed_mteb.running.prefixes import planned_prefix
+
+    for meta, label in zip(metas, labels, strict=True) if instruction is not None and tasks else ():
+        prefix = planned_prefix(meta, tasks[0].metadata)
+        dense = "dense" in (meta.model_type or ())
+        if dense and prefix is not None and str(instruction) not in prefix:
+            say(
+                f"{label} does not take --instruction; --instruction-template 'Instruct: {{instruction}}"
+                "\\nQuery: ' gives it to a directory or a model that MTEB does not know"
+            )
 
 
 def _unescaped(template: str | None) -> str | None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, connect, say
 from reasonembed_mteb.console import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reasonembed_mteb.reporting.result_checks import Finding
 
 
 @app.command("export-beir")
@@ -50,18 +55,27 @@ def submit(
         msg = f"submitting is mteb's own job: give --check first, then run `{command}`"
         raise ReasonEmbedError(msg)
     connect(debug)
+    root = submission.results_root(results)
     findings = submission.check_submission(results)
-    rows = [
-        ["refused" if one.refused else "asked", one.kind, str(one.where), one.problem, one.remedy]
-        for one in findings
-    ]
-    if rows:
-        show_table(
-            ["", "what", "where", "problem", "remedy"], rows, "What MTEB's results repository would say"
-        )
+    if findings:
+        head = ["", "what", "where", "problem", "remedy"]
+        show_table(head, _grouped(findings, root), f"What MTEB's results repository would say of {root}")
     if any(one.refused for one in findings):
         raise typer.Exit(FAILED)
     say(f"Nothing would be refused. To submit: {submission.submit_command(results)}")
+
+
+def _grouped(findings: Sequence[Finding], root: Path) -> list[list[str]]:
+    """Return one row for all files of a folder that share a problem."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for one in findings:
+        where = one.where.relative_to(root)
+        key = ("refused" if one.refused else "asked", one.kind, str(where.parent), one.problem, one.remedy)
+        rows.setdefault(key, []).append(where.name)
+    return [
+        [status, kind, f"{folder}/{names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""), *rest]
+        for (status, kind, folder, *rest), names in rows.items()
+    ]
 
 
 @app.command("export-modelmeta")

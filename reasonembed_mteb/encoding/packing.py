@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,9 +61,10 @@ def _varlen(
 ) -> tuple[Tensor, None]:
     """Attend by torch's variable-length kernel; ``query`` is (1, H, T, D), the output (1, T, H, D)."""
     # (T, H, D): views, since transformers made the inputs by transposing.
-    rows = [tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value)]
     mixed = varlen_attn(
-        *rows,
+        query.transpose(1, 2).squeeze(0),
+        key.transpose(1, 2).squeeze(0),
+        value.transpose(1, 2).squeeze(0),
         cu_seq_lens_q,
         cu_seq_lens_q,
         max_length_q,
@@ -71,11 +73,12 @@ def _varlen(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    # Without aux outputs asked for, it is one tensor.
     return mixed.unsqueeze(0), None  # type: ignore[union-attr]
 
 
 # A loop over texts; a compiled layer runs it as it is.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _documents(
     module: nn.Module,
     query: Tensor,
@@ -92,10 +95,12 @@ def _documents(
     grouped = query.shape[1] != key.shape[1]
     mixed = torch.empty_like(query.transpose(1, 2))
     ends = cu_seq_lens_q.tolist()
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in pairwise(ends):
         mask = _window_mask(stop - start, sliding_window, query.device)
         one = scaled_dot_product_attention(
-            *(tensor[:, :, start:stop] for tensor in (query, key, value)),
+            query[:, :, start:stop],
+            key[:, :, start:stop],
+            value[:, :, start:stop],
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
@@ -134,10 +139,13 @@ def can_pack(model: SentenceTransformer) -> bool:
     Args:
         model: A model whose first module is a `Transformer`.
     """
-    names = [type(module).__name__ for module in model]
-    backbone = getattr(model[0], "auto_model", None)
+    modules: list[Any] = list(model)
+    names = [type(module).__name__ for module in modules]
+    backbone = getattr(modules[0], "auto_model", None)
     return (
         names[1:2] == ["Pooling"]
+        # A text with no token beyond the prompt has another vector where the library pools flattened rows.
+        and modules[1].include_prompt
         and set(names[2:]) <= _PER_TEXT
         and is_known_decoder(getattr(backbone, "config", None))
     )

@@ -325,7 +325,8 @@ class VectorStore:
                 "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
                 "vectors": stored,
             },
-            metadata={"layout": str(LAYOUT), "model": self.folder.name},
+            # One entry only: safetensors writes several in an order of its own.
+            metadata={"layout": str(LAYOUT)},
         )
         checksum = xxhash.xxh3_64_hexdigest(content)
         manifest = self._manifest(vectors.shape[1])

@@ -184,8 +184,8 @@ def tested_grids(board: Board, tested: Tested) -> list[Grid]:
         if row.label in marks.letters
     )
     note = (
-        f"paired randomisation test over {marks.comparison.queries:,} queries, Holm's correction over all pairs, "
-        f"level {marks.alpha:g}; models without a common letter differ"
+        f"paired randomisation test over {marks.comparison.queries:,} queries, Holm's correction over all "
+        f"pairs, level {marks.alpha:g}; models without a common letter differ"
     )
     notes = [note]
     if tested.left_out:

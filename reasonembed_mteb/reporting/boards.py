@@ -87,7 +87,7 @@ def _places() -> dict[str, tuple[BoardKey, str]]:
     for row in load_rows():
         for task, name, family, about in _tables_of(row):
             members.setdefault((name, family, about, row.main_score), []).append((task, row))
-    found = {}
+    found: dict[str, tuple[BoardKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
         columns = tuple(row.subset for _, row in tasks)
         board = BoardKey(name, family, about, metric, columns, published=name.removesuffix(_THEIRS))

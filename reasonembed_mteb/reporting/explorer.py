@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,19 @@ from reasonembed_mteb.reporting.queries import Frame, read_found, read_frames
 from reasonembed_mteb.reporting.texts import local_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    import numpy.typing as npt
+    from numpy.typing import NDArray
 
     from reasonembed_mteb.reporting.queries import Found
     from reasonembed_mteb.reporting.tables import Board
 
-# Queries of a table that get their texts and documents.
-_QUERIES = 40
-# With more models, only the best and the worst of each query show their documents.
+    Floats = NDArray[np.float64]
+
+# With more models, fewer queries get texts, and only the best and the worst of each show their documents.
 _FEW_MODELS = 4
+# Queries of a table that get their texts and documents, with few models and with many.
+_QUERIES, _QUERIES_OF_MANY = 300, 40
 _DOCUMENTS = 5
 _QUERY_CHARACTERS, _DOCUMENT_CHARACTERS = 1500, 500
 # Bytes of texts and documents in the page; the page itself must stay under 5 MB.
@@ -129,35 +132,47 @@ def _subset(
 
 
 def _choose(frames: Sequence[Frame]) -> dict[str, _Chosen]:
-    """Choose the queries of a table on which models differ most, overall and for each pair of the first few."""
-    candidates: list[tuple[float, Frame, int]] = []
-    for frame in frames:
-        held = [row for row in range(len(frame.scores)) if np.isfinite(frame.scores[row]).any()]
-        if not held:
-            continue
-        spread = np.nan_to_num(_spread(frame.scores[held]))
-        candidates += [(value, frame, place) for place, value in enumerate(spread.tolist())]
-    wanted = sorted(candidates, key=lambda one: -one[0])[:_QUERIES]
-    for one, two in combinations(range(min(_FEW_MODELS, len(frames[0].scores))), 2):
-        pairs = [
-            (abs(float(frame.scores[one, place] - frame.scores[two, place])), frame, place)
-            for frame in frames
-            for place in range(len(frame.queries))
-        ]
-        known = [pair for pair in pairs if np.isfinite(pair[0])]
-        wanted += sorted(known, key=lambda pair: -pair[0])[: _QUERIES // 4]
+    """Choose the queries on which models differ most, overall and for each pair of the first few."""
+    few = len(frames[0].scores) <= _FEW_MODELS
+    count = _QUERIES if few else _QUERIES_OF_MANY
     chosen: dict[str, _Chosen] = {}
-    for _, frame, place in wanted:
-        own = chosen.setdefault(frame.column, _Chosen(frame))
-        own.places.setdefault(place, _rows_shown(frame.scores[:, place]))
+    for _, frame, place in _largest(frames, _spread, count):
+        _add(chosen, frame, place, _rows_shown(frame.scores[:, place]))
+    for pair in combinations(range(min(_FEW_MODELS, len(frames[0].scores))), 2):
+        for _, frame, place in _largest(frames, partial(_gap, pair=pair), count // 2):
+            _add(chosen, frame, place, [*_rows_shown(frame.scores[:, place]), *pair])
     return chosen
 
 
-def _spread(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _largest(
+    frames: Sequence[Frame], measure: Callable[[Floats], Floats], count: int
+) -> list[tuple[float, Frame, int]]:
+    """Return the queries with the largest measure, as ``(measure, frame, place)``."""
+    measured = [
+        (value, frame, place)
+        for frame in frames
+        for place, value in enumerate(measure(frame.scores).tolist())
+        if np.isfinite(value)
+    ]
+    return sorted(measured, key=lambda one: -one[0])[:count]
+
+
+def _add(chosen: dict[str, _Chosen], frame: Frame, place: int, rows: Sequence[int]) -> None:
+    places = chosen.setdefault(frame.column, _Chosen(frame)).places
+    known = [row for row in rows if np.isfinite(frame.scores[row, place])]
+    places[place] = list(dict.fromkeys([*places.get(place, []), *known]))
+
+
+def _gap(scores: Floats, pair: tuple[int, int]) -> Floats:
+    return np.asarray(np.abs(scores[pair[0]] - scores[pair[1]]), dtype=np.float64)
+
+
+def _spread(scores: Floats) -> Floats:
+    # A query that one model alone answered differs by nothing, and NaN only where nobody did.
     return np.asarray(np.fmax.reduce(scores) - np.fmin.reduce(scores), dtype=np.float64)
 
 
-def _rows_shown(scores: npt.NDArray[np.float64]) -> list[int]:
+def _rows_shown(scores: Floats) -> list[int]:
     """Return the rows whose documents are shown: all of a few, else the best and the worst of the query."""
     held = [int(row) for row in np.flatnonzero(np.isfinite(scores))]
     if len(held) <= _FEW_MODELS:
@@ -211,7 +226,7 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length].rstrip()}…"
 
 
-def _thousandths(scores: npt.NDArray[np.float64]) -> list[int | None] | None:
+def _thousandths(scores: Floats) -> list[int | None] | None:
     if not np.isfinite(scores).any():
         return None
     return [None if np.isnan(score) else round(score * _SCALE) for score in scores.tolist()]

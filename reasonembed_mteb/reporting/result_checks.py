@@ -100,7 +100,7 @@ def _check_task(file: Path, result: TaskResult) -> Iterator[Finding]:
     if name in ours:
         twin = None if ours[name].is_rewritten else ours[name].mteb_name
         remedy = f"submit {twin}, which `reasonembed run -t {twin}` scores" if twin else "leave it out"
-        yield Finding(file, "task", f"{name} is a task of this package, which MTEB does not know", remedy)
+        yield Finding(file, "task", "is a task of this package, which MTEB does not know", remedy)
         return
     try:
         task = mteb.get_task(name)

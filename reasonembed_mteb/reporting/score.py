@@ -211,12 +211,16 @@ def judge(
     }
     dropped = sum(map(len, labels.values())) - sum(map(len, kept.values()))
     negative = sum(label < 0 for found in kept.values() for label in found.values())
-    barren = tuple(query for query, found in kept.items() if not any(label > 0 for label in found.values()))
+    empty = tuple(query for query, found in kept.items() if not found)
+    kept = {query: found for query, found in kept.items() if found}
+    barren = tuple(query for query, found in kept.items() if max(found.values()) <= 0)
     suspects = []
     if dropped:
         suspects.append(f"{dropped:,} labelled documents are excluded: they count as excluded")
     if negative:
         suspects.append(f"{negative:,} negative labels: they count as not relevant")
+    if empty:
+        suspects.append(f"{_queries(empty)} without any label: left out, as MTEB does")
     if barren:
         suspects.append(f"{_queries(barren)} without a relevant document: counted with score 0")
     strangers = [query for query in excluded if query not in labels]

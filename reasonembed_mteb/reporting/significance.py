@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.reporting.intervals import (
+    RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    bootstrap_intervals,
+)
+from reasonembed_mteb.reporting.pairing import pool, score_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +29,23 @@ if TYPE_CHECKING:
     Scores = Mapping[str, float]
     Floats = NDArray[np.float64]
 
+__all__ = [
+    "ALPHA",
+    "Comparison",
+    "Interval",
+    "Marks",
+    "PairedTest",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "compare",
+    "holm",
+    "paired_test",
+    "pairwise_pvalues",
+    "pool",
+    "significance_marks",
+]
+
 ALPHA = 0.05
-RESAMPLES = 9_999
 # Rows of signs at a time: they and 50 models' sums stay in the processor's cache.
 _BLOCK = 1024
 # Sums of the same numbers in another order differ by this much, relative to the largest possible sum.
@@ -47,21 +68,6 @@ class PairedTest:
     pvalue: float
     queries: int
     is_exact: bool
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval of a mean over queries.
-
-    Attributes:
-        mean: The mean.
-        low: Lower end; NaN where there are fewer than two queries.
-        high: Upper end; NaN likewise.
-    """
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -112,56 +118,6 @@ class Marks:
     alpha: float
 
 
-def pool(scores_by_subset: Mapping[str, Scores], *, macro: bool = False) -> dict[str, float]:
-    """Join the queries of several subsets, whose ids may repeat.
-
-    Args:
-        scores_by_subset: Scores by subset and query id.
-        macro: Weigh each query so that the plain mean of the result is the macro mean over subsets;
-            tests and intervals are then those of the macro mean.
-
-    Returns:
-        Scores by ``subset/query id``.
-    """
-    total = sum(map(len, scores_by_subset.values()))
-    weights = {
-        name: total / (len(scores_by_subset) * len(scores)) if macro and scores else 1.0
-        for name, scores in scores_by_subset.items()
-    }
-    return {
-        f"{name}/{query}": weights[name] * score
-        for name, scores in scores_by_subset.items()
-        for query, score in scores.items()
-    }
-
-
-def _matrix(scores_by_model: Mapping[str, Scores]) -> Floats:
-    """Return scores as ``(M, Q)``, every row in the order of the first model's queries."""
-    if not scores_by_model:
-        msg = "no models to compare; give the scores of at least one"
-        raise DataError(msg)
-    first, queries = next((name, list(scores)) for name, scores in scores_by_model.items())
-    for name, scores in scores_by_model.items():
-        if scores.keys() != set(queries):
-            missing, more = len(set(queries) - scores.keys()), len(scores.keys() - set(queries))
-            msg = (
-                f"{name} and {first} were scored over different queries ({missing} are missing from "
-                f"{name}, {more} from {first}); compare them over those that both have"
-            )
-            raise DataError(msg)
-    if not queries:
-        msg = f"{first} has no scores by query; give at least one query"
-        raise DataError(msg)
-    matrix = np.array(
-        [[scores[query] for query in queries] for scores in scores_by_model.values()], dtype=float
-    )
-    if not np.isfinite(matrix).all():
-        row, column = np.argwhere(~np.isfinite(matrix))[0]
-        msg = f"{list(scores_by_model)[row]} scores {matrix[row, column]} on query {queries[column]!r}"
-        raise DataError(f"{msg}; score the run again")
-    return matrix
-
-
 def paired_test(first: Scores, second: Scores, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedTest:
     """Test whether two models differ over the same queries.
 
@@ -176,9 +132,9 @@ def paired_test(first: Scores, second: Scores, *, resamples: int = RESAMPLES, se
     """
     from scipy.stats import permutation_test  # type: ignore[import-untyped]
 
-    one, other = _matrix({"the first": first, "the second": second})
+    one, other = score_matrix({"the first": first, "the second": second})
     differences = one - other
-    is_exact = 2.0 ** len(differences) <= resamples
+    is_exact = 2 ** len(differences) <= resamples
     pvalue = 1.0
     # scipy wants two observations; the flip of a single one always gives the same size.
     if len(differences) > 1:
@@ -202,16 +158,16 @@ def _size_of_mean(differences: Floats, axis: int) -> Any:  # noqa: ANN401 - arra
 
 def _flips(queries: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Yield blocks ``(B, Q)`` of signs: every pattern where there are few, else random ones."""
-    if 2.0**queries <= resamples:
+    if 2**queries <= resamples:
         for start in range(0, 2**queries, _BLOCK):
             numbers = np.arange(start, min(start + _BLOCK, 2**queries))[:, None]
-            yield 1.0 - 2.0 * ((numbers >> np.arange(queries)) & 1)
+            yield np.where((numbers >> np.arange(queries)) & 1, -1.0, 1.0)
         return
     draw = np.random.default_rng(seed)
     for start in range(0, resamples, _BLOCK):
         size = (min(_BLOCK, resamples - start), math.ceil(queries / 8))
         bits = np.unpackbits(draw.integers(0, 256, size, dtype=np.uint8), axis=1, count=queries)
-        yield 1.0 - 2.0 * bits
+        yield np.where(bits, -1.0, 1.0)
 
 
 def pairwise_pvalues(scores: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -236,13 +192,12 @@ def pairwise_pvalues(scores: Floats, *, resamples: int = RESAMPLES, seed: int = 
     for signs in _flips(queries, resamples, seed):
         flipped = scores @ signs.T
         for row in range(models - 1):
-            sizes = np.abs(flipped[row + 1 :] - flipped[row])
+            sizes = flipped[row + 1 :] - flipped[row]
+            np.abs(sizes, out=sizes)
             reached[row, row + 1 :] += np.count_nonzero(sizes >= observed[row, row + 1 :, None], axis=1)
-    if 2.0**queries <= resamples:
-        pvalues = reached / 2.0**queries
-    else:
-        # The observed signs are one more sample: a p-value of 0 would claim too much.
-        pvalues = (reached + 1) / (resamples + 1)
+    # Of random signs the observed ones are one more sample: a p-value of 0 would claim too much.
+    is_exact = 2**queries <= resamples
+    pvalues = reached / 2**queries if is_exact else (reached + 1) / (resamples + 1)
     upper = np.triu(pvalues, 1)
     return upper + upper.T + np.eye(models)
 
@@ -283,7 +238,7 @@ def compare(
     Raises:
         DataError: If the models were scored over different queries, or a score is not finite.
     """
-    matrix = _matrix(scores_by_model)
+    matrix = score_matrix(scores_by_model)
     names = np.array(list(scores_by_model), dtype=object)
     # Models that tie keep the order they were given in.
     order = np.argsort(-matrix.mean(axis=1), kind="stable")
@@ -349,7 +304,7 @@ def _letter_display(differ: NDArray[np.bool_]) -> list[str]:
         groups = [group for group in groups if group & both != both]
         for part in (group & ~(1 << model) for group in split for model in (first, second)):
             if not any(part & other == part for other in groups):
-                groups = [other for other in groups if other & part != other] + [part]
+                groups.append(part)
     # The group of the best model gets the first letter.
     members = sorted([model for model in range(count) if group >> model & 1] for group in groups)
     return [
@@ -360,69 +315,3 @@ def _letter_display(differ: NDArray[np.bool_]) -> list[str]:
 def _letter(place: int) -> str:
     repeat, letter = divmod(place, len(_LETTERS))
     return _LETTERS[letter] + (str(repeat + 1) if repeat else "")
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Return the percentile bootstrap interval of a mean, by scipy.
-
-    Args:
-        values: One a query.
-        level: Share of the bootstrap means inside.
-        resamples: Random samples of the queries.
-        seed: Of the samples.
-    """
-    from scipy.stats import bootstrap
-
-    sample = np.asarray(values, dtype=float)
-    if len(sample) < 2:
-        return Interval(float(sample.mean()) if len(sample) else math.nan, math.nan, math.nan)
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 4_000_000 // len(sample)),
-        confidence_level=level,
-        method="percentile",
-        rng=seed,
-    ).confidence_interval
-    return Interval(float(sample.mean()), float(found.low), float(found.high))
-
-
-def bootstrap_intervals(
-    scores_by_model: Mapping[str, Scores], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Interval]:
-    """Return `bootstrap_interval` of many models at the cost of one: all share the same samples.
-
-    Args:
-        scores_by_model: Scores by model and query id, over the same queries.
-        level: Share of the bootstrap means inside.
-        resamples: Random samples of the queries.
-        seed: Of the samples.
-
-    Raises:
-        DataError: If the models were scored over different queries, or a score is not finite.
-    """
-    matrix = _matrix(scores_by_model)
-    queries = matrix.shape[1]
-    if queries < 2:
-        ends = np.full((2, len(matrix)), math.nan)
-    else:
-        tail = 100 * (1 - level) / 2
-        means = np.concatenate([times @ matrix.T for times in _drawn(queries, resamples, seed)]) / queries
-        ends = np.percentile(means, [tail, 100 - tail], axis=0)
-    return {
-        name: Interval(float(row.mean()), float(low), float(high))
-        for name, row, low, high in zip(scores_by_model, matrix, *ends, strict=True)
-    }
-
-
-def _drawn(queries: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks ``(B, Q)``: how many times each query is in each sample; scipy's draws."""
-    draw = np.random.default_rng(seed)
-    for start in range(0, resamples, _BLOCK):
-        size = min(_BLOCK, resamples - start)
-        places = draw.integers(0, queries, (size, queries)) + queries * np.arange(size)[:, None]
-        yield np.bincount(places.ravel(), minlength=size * queries).reshape(size, queries).astype(float)

@@ -55,7 +55,8 @@ def causes(
     return {
         "protocol": PROTOCOL,
         "instruction": task_instructions().get(name) or json.dumps(task.metadata.prompt),
-        "max_tokens": row.max_tokens if row is not None else max_tokens_for(name),
+        # A BEIR folder is in no table.
+        "max_tokens": row.max_tokens if row is not None and row.kind == "beir" else max_tokens_for(name),
         "data_revision": _data_revision(task),
         "model_revision": meta.revision,
         "loader": options | extra,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from itertools import compress, islice
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from reasonembed_mteb.synthesis.running import ask, in_blocks, need
 from reasonembed_mteb.synthesis.shards import shard_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from reasonembed_mteb.synthesis.config import AnnotateSection, SubsetSection
     from reasonembed_mteb.synthesis.endpoint import Answer
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 SIZE = 16
 UNJUDGED = -1
 _LABELS = {str(label): label for label in range(1, 6)}
-_Item = tuple["Row", dict[str, str]]
+# A mined query, and which of its candidates are short enough to be judged.
+_Item = tuple["Row", list[bool]]
 
 
 def parse_label(text: str | None) -> int:
@@ -117,64 +120,51 @@ def _judge(
     kept = kept if most is None else min(kept, most)
     block = in_blocks(mined(run, subset).rows(), SIZE)
 
-    def load(index: int) -> list[_Item]:
+    def load(index: int) -> Iterator[tuple[_Item, Sequence[Request]]]:
         rows = block(index)[: kept - index * SIZE]
         names = [document for row in rows for document, *_ in row["candidates"]]
         texts = run.corpus(subset).texts(names)
-        return [(row, texts) for row in rows]
+        for row in rows:
+            documents = [(name, texts[name]) for name, *_ in row["candidates"]]
+            fits = [len(row["query"]) + len(text) <= section.max_characters for _, text in documents]
+            chosen = list(compress(documents, fits))
+            yield (row, fits), _requests(run, subset, section, row, chosen)
 
     count = shard_count(kept, SIZE)
-    requests = partial(_requests, run, subset, section)
-    row_of = partial(_label_row, section)
-    ask(
-        shards, count, load, requests, row_of, partial(run.client, section.endpoint), f"annotate {subset.name}"
-    )
+    client = partial(run.client, section.endpoint)
+    ask(shards, count, load, partial(_label_row, section.samples), client, f"annotate {subset.name}")
     shards.finish(count)
 
 
-def _is_too_long(section: AnnotateSection, query: str, text: str) -> bool:
-    return len(query) + len(text) > section.max_characters
-
-
-def _requests(run: Run, subset: SubsetSection, section: AnnotateSection, item: _Item) -> Sequence[Request]:
-    row, texts = item
-    domain, prompt = run.domain(subset), run.prompts["annotate"]
+def _requests(
+    run: Run, subset: SubsetSection, section: AnnotateSection, row: Row, documents: Sequence[tuple[str, str]]
+) -> list[Request]:
+    domain = run.domain(subset)
+    values = {"topic": domain.topic, "asks": domain.asks, "wants": domain.wants, "query": row["query"]}
+    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
     made = []
-    for document, *_ in row["candidates"]:
-        if _is_too_long(section, row["query"], texts[document]):
-            continue
-        messages = prompt.messages(
-            topic=domain.topic,
-            asks=domain.asks,
-            wants=domain.wants,
-            query=row["query"],
-            document=texts[document],
-        )
-        sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-        key = f"annotate/{row['id']}/{document}"
+    for name, text in documents:
+        messages = run.prompts["annotate"].messages(**values, document=text)
+        key = f"annotate/{row['id']}/{name}"
         made += [Request(f"{key}/{n}", messages, *sampling, n_sample=n) for n in range(section.samples)]
     return made
 
 
-def _label_row(section: AnnotateSection, item: _Item, answers: list[Answer]) -> Row:
-    row, texts = item
+def _label_row(samples: int, item: _Item, answers: list[Answer]) -> Row:
+    row, fits = item
     left = iter(answers)
     labels: list[int] = []
-    samples: list[list[int]] = []
-    unjudged: dict[str, int] = {}
-    for document, *_ in row["candidates"]:
-        own: list[int] = []
-        why = "too long"
-        if not _is_too_long(section, row["query"], texts[document]):
-            given = [next(left) for _ in range(section.samples)]
-            own = [UNJUDGED if one.error else parse_label(one.text) for one in given]
-            why = next((one.error for one in given if one.error), "unparsable")
-        labels.append(median_label(own))
-        samples.append(own)
+    every: list[list[int]] = []
+    unjudged: Counter[str] = Counter()
+    for fit in fits:
+        given = list(islice(left, samples)) if fit else []
+        every.append([UNJUDGED if one.error else parse_label(one.text) for one in given])
+        labels.append(median_label(every[-1]))
         if labels[-1] == UNJUDGED:
-            unjudged[why] = unjudged.get(why, 0) + 1
+            why = next((one.error for one in given if one.error), "unparsable")
+            unjudged[why if fit else "too long"] += 1
     made: Row = {"id": row["id"], "source": row["source"], "query": row["query"]}
     made |= {"documents": [document for document, *_ in row["candidates"]], "labels": labels}
-    if section.samples > 1:
-        made["samples"] = samples
+    if samples > 1:
+        made["samples"] = every
     return made | ({"unjudged": dict(sorted(unjudged.items()))} if unjudged else {})

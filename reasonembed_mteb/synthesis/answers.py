@@ -123,7 +123,7 @@ class AnswerCache:
                 part = hashes[start : start + _MOST_VARIABLES]
                 marks = ",".join("?" * len(part))
                 rows = self._connection.execute(
-                    "SELECT hash, text, error, prompt_tokens, completion_tokens FROM answers"  # noqa: S608
+                    "SELECT hash, text, error, prompt_tokens, completion_tokens FROM answers"
                     f" WHERE hash IN ({marks}){fine}",
                     part,
                 )

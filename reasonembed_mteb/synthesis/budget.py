@@ -33,12 +33,23 @@ class Usage:
     retries: int = 0
 
 
+@dataclass
+class Counts:
+    """`Usage` as it grows; the cost is worked out from it."""
+
+    requests: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: int = 0
+
+
 class Budget:
     """A limit for what clients spend; several may share one.
 
-    A request is let through as long as what is spent, plus the requests on their way at the mean price so far,
-    stays below the limit. What is on its way is paid for anyway and is waited for, so the limit can be passed
-    by a little: at most by one round of concurrent requests, where the first ones cost more than thought.
+    A request is let through as long as what is spent, plus the requests on their way at the mean price so
+    far, stays below the limit. What is on its way is paid for anyway and is waited for, so the limit can be
+    passed by a little: at most by one round of concurrent requests, before anything is known of their price.
     """
 
     def __init__(self, *, max_cost: float | None = None, max_tokens: int | None = None) -> None:
@@ -68,11 +79,12 @@ class Budget:
         """
         with self._lock:
             factor = 1 + self._on_their_way / max(self._answered, 1)
-            for spent, limit, unit in ((self.cost, self.max_cost, "cost"), (self.tokens, self.max_tokens, "tokens")):
+            limits = (("max_cost", self.cost, self.max_cost), ("max_tokens", self.tokens, self.max_tokens))
+            for name, spent, limit in limits:
                 if limit is not None and spent * factor >= limit:
                     msg = (
-                        f"the budget of {limit:,g} ({unit}) is spent: {spent:,g} after {self._answered:,} requests; "
-                        "everything answered is kept: raise the budget and run again"
+                        f"the budget is spent: {self._answered + self._on_their_way:,} requests take up "
+                        f"{name} = {limit:,}; their answers are kept: raise it and run again to go on"
                     )
                     raise BudgetExceeded(msg)
             self._on_their_way += 1

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from reasonembed_mteb.synthesis.endpoint import Request
 from reasonembed_mteb.synthesis.duplicates import plain_hash
+from reasonembed_mteb.synthesis.endpoint import Request
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.running import ask
 from reasonembed_mteb.synthesis.shards import shard_count
@@ -17,17 +17,17 @@ from reasonembed_mteb.synthesis.shards import shard_count
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from reasonembed_mteb.synthesis.endpoint import Answer
     from reasonembed_mteb.synthesis.config import SubsetSection
     from reasonembed_mteb.synthesis.corpus import Corpus
+    from reasonembed_mteb.synthesis.endpoint import Answer
     from reasonembed_mteb.synthesis.running import Run
     from reasonembed_mteb.synthesis.shards import Row, Shards
 
 # Documents a file.
 SIZE = 2000
 _VERDICTS = {"yes": None, "no": "another topic"}
-# Position, id, text, and why it cannot be a source (None: ask).
-_Item = tuple[int, str, str, str | None]
+# Position, id, length, and why it cannot be a source (None: ask).
+_Item = tuple[int, str, int, str | None]
 
 
 def rank(seed: int, name: str) -> int:
@@ -38,7 +38,7 @@ def rank(seed: int, name: str) -> int:
         name: Document id.
     """
     # A hash, and no shuffle: the draw does not depend on which other documents there are.
-    return xxhash.xxh3_64_intdigest(name, seed=seed)
+    return xxhash.xxh3_64_intdigest(name.encode(), seed=seed)
 
 
 def cleaned(run: Run, subset: SubsetSection) -> Shards:
@@ -68,15 +68,16 @@ def clean(run: Run, subset: SubsetSection) -> None:
     shards.begin()
     chooser = _Chooser(run, corpus)
 
-    def load(index: int) -> Iterator[_Item]:
+    def load(index: int) -> Iterator[tuple[_Item, Sequence[Request]]]:
         stop = min((index + 1) * SIZE, len(corpus))
         for position, name, text in corpus.documents(range(index * SIZE, stop)):
-            yield position, name, text, chooser.refuses(name, text)
+            why = chooser.refuses(name, text)
+            asked = why is None and not run.config.clean.skip
+            yield (position, name, len(text), why), [_request(run, subset, name, text)] if asked else []
 
     count = shard_count(len(corpus), SIZE)
-    requests = partial(_requests, run, subset)
     client = partial(run.client, run.config.clean.endpoint)
-    ask(shards, count, load, requests, partial(_row, run.config.clean.skip), client, f"clean {subset.name}")
+    ask(shards, count, load, _row, client, f"clean {subset.name}")
     shards.finish(count)
 
 
@@ -95,8 +96,9 @@ class _Chooser:
     def _last_rank(self, corpus: Corpus, most: int | None) -> int | None:
         if most is None:
             return None
-        ranks = [rank(self._seed, name) for _, name, text in corpus.documents() if not self._why(name, text)]
-        return None if len(ranks) <= most else int(np.partition(np.array(ranks, np.uint64), most - 1)[most - 1])
+        fit = (name for _, name, text in corpus.documents() if not self._why(name, text))
+        ranks = np.fromiter((rank(self._seed, name) for name in fit), dtype=np.uint64)
+        return None if len(ranks) <= most else int(np.partition(ranks, most - 1)[most - 1])
 
     def _why(self, name: str, text: str) -> str | None:
         if name in self._benchmark.gold:
@@ -115,27 +117,17 @@ class _Chooser:
         return "not drawn" if self._last is not None and rank(self._seed, name) > self._last else None
 
 
-def _requests(run: Run, subset: SubsetSection, item: _Item) -> Sequence[Request]:
-    _, name, text, why = item
+def _request(run: Run, subset: SubsetSection, name: str, text: str) -> Request:
     section = run.config.clean
-    if why is not None or section.skip:
-        return ()
     messages = run.prompts["clean"].messages(topic=run.domain(subset).topic, document=text)
-    key = f"clean/{subset.name}/{name}"
-    return (
-        Request(key, messages, section.temperature, section.top_p, section.max_tokens, run.config.seed),
-    )
+    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
+    return Request(f"clean/{subset.name}/{name}", messages, *sampling)
 
 
-def _row(skip: bool, item: _Item, answers: list[Answer]) -> Row:
-    position, name, text, why = item
-    if why is None and not skip:
-        said = tagged(answers[0].text, "verdict")
-        if answers[0].error is not None:
-            why = answers[0].error
-        elif said is None or said.lower() not in _VERDICTS:
-            why = "unparsable verdict"
-        else:
-            why = _VERDICTS[said.lower()]
-    row: Row = {"id": name, "position": position, "characters": len(text)}
+def _row(item: _Item, answers: list[Answer]) -> Row:
+    position, name, characters, why = item
+    if answers:
+        said = (tagged(answers[0].text, "verdict") or "").lower()
+        why = answers[0].error or _VERDICTS.get(said, "unparsable verdict")
+    row: Row = {"id": name, "position": position, "characters": characters}
     return row | ({"dropped": why} if why else {})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.answers import AnswerCache
-from reasonembed_mteb.synthesis.budget import Budget, BudgetExceeded, Usage
+from reasonembed_mteb.synthesis.budget import Budget, BudgetExceeded, Counts, Usage
 from reasonembed_mteb.synthesis.endpoint import Answer, Endpoint, EndpointError, Request, request_hash
-from reasonembed_mteb.synthesis.sending import Sender, Sent, Slot
+from reasonembed_mteb.synthesis.sending import Sender, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ __all__ = [
 
 # Requests taken at a time: looked up in one query, sent by one wake-up of the loop.
 _PART = 64
-# Requests ahead of the oldest unanswered one, per concurrent request: one slow answer stops no others for long.
+# Requests ahead of the oldest unanswered one, per concurrent request: a slow answer stops few others.
 _AHEAD = 16
 
 
@@ -72,23 +73,19 @@ class LLMClient:
         self.endpoint, self.budget = endpoint, budget
         self._cache = AnswerCache(cache_folder, retry_errors=retry_errors)
         self._bar_off = None if show_progress is None else not show_progress
-        self._sent = Sent()
-        self._cached = 0
+        self._counts = Counts()
 
     @property
     def usage(self) -> Usage:
         """What this client has used so far."""
-        sent = self._sent
+        counts = self._counts
         return Usage(
-            requests=sent.requests,
-            cached=self._cached,
-            prompt_tokens=sent.prompt_tokens,
-            completion_tokens=sent.completion_tokens,
-            cost=self.endpoint.cost(sent.prompt_tokens, sent.completion_tokens),
-            retries=sent.retries,
+            **asdict(counts), cost=self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
         )
 
-    def run(self, requests: Iterable[Request], *, total: int | None = None, description: str) -> Iterator[Answer]:
+    def run(
+        self, requests: Iterable[Request], *, total: int | None = None, description: str
+    ) -> Iterator[Answer]:
         """Answer requests in their order; a bounded number is held in memory at a time.
 
         An answer is on disk before it is handed out. Equal requests are sent once.
@@ -108,7 +105,7 @@ class LLMClient:
         """
         from tqdm.auto import tqdm
 
-        flow = _Flow(self, requests)
+        flow = _Flow(requests, self.endpoint, self._cache, self.budget, self._counts)
         bar = tqdm(total=total, desc=description, unit="answer", disable=self._bar_off)
         try:
             for answer in flow:
@@ -134,14 +131,21 @@ class LLMClient:
 class _Flow:
     """The requests of one run between being taken and being handed out."""
 
-    def __init__(self, client: LLMClient, requests: Iterable[Request]) -> None:
-        self._client = client
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        endpoint: Endpoint,
+        cache: AnswerCache,
+        budget: Budget | None,
+        counts: Counts,
+    ) -> None:
         self._requests = iter(requests)
+        self._endpoint, self._cache, self._budget, self._counts = endpoint, cache, budget, counts
         self._window: deque[tuple[str, Slot, bool]] = deque()
-        self._most = max(_AHEAD * client.endpoint.concurrency, 4 * _PART)
+        self._most = max(_AHEAD * endpoint.concurrency, 4 * _PART)
         self._slots: dict[bytes, Slot] = {}
         self._sender: Sender | None = None
-        self._more = True
+        self._more, self._known = True, False
 
     def __iter__(self) -> Iterator[Answer]:
         """Yield the answers in order."""
@@ -150,8 +154,9 @@ class _Flow:
             outcome = slot.outcome or self._wait(slot)
             if self._slots.get(slot.hash) is slot:
                 del self._slots[slot.hash]
-            self._client._cached += cached
-            yield _answer(key, outcome, cached=cached)
+            self._counts.cached += cached
+            used = outcome.prompt_tokens, outcome.completion_tokens
+            yield Answer(key, outcome.text, outcome.error, *used, cached)
 
     def _wait(self, slot: Slot) -> Outcome:
         assert self._sender is not None
@@ -167,9 +172,9 @@ class _Flow:
 
     def _take(self, part: list[Request]) -> None:
         """Look a part up, and send what is new."""
-        endpoint = self._client.endpoint
-        hashes = [request_hash(endpoint.body(request), request.n_sample) for request in part]
-        found = self._client._cache.find([h for h in dict.fromkeys(hashes) if h not in self._slots])
+        hashes = [request_hash(self._endpoint.body(request), request.n_sample) for request in part]
+        found = self._cache.find([h for h in dict.fromkeys(hashes) if h not in self._slots])
+        self._known = self._known or bool(found)
         new = []
         for request, key in zip(part, hashes, strict=True):
             slot = self._slots.get(key)
@@ -185,9 +190,8 @@ class _Flow:
     def _started(self) -> Sender:
         """Return the sender; without anything to send, neither openai nor a key is needed."""
         if self._sender is None:
-            client = self._client
             self._sender = Sender(
-                client.endpoint, client._cache, client.budget, client._sent, known=lambda: client._cached > 0
+                self._endpoint, self._cache, self._budget, self._counts, known=lambda: self._known
             )
         return self._sender
 
@@ -195,7 +199,3 @@ class _Flow:
         """End the sender."""
         if self._sender is not None:
             self._sender.close()
-
-
-def _answer(key: str, outcome: Outcome, *, cached: bool) -> Answer:
-    return Answer(key, outcome.text, outcome.error, outcome.prompt_tokens, outcome.completion_tokens, cached)

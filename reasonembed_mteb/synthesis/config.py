@@ -312,6 +312,11 @@ class FormatSection(Section):
         if self.negative_to >= self.positive_from:
             msg = f"negative_to {self.negative_to} must be below positive_from {self.positive_from}"
             raise ValueError(msg)
+        for side in ("positives", "negatives"):
+            least, most = getattr(self, f"min_{side}"), getattr(self, f"max_{side}")
+            if most is not None and most < least:
+                msg = f"max_{side} {most} is below min_{side} {least}"
+                raise ValueError(msg)
         for name, (group, _) in {**self.groups, "other_group": self.other_group}.items():
             if group < 2:
                 msg = f"the group size of {name} is {group}; one positive and one negative make 2"

@@ -251,7 +251,8 @@ def _jsonl_data(file: Path, name: str) -> Dataset:
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read JSON Lines with their numbers; blank lines are passed over."""
-    with file.open(encoding="utf-8") as stream:
+    number = 0
+    with file.open(encoding="utf-8", newline="\n") as stream:
         try:
             for number, line in enumerate(stream, 1):
                 if line.strip():
@@ -261,7 +262,9 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         raise DataError(msg)
                     yield number, row
         except (ValueError, UnicodeDecodeError) as error:
-            msg = f"{file}:{number if 'number' in locals() else 1} is not JSON ({error}); correct that line"
+            # What cannot be decoded is met before the line is counted.
+            place = number if isinstance(error, json.JSONDecodeError) else number + 1
+            msg = f"{file}:{place} is not JSON ({error}); correct that line"
             raise DataError(msg) from error
 
 

@@ -30,13 +30,17 @@ def words(text: str) -> list[str]:
     return list("".join(found)) if found and joined / len(found) > _LONG_WORD else found
 
 
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
 def plain_hash(text: str) -> int:
     """Return a hash that ignores case, signs and spaces.
 
     Args:
         text: Any text.
     """
-    return xxhash.xxh3_64_intdigest(" ".join(words(text)))
+    return _hash(" ".join(words(text)))
 
 
 def _runs(found: list[str], length: int) -> Iterator[str]:
@@ -48,7 +52,7 @@ def _runs(found: list[str], length: int) -> Iterator[str]:
 @cache
 def _empty() -> Any:  # noqa: ANN401 - datasketch.MinHash
     try:
-        from datasketch import MinHash
+        from datasketch import MinHash  # type: ignore[import-untyped]
     except ImportError:
         raise missing_extra("datasketch", "synthesis") from None
     # The seed belongs to the result: another one decides borderline pairs otherwise.
@@ -130,7 +134,7 @@ class Leaks:
             if found := words(query):
                 self._near.add(str(number), query)
                 # A shorter query has one run, itself, which only an equal query meets.
-                self._runs.update(map(xxhash.xxh3_64_intdigest, _runs(found, run)))
+                self._runs.update(map(_hash, _runs(found, run)))
 
     def has(self, text: str) -> bool:
         """Say whether a text nearly equals a benchmark query.
@@ -138,5 +142,5 @@ class Leaks:
         Args:
             text: A generated query.
         """
-        own = map(xxhash.xxh3_64_intdigest, _runs(words(text), self._run))
+        own = map(_hash, _runs(words(text), self._run))
         return any(one in self._runs for one in own) or self._near.find(text) is not None

@@ -20,7 +20,7 @@ class EndpointError(ReasonEmbedError):
     """The endpoint cannot be used: down, a wrong key, an unknown model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt.
 
@@ -43,7 +43,7 @@ class Request:
     n_sample: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What came back for one request.
 
@@ -105,6 +105,9 @@ class Endpoint:
             ReasonEmbedError: If a value cannot be used.
         """
         parts = urlsplit(self.base_url)
+        if "@" in parts.netloc:
+            msg = "base_url holds a user or password: keys come from the environment (api_key_env) only"
+            raise ReasonEmbedError(msg)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"base_url is {self.base_url!r}: give an address such as http://localhost:8000/v1"
             raise ReasonEmbedError(msg)
@@ -123,9 +126,8 @@ class Endpoint:
 
     @property
     def shown_url(self) -> str:
-        """The address without a user or password in it, for messages."""
-        parts = urlsplit(self.base_url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        """The address without its query, which can hold a key, for messages."""
+        return urlsplit(self.base_url)._replace(query="").geturl()
 
     def key(self) -> str | None:
         """Read the key from the environment.

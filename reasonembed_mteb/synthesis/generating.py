@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasonembed_mteb.synthesis.endpoint import Request
 from reasonembed_mteb.synthesis.cleaning import cleaned, rank
 from reasonembed_mteb.synthesis.duplicates import Leaks, NearDuplicates
+from reasonembed_mteb.synthesis.endpoint import Request
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.running import ask, in_blocks, need
 from reasonembed_mteb.synthesis.shards import shard_count
@@ -20,8 +20,8 @@ from reasonembed_mteb.synthesis.shards import shard_count
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from reasonembed_mteb.synthesis.endpoint import Answer
     from reasonembed_mteb.synthesis.config import GenerateSection, SubsetSection
+    from reasonembed_mteb.synthesis.endpoint import Answer
     from reasonembed_mteb.synthesis.running import Run
     from reasonembed_mteb.synthesis.shards import Row, Shards
 
@@ -41,7 +41,7 @@ _POINTERS = re.compile(
     rf"\b(?:this|that|these|those)\s+(?:\w+\s+)?{_TEXT}s?\b"
     rf"|\b(?:given|above|provided|preceding|attached|aforementioned|accompanying)\s+{_TEXT}s?\b"
     rf"|\b(?:the\s+)?{_TEXT}s?\s+(?:above|below|provided|given)\b"
-    rf"|\b(?:according to|based on|(?:described|mentioned|stated|discussed|explained|outlined|given) (?:in|by))"
+    r"|\b(?:according to|based on|(?:described|mentioned|stated|discussed|explained|outlined) (?:in|by))"
     rf"\s+the\s+{_TEXT}s?\b"
     r"|\bthe\s+(?:passage|excerpt)s?\b(?!\s+of\b)",
     re.IGNORECASE,
@@ -72,7 +72,7 @@ def sources(run: Run, subset: SubsetSection) -> Shards:
     return run.shards("sources", subset, note["output"], run.corpus(subset).fingerprint, drawn)
 
 
-def _drafts(run: Run, subset: SubsetSection) -> Shards:
+def drafts(run: Run, subset: SubsetSection) -> Shards:
     """Return what the language model wrote, unchecked."""
     note = need(sources(run, subset), "generate", subset)
     return run.shards("drafts", subset, note["output"], run.asking(run.config.generate, "generate", subset))
@@ -86,14 +86,14 @@ def queries(run: Run, subset: SubsetSection) -> Shards:
         subset: The subset.
     """
     section = run.config.generate
-    note = need(_drafts(run, subset), "generate", subset)
+    note = need(drafts(run, subset), "generate", subset)
     checks = [section.near_duplicate, section.leak_similarity, section.leak_words, _POINTERS.pattern]
     return run.shards("queries", subset, note["output"], run.corpus(subset).fingerprint, checks)
 
 
 def is_generated(run: Run, subset: SubsetSection) -> bool:
     """Say whether the step is finished."""
-    parts = (sources, _drafts, queries)
+    parts = (sources, drafts, queries)
     return all(part(run, subset).note is not None for part in parts)
 
 
@@ -106,16 +106,16 @@ def generate(run: Run, subset: SubsetSection) -> None:
     """
     if (drawn := sources(run, subset)).note is None:
         drawn.begin()
-        rows = list(_drawn(run, subset))
-        for index in range(shard_count(len(rows), SIZE)):
-            drawn.write(index, rows[index * SIZE : (index + 1) * SIZE])
-        drawn.finish(shard_count(len(rows), SIZE))
-    if (drafts := _drafts(run, subset)).note is None:
-        _draft(run, subset, drawn, drafts)
+        found = list(_drawn(run, subset))
+        for index in range(shard_count(len(found), SIZE)):
+            drawn.write(index, found[index * SIZE : (index + 1) * SIZE])
+        drawn.finish(shard_count(len(found), SIZE))
+    if (written := drafts(run, subset)).note is None:
+        _draft(run, subset, drawn, written)
     if (checked := queries(run, subset)).note is None:
         checked.begin()
-        rows = _checked(run, subset, drafts)
-        count = shard_count(need(drafts, "generate", subset)["rows"], SIZE)
+        rows = _checked(run, subset, written)
+        count = shard_count(need(written, "generate", subset)["rows"], SIZE)
         for index in range(count):
             checked.write(index, list(islice(rows, SIZE)))
         checked.finish(count)
@@ -124,10 +124,10 @@ def generate(run: Run, subset: SubsetSection) -> None:
 def _drawn(run: Run, subset: SubsetSection) -> Iterator[Row]:
     """Draw the sources: documents that were kept, no two nearly the same."""
     config, corpus = run.config, run.corpus(subset)
-    kept = [(rank(config.seed, row["id"]), row["position"]) for row in cleaned(run, subset).rows()]
     # Two numbers a document, not its text.
-    order = np.array(kept, dtype=np.uint64).reshape(-1, 2)
-    positions = order[np.lexsort((order[:, 1], order[:, 0])), 1].astype(np.int64)
+    kept = ((rank(config.seed, row["id"]), row["position"]) for row in cleaned(run, subset).rows())
+    order = np.fromiter(kept, dtype=[("rank", np.uint64), ("position", np.int64)])
+    positions = np.sort(order, order=["rank", "position"])["position"]
     seen, found = NearDuplicates(config.sources.near_duplicate), 0
     for start in range(0, len(positions), SIZE):
         for position, name, text in corpus.documents(positions[start : start + SIZE].tolist()):
@@ -152,54 +152,45 @@ def _target(section: GenerateSection, seed: int, subset: str, name: str) -> dict
     }
 
 
-def _draft(run: Run, subset: SubsetSection, drawn: Shards, drafts: Shards) -> None:
-    drafts.begin()
+def _draft(run: Run, subset: SubsetSection, drawn: Shards, written: Shards) -> None:
+    written.begin()
     count = shard_count(need(drawn, "generate", subset)["kept"], SIZE)
     block = in_blocks(drawn.rows(), SIZE)
 
-    def load(index: int) -> Iterator[tuple[Row, str]]:
+    def load(index: int) -> Iterator[tuple[Row, Sequence[Request]]]:
         rows = block(index)
-        texts = (text for _, _, text in run.corpus(subset).documents([row["position"] for row in rows]))
-        return zip(rows, texts, strict=True)
+        documents = run.corpus(subset).documents([row["position"] for row in rows])
+        for row, (_, _, text) in zip(rows, documents, strict=True):
+            yield row, [_request(run, subset, row, text)]
 
-    requests = partial(_requests, run, subset)
     client = partial(run.client, run.config.generate.endpoint)
-    ask(drafts, count, load, requests, _draft_row, client, f"generate {subset.name}")
-    drafts.finish(count)
+    ask(written, count, load, _draft_row, client, f"generate {subset.name}")
+    written.finish(count)
 
 
-def _requests(run: Run, subset: SubsetSection, item: tuple[Row, str]) -> Sequence[Request]:
-    row, text = item
+def _request(run: Run, subset: SubsetSection, row: Row, text: str) -> Request:
     domain, section = run.domain(subset), run.config.generate
-    messages = run.prompts["generate"].messages(
-        topic=domain.topic,
-        asks=domain.asks,
-        document=text,
-        level=row["level"],
-        words=_LENGTHS[row["words"]],
-    )
-    key = f"generate/{row['id']}"
-    return (
-        Request(key, messages, section.temperature, section.top_p, section.max_tokens, run.config.seed),
-    )
+    values = {"topic": domain.topic, "asks": domain.asks, "document": text, "level": row["level"]}
+    messages = run.prompts["generate"].messages(**values, words=_LENGTHS[row["words"]])
+    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
+    return Request(f"generate/{row['id']}", messages, *sampling)
 
 
-def _draft_row(item: tuple[Row, str], answers: list[Answer]) -> Row:
-    row, _ = item
-    made = {key: row[key] for key in ("id", "source", "words", "level")}
-    query = tagged(answers[0].text, "query")
+def _draft_row(row: Row, answers: list[Answer]) -> Row:
+    made: Row = {key: row[key] for key in ("id", "source", "words", "level")}
     if answers[0].error is not None:
         return made | {"dropped": answers[0].error}
+    query = tagged(answers[0].text, "query")
     return made | ({"query": query} if query else {"dropped": "unparsable query"})
 
 
-def _checked(run: Run, subset: SubsetSection, drafts: Shards) -> Iterator[Row]:
+def _checked(run: Run, subset: SubsetSection, written: Shards) -> Iterator[Row]:
     """Give every draft, with the reason where its query is not kept."""
     section = run.config.generate
     benchmark = run.corpus(subset).benchmark.queries
     leaks = Leaks(benchmark, section.leak_similarity, section.leak_words)
     seen = NearDuplicates(section.near_duplicate)
-    for row in drafts.rows(dropped=True):
+    for row in written.rows(dropped=True):
         # The tokens are counted once, with the drafts.
         made = {key: value for key, value in row.items() if key != "tokens"}
         if "dropped" not in made:

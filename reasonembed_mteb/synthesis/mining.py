@@ -56,7 +56,8 @@ def _identities(run: Run) -> list[str | None]:
 
     folder = Path(_model_name(run))
     revision = content_revision(folder) if folder.is_dir() else None
-    model = [section.model, section.instruction_template, revision]
+    # A directory may move; a hub name is followed to its newest commit when it is loaded.
+    model = [revision or section.model, section.instruction_template]
     return model if section.retriever == "dense" else [*model, "bm25"]
 
 
@@ -106,11 +107,9 @@ def _candidates(query: Row, found: list[Row], section: MineSection) -> Row:
     candidates = [
         [document, rank, round(score, _DIGITS)]
         for rank, (document, score) in enumerate(ranked.items(), 1)
-        if document != query["source"]
-        and first <= rank <= last
-        and (ceiling is None or score <= ceiling)
+        if document != query["source"] and first <= rank <= last and (ceiling is None or score <= ceiling)
     ]
-    row: Row = {"id": query["id"], "source": query["source"], "query": query["query"], "candidates": candidates}
+    row: Row = {**{key: query[key] for key in ("id", "source", "query")}, "candidates": candidates}
     return row if candidates else row | {"dropped": "no candidate"}
 
 
@@ -139,7 +138,7 @@ def _search_arguments(run: Run, subset: SubsetSection) -> dict[str, Any]:
 
 def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's TaskMetadata
     """Return a task by which a model finds its instruction: BRIGHT's own where the words are the same."""
-    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.task_metadata import PromptDict, TaskMetadata
 
     from reasonembed_mteb.retrieval.tables import load_rows
 
@@ -153,7 +152,7 @@ def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's 
         type="Retrieval",
         eval_langs=[run.config.mine.language],
         main_score="ndcg_at_10",
-        prompt={"query": instruction},
+        prompt=PromptDict(query=instruction),
     )
 
 
@@ -198,7 +197,7 @@ def _load(run: Run, name: str) -> Any:  # noqa: ANN401 - any MTEB model
         try:
             run.models[name] = meta.load_model(device=run.config.mine.device if name != "bm25" else None)
         except ImportError as error:
-            msg = f"the retriever {name} needs {error.name or error}: pip install \"reasonembed-mteb[demo]\""
+            msg = f'the retriever {name} needs {error.name or error}: pip install "reasonembed-mteb[demo]"'
             raise ReasonEmbedError(msg) from error
     return run.models[name]
 
@@ -206,7 +205,7 @@ def _load(run: Run, name: str) -> Any:  # noqa: ANN401 - any MTEB model
 def _dense(run: Run, subset: SubsetSection, count: int) -> Iterator[Row]:
     """Search block by block of documents, and merge; a killed run goes on with the next block."""
     section, corpus = run.config.mine, run.corpus(subset)
-    causes = [_causes(run, subset), _identities(run)[:3], section.block, section.score_ceiling is not None]
+    causes = [_causes(run, subset), _identities(run)[:2], section.block, section.score_ceiling is not None]
     shards = run.shards("search-dense", subset, *causes)
     blocks = shard_count(len(corpus), section.block)
     own = int(section.score_ceiling is not None)

@@ -122,7 +122,7 @@ def _checked(step: str, values: Any, own: Path | None) -> Prompt:  # noqa: ANN40
     if step not in _FIELDS:
         raise ReasonEmbedError(f"{where}: {unknown_name('step', step, _FIELDS)}")
     if not isinstance(values, dict) or not isinstance(values.get("user"), str):
-        msg = f"{where}, [{step}]: write user = \"...\" (and system = \"...\" if you like)"
+        msg = f'{where}, [{step}]: write user = "..." (and system = "..." if you like)'
         raise ReasonEmbedError(msg)
     for key in values:
         if key not in ("system", "user"):

@@ -77,9 +77,12 @@ def reason(run: Run, subset: SubsetSection) -> None:
     shards.begin()
     # Nothing is asked for queries that are dropped afterwards anyway.
     count = shard_count(sum(1 for _ in _wanted(run, subset)), SIZE)
-    load = in_blocks(_wanted(run, subset), SIZE)
-    client = partial(run.client, run.config.reason.endpoint)
-    ask(shards, count, load, partial(_requests, run, subset), _row, client, f"reason {subset.name}")
+    block = in_blocks(_wanted(run, subset), SIZE)
+
+    def load(index: int) -> list[tuple[Row, Sequence[Request]]]:
+        return [(row, _requests(run, subset, row)) for row in block(index)]
+
+    ask(shards, count, load, _row, partial(run.client, run.config.reason.endpoint), f"reason {subset.name}")
     shards.finish(count)
 
 

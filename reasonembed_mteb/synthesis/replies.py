@@ -24,7 +24,7 @@ _REFUSED = re.compile(r"content[ _-]?(filter|policy|management)|moderation", re.
 _SHOWN = 300
 
 
-class Trouble(Exception):
+class AttemptError(Exception):
     """One attempt came to nothing.
 
     Attributes:
@@ -51,13 +51,13 @@ def read_reply(raw: bytes) -> Outcome:
         The answer or an error that another attempt would meet too.
 
     Raises:
-        Trouble: If it is no chat completion.
+        AttemptError: If it is no chat completion.
     """
     try:
         body = json.loads(raw)
     except ValueError as error:
         msg = f"the answer is no JSON: {shown(raw.decode('utf-8', 'replace'))!r}"
-        raise Trouble(msg, "bad_answer") from error
+        raise AttemptError(msg, "bad_answer") from error
     return read_completion(body)
 
 
@@ -72,10 +72,10 @@ def read_completion(body: Any) -> Outcome:  # noqa: ANN401 (whatever JSON holds)
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         msg = f"the answer is no chat completion: {shown(json.dumps(body))}"
-        raise Trouble(msg, "bad_answer") from error
+        raise AttemptError(msg, "bad_answer") from error
     if text is not None and not isinstance(text, str):
         msg = f"the answer's content is no text: {shown(json.dumps(text))}"
-        raise Trouble(msg, "bad_answer")
+        raise AttemptError(msg, "bad_answer")
     if refusal or finish == "content_filter":
         return Outcome(None, "refused", *tokens)
     # Half a character pair cannot be written to any file.

@@ -6,10 +6,11 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.synthesis.config import digest
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
 from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from reasonembed_mteb.synthesis.endpoint import Answer, Request
     from reasonembed_mteb.synthesis.config import AskingSection, Config, DomainSection, SubsetSection
+    from reasonembed_mteb.synthesis.endpoint import Answer, Request
     from reasonembed_mteb.synthesis.prompts import Prompt
     from reasonembed_mteb.synthesis.shards import Row
 
@@ -152,23 +153,6 @@ def need(shards: Shards, step: str, subset: SubsetSection) -> dict[str, Any]:
     return note
 
 
-class UnansweredError(ReasonEmbedError):
-    """Requests got no answer this time; the next run asks them again."""
-
-
-class WaitingError(ReasonEmbedError):
-    """Requests were written for a batch, whose answers are not here yet."""
-
-
-# Of `Answer.error`: the same request would meet these again. Any other is worth another run.
-FINAL_ERRORS = ("context_length", "length", "refused", "rejected", "bad_answer")
-WAITING = "waiting"
-
-
-def _is_final(answer: Answer) -> bool:
-    return answer.error is None or answer.error in FINAL_ERRORS
-
-
 @dataclass
 class _Pending:
     shard: int
@@ -180,8 +164,7 @@ class _Pending:
 def ask(
     shards: Shards,
     count: int,
-    load: Callable[[int], Iterable[Any]],
-    requests_of: Callable[[Any], Sequence[Request]],
+    load: Callable[[int], Iterable[tuple[Any, Sequence[Request]]]],
     row_of: Callable[[Any, list[Answer]], Row],
     client: Callable[[], Client],
     description: str,
@@ -194,16 +177,11 @@ def ask(
     Args:
         shards: The folder; begun.
         count: Number of files.
-        load: Gives the items of a file, by its number.
-        requests_of: The requests of an item; none is allowed.
-        row_of: The row of an item and its answers.
-        client: Gives the client; not called when nothing is to be asked.
+        load: Gives the items of a file, by its number, each with its requests; none is allowed.
+        row_of: The row of an item and its answers. Items wait for their answers in memory, so they should
+            be small; the requests do not.
+        client: Gives the client; not called when nothing is missing.
         description: For the progress bar.
-
-    Raises:
-        UnansweredError: If a request failed in a way that another run may mend. Every other file is
-            written.
-        WaitingError: If requests wait for the answers of a batch.
     """
     queue: deque[_Pending] = deque()
     missing = [index for index in range(count) if not shards.has(index)]
@@ -212,62 +190,35 @@ def ask(
 
     def requests() -> Iterator[Request]:
         for index in missing:
-            for item in load(index):
-                own = requests_of(item)
+            for item, own in load(index):
                 queue.append(_Pending(index, item, len(own)))
                 yield from own
 
-    def rows() -> Iterator[tuple[int, Row | None, str]]:
-        for answer in client().run(requests(), description=description):
-            while not queue[0].wanted:
-                yield _row(queue.popleft(), row_of)
-            queue[0].answers.append(answer)
-            while queue and len(queue[0].answers) == queue[0].wanted:
-                yield _row(queue.popleft(), row_of)
-        # What follows the last request asks for nothing.
-        while queue:
+    rows = _answered(queue, client().run(requests(), description=description), row_of)
+    for index, made in groupby(rows, key=itemgetter(0)):
+        shards.write(index, (row for _, row in made))
+
+
+def _answered(
+    queue: deque[_Pending], answers: Iterator[Answer], row_of: Callable[[Any, list[Answer]], Row]
+) -> Iterator[tuple[int, Row]]:
+    """Give the rows of the items in the queue, which the requests fill, as their answers come in."""
+    for answer in answers:
+        while not queue[0].wanted:
             yield _row(queue.popleft(), row_of)
-
-    problems = _write_files(shards, rows())
-    if WAITING in problems:
-        msg = f"{description}: {problems.count(WAITING):,} rows wait for the answers of the batch"
-        raise WaitingError(msg)
-    if problems:
-        msg = (
-            f"{description}: {len(problems):,} rows got no answer ({problems[0]}); nothing is lost: run the "
-            "same command again"
-        )
-        raise UnansweredError(msg)
+        queue[0].answers.append(answer)
+        if len(queue[0].answers) == queue[0].wanted:
+            yield _row(queue.popleft(), row_of)
+    # What follows the last request asks for nothing.
+    while queue:
+        yield _row(queue.popleft(), row_of)
 
 
-def _row(pending: _Pending, row_of: Callable[[Any, list[Answer]], Row]) -> tuple[int, Row | None, str]:
-    unanswered = [answer.error or "" for answer in pending.answers if not _is_final(answer)]
-    if unanswered:
-        waiting = WAITING if WAITING in unanswered else unanswered[0]
-        return pending.shard, None, waiting
+def _row(pending: _Pending, row_of: Callable[[Any, list[Answer]], Row]) -> tuple[int, Row]:
     row = row_of(pending.item, pending.answers)
     if pending.answers:
         row["tokens"] = [
-            sum(answer.prompt_tokens or 0 for answer in pending.answers),
-            sum(answer.completion_tokens or 0 for answer in pending.answers),
+            sum(answer.prompt_tokens for answer in pending.answers),
+            sum(answer.completion_tokens for answer in pending.answers),
         ]
-    return pending.shard, row, ""
-
-
-def _write_files(shards: Shards, rows: Iterator[tuple[int, Row | None, str]]) -> list[str]:
-    """Write each file as soon as it is complete; return what kept rows from being written."""
-    problems: list[str] = []
-    current, kept, whole = -1, list[Row](), True
-    for index, row, problem in rows:
-        if index != current:
-            if current >= 0 and whole:
-                shards.write(current, kept)
-            current, kept, whole = index, [], True
-        if row is None:
-            problems.append(problem)
-            whole = False
-        else:
-            kept.append(row)
-    if current >= 0 and whole:
-        shards.write(current, kept)
-    return problems
+    return pending.shard, row

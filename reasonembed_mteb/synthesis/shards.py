@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
@@ -19,6 +18,7 @@ from reasonembed_mteb.retrieval.sources import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 Row = dict[str, Any]
 
@@ -111,6 +111,17 @@ class Shards:
             **more,
         }
         write_whole(self.folder / "done.json", json.dumps(note, indent=1, ensure_ascii=False) + "\n")
+
+    def forget(self, errors: frozenset[str]) -> None:
+        """Remove the files in which requests failed, so that they are made again.
+
+        Args:
+            errors: What stands in ``dropped`` or ``unjudged`` for such a request.
+        """
+        for file in self.folder.glob("*.jsonl"):
+            if any(errors & {row.get("dropped"), *row.get("unjudged", ())} for row in read_rows(file)):
+                (self.folder / "done.json").unlink(missing_ok=True)
+                file.unlink()
 
     def rows(self, *, dropped: bool = False) -> Iterator[Row]:
         """Read a finished folder.

@@ -172,7 +172,9 @@ class CachedRedapterLoss(CachedLossMixin, RedapterLoss):
         )
         if not with_backward:
             return loss
-        torch.autograd.backward(loss)
+        # A backward pass taken under mixed precision would round what the forward pass did not.
+        with torch.autocast(query.device.type, enabled=False):
+            torch.autograd.backward(loss)
         return loss.detach()
 
     def embed_minibatch(

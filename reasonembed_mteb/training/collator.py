@@ -42,7 +42,7 @@ def document_id(text: str) -> int:
         text: The document, without prefix.
     """
     # Signed: the tensors that hold it are int64.
-    return xxhash.xxh64_intdigest(text) - (1 << 63)
+    return xxhash.xxh64_intdigest(text.encode()) - (1 << 63)
 
 
 @dataclass

@@ -279,8 +279,8 @@ def _counter(data: TrainingData, subset: str) -> Counter[str]:
 def _add_dataset(
     data: TrainingData, subset: str, rows: Dataset, cache: Path, options: ReadOptions
 ) -> None:
-    # `datasets` keeps a hash of how each data set came to be; a list column read row by row would be slow.
-    key = _digest([rows._fingerprint, repr(options), subset])
+    # The library's own identity of a data set: a hash of how it came to be.
+    key = _digest([rows._fingerprint, repr(options), subset])  # noqa: SLF001
     raw = ((f"{subset}, row {index + 1}", row) for index, row in enumerate(rows))
     _keep(data, subset, raw, cache / f"{_safe(subset)}-{key}", options)
 

@@ -203,7 +203,7 @@ class EvaluationPart(_Section):
 
     Attributes:
         tasks: MTEB task names, ours or MTEB's.
-        steps: Steps between evaluations; 0 for one at the end.
+        steps: Steps between evaluations, the last step included; 0 for that one alone.
     """
 
     tasks: list[str] = Field(default_factory=list)
@@ -267,7 +267,7 @@ def check_recipe(content: dict[str, Any], name: str) -> Recipe:
     Raises:
         ReasonEmbedError: If a key is unknown or a value is out of range.
     """
-    content = {"name": Path(name).stem} | content
+    content = {"name": Path(name).stem if name.endswith(".toml") else name} | content
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def generator(seed: int, epoch: int, *parts: str | int) -> np.random.Generator:
         epoch: Epoch, from 0.
         *parts: What it is for: a subset, a row.
     """
-    numbers = [part if isinstance(part, int) else xxhash.xxh32_intdigest(part) for part in parts]
+    numbers = [part if isinstance(part, int) else xxhash.xxh32_intdigest(part.encode()) for part in parts]
     return np.random.default_rng([seed, epoch, *numbers])
 
 
@@ -62,6 +63,8 @@ class SubsetPlan:
         queries: Queries a process and batch.
         world_size: Processes.
         drop_last: Whether rows that do not fill a global batch are left out.
+        multiple: What the size of a smaller last batch is a multiple of: all numbers of processes that
+            divide it have the same batches. At least ``world_size`` counts.
     """
 
     name: str
@@ -69,6 +72,7 @@ class SubsetPlan:
     queries: int
     world_size: int = 1
     drop_last: bool = True
+    multiple: int = 1
 
     @property
     def joined(self) -> int:
@@ -78,7 +82,8 @@ class SubsetPlan:
     @property
     def last(self) -> int:
         """Queries a process in the smaller last batch; 0 for none."""
-        return 0 if self.drop_last else self.rows % self.joined // self.world_size
+        multiple = math.lcm(self.multiple, self.world_size)
+        return 0 if self.drop_last else self.rows % self.joined // multiple * multiple // self.world_size
 
     @property
     def batches(self) -> int:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from transformers import PrinterCallback, TrainerCallback
 
@@ -133,7 +134,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
             return
         metrics: dict[str, Tensor] = self.loss.metrics
         row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
-        row |= {name: float(metrics[name]) if name in metrics else float("nan") for name in METRICS}
+        # In one piece: each single number taken off a GPU waits for it.
+        row |= zip(METRICS, torch.stack([metrics[name].double() for name in METRICS]).tolist(), strict=True)
         row["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
         self._pending.append(row)
 

@@ -1,0 +1,116 @@
+"""Training, and the picture of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reasonembed_mteb.cli.common import Debug, app, say
+from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from reasonembed_mteb.training.data import TrainingData
+    from reasonembed_mteb.training.planning import TrainingPlan
+    from reasonembed_mteb.training.recipes import Recipe
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, such as minilm-demo, or a TOML file.")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", help="Rows: .jsonl, .jsonl.gz, .parquet, or a folder of them; repeatable."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of the run; new, or with --resume.")
+    ] = None,
+    changes: Annotated[
+        list[str], typer.Option("--set", help="section.key=value in place of the recipe's; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done: rows, steps, tokens, memory.")
+    ] = False,
+    data_cache: Annotated[
+        Path | None, typer.Option("--data-cache", help="Folder for checked rows; else that of datasets.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train an embedder; on several GPUs by `torchrun --nproc-per-node N -m reasonembed_mteb train ...`."""
+    set_up_logging(debug)
+    from reasonembed_mteb.training.recipes import load_recipe, model_name
+
+    loaded = load_recipe(recipe, changes)
+    from reasonembed_mteb.training import run
+
+    if dry_run:
+        from reasonembed_mteb.training.planning import measure, plan_training
+
+        rows = run.read_data(loaded, data, data_cache)
+        plan = plan_training(loaded, rows, int(os.environ.get("WORLD_SIZE", "1")))
+        measure(plan, loaded, rows)
+        if run.is_main():
+            _show_plan(plan, loaded, rows)
+        return
+    if output is None:
+        msg = "name the folder of the run by --output (or look at the plan first by --dry-run)"
+        raise ReasonEmbedError(msg)
+    # Before the data is read, which can take minutes.
+    model_name(loaded)
+    done = run.train(loaded, data, output, resume=resume, cache=data_cache, say=say)
+    if run.is_main():
+        say(f"model: {done.model}" + (f"; adapter: {done.adapter}" if done.adapter else ""))
+        say(f"score it with `reasonembed run -m {done.model} -b ...`")
+
+
+@app.command("plot-training")
+def plot_training(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or its metrics.csv.")],
+    output: Annotated[Path | None, typer.Option("--output", help="PNG; else training.png in the run.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw a run's loss and reasoning intensity by subset."""
+    set_up_logging(debug)
+    from reasonembed_mteb.training.plot import plot_training as draw
+
+    say(f"picture: {draw(run, output)}")
+
+
+def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
+    """Print a dry run."""
+    from reasonembed_mteb.training.data import describe_counts
+    from reasonembed_mteb.training.planning import SAMPLE, start_name
+
+    head = ["subset", "rows", "left out", "group", "queries", "batches", "query", "reasoning", "document", "cut"]
+    head.append("repeats")
+    rows = []
+    for one in plan.subsets:
+        mean = plan.tokens.get(one.name)
+        means = [f"{mean.query:.0f}", f"{mean.reasoning:.0f}", f"{mean.document:.0f}"] if mean else ["-"] * 3
+        rows.append(
+            [one.name, f"{one.rows:,}", f"{one.left_out:,}", str(plan.groups[one.name])]
+            + [f"{one.queries} x {one.world_size}", f"{one.batches:,}", *means]
+            + [f"{mean.cut:.1%}" if mean else "-", f"{plan.short_rows[one.name]:,}"]
+        )
+    title = (
+        f"{recipe.name} from {start_name(recipe)}: would train (mean tokens of {SAMPLE} rows a subset; cut: "
+        "documents over the length; repeats: rows with too few negatives for their group)"
+    )
+    show_table(head, rows, title)
+    typer.echo(describe_counts(data.counts))
+    part = recipe.training
+    weighs = f", weighs from step {recipe.loss.start_step}" if recipe.loss.kind == "redapter" else ""
+    tokens = f"{plan.epoch_tokens:,}" if plan.epoch_tokens is not None else "unknown"
+    typer.echo(
+        f"{plan.steps:,} steps ({plan.batches:,} batches an epoch), {part.warmup:.0%} of them warm-up{weighs}; "
+        f"tokens an epoch: {tokens}"
+    )
+    if plan.memory:
+        shown = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory.items())
+        typer.echo(f"memory a device, estimated, GiB: {shown}")

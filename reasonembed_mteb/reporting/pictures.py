@@ -1,0 +1,158 @@
+"""The page's plots by matplotlib: heat map, bars against published scores, cost beside quality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.reporting.against import beside
+from reasonembed_mteb.reporting.boards import SHORT, metric_name
+from reasonembed_mteb.reporting.formats import MISSING
+from reasonembed_mteb.reporting.published import MEAN, noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from reasonembed_mteb.reporting.tables import Board, Row
+
+_BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
+_NOISE_METRIC = "ndcg_at_10"
+
+
+def draw(board: Board) -> dict[str, Figure]:
+    """Return the pictures of a table.
+
+    Args:
+        board: The table.
+
+    Returns:
+        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report") from error
+    mpl.rcParams["svg.hashsalt"] = "reasonembed"
+    drawn = {"heatmap": heat_map(board), "published": published_bars(board), "cost": cost_plot(board)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    # Not pyplot: it keeps every figure, and picks a window system.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def heat_map(board: Board) -> Figure:
+    """Return models by subsets; colours run from the worst to the best of each subset.
+
+    Args:
+        board: The table.
+    """
+    scores = np.array(
+        [[row.cells[c].score if c in row.cells else np.nan for c in board.columns] for row in board.rows]
+    )
+    low, high = np.fmin.reduce(scores), np.fmax.reduce(scores)
+    span = np.where(high > low, high - low, 1.0)
+    shares = np.where(high > low, (scores - low) / span, np.where(np.isnan(scores), np.nan, 0.5))
+    count = len(board.columns)
+    figure, axes = _figure(3.4 + 0.62 * count, 1.3 + 0.3 * len(board.rows))
+    axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=-0.1, vmax=1.25, aspect="auto")
+    for (row, column), score in np.ndenumerate(scores):
+        text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
+        color = "white" if shares[row, column] > 0.75 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(count), [SHORT.get(column, column) for column in board.columns], fontsize=9)
+    axes.set_yticks(range(len(board.rows)), [_literal(_label(row)) for row in board.rows], fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    metric = metric_name(board.metric) if board.metric else "main scores"
+    axes.set_title(_literal(f"{board.name}: {metric} in %"), fontsize=10, loc="left")
+    return figure
+
+
+def published_bars(board: Board) -> Figure | None:
+    """Return the means beside the published ones, or None where none was published.
+
+    Args:
+        board: The table.
+    """
+    held = [source for source in beside(board) if MEAN in source.scores]
+    if not held:
+        return None
+    held.reverse()
+    places = np.arange(len(held))
+    means = [source.scores[MEAN] for source in held]
+    figure, axes = _figure(9, 1.3 + 0.5 * len(held))
+    theirs = [one.published.value for one in means]
+    band = noise(is_mean=True) if board.metric == _NOISE_METRIC else None
+    axes.barh(places + 0.19, [one.ours for one in means], 0.36, color=_BLUE, label="ours")
+    axes.barh(
+        places - 0.19, theirs, 0.36, color=_ORANGE, label="published", xerr=band, ecolor="black", capsize=3
+    )
+    for place, one in zip(places, means, strict=True):
+        ends = max(one.ours, one.published.value) + 0.9
+        axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
+    names = [f"{board.rows[source.row].label}\n{source.source}" for source in held]
+    axes.set_yticks(places, [_literal(name) for name in names], fontsize=8)
+    axes.set_xlabel(
+        f"mean {metric_name(board.metric)}, %" + (f"; whiskers: reproduction noise ±{band:g}" if band else "")
+    )
+    axes.set_title(_literal(f"{board.name}: ours against published"), fontsize=10, loc="left")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def cost_plot(board: Board) -> Figure | None:
+    """Return seconds beside the mean, area by size of the vectors, or None where no time is known.
+
+    Args:
+        board: The table.
+    """
+    held = [row for row in board.rows if row.mean is not None and row.mean.whole and row.cost.seconds]
+    if not held:
+        return None
+    seconds = np.array([row.cost.seconds for row in held], dtype=float)
+    means = np.array([100 * row.mean.value for row in held if row.mean is not None])
+    areas = np.array([30 + 200 * (row.cost.dimensions or 0) / 4096 for row in held])
+    figure, axes = _figure(8, 4.6)
+    axes.scatter(seconds, means, areas, color=_BLUE, alpha=0.75, edgecolor="white")
+    for row, x, y in zip(held, seconds, means, strict=True):
+        if len(held) <= 12 or means[seconds <= x].max() == y:
+            end = np.log(x) > np.log(seconds).mean()
+            offset, side = ((-9, 0), "right") if end else ((9, 0), "left")
+            axes.annotate(
+                _literal(_label(row)),
+                (x, y),
+                offset,
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8,
+            )
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("seconds, all subsets together (area: size of the vectors)")
+    axes.set_ylabel(f"mean {metric_name(board.metric)}, %")
+    axes.set_title(_literal(f"{board.name}: cost beside quality"), fontsize=10, loc="left")
+    return figure
+
+
+def _label(row: Row) -> str:
+    return " · ".join(filter(None, (row.label, row.variant)))
+
+
+def _literal(text: str) -> str:
+    # A dollar sign would start a formula.
+    return text.replace("$", r"\$")

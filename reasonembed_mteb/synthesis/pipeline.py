@@ -1,0 +1,312 @@
+"""The whole chain: clean, generate, mine, annotate, reason, format; each step alone or all in a row."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra, unknown_name
+from reasonembed_mteb.synthesis.annotating import annotate, is_annotated, labelled, second_labelled
+from reasonembed_mteb.synthesis.batch import BatchFiles, MissingAnswersError
+from reasonembed_mteb.synthesis.cleaning import clean, cleaned
+from reasonembed_mteb.synthesis.client import Budget, Endpoint, LLMClient
+from reasonembed_mteb.synthesis.datacard import write_card
+from reasonembed_mteb.synthesis.formatting import format_samples, formatted
+from reasonembed_mteb.synthesis.generating import drafts, generate, is_generated, queries
+from reasonembed_mteb.synthesis.mining import mine, mined
+from reasonembed_mteb.synthesis.reasoning import reason, reasoned
+from reasonembed_mteb.synthesis.running import STEPS, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from reasonembed_mteb.synthesis.config import Config, SubsetSection
+    from reasonembed_mteb.synthesis.endpoint import Answer, Request
+    from reasonembed_mteb.synthesis.running import Client
+
+logger = logging.getLogger(__name__)
+
+# Where the answers of every step and endpoint are kept.
+ANSWERS = "answers"
+# What a request can fail with although another try may succeed; the client keeps it like an answer.
+_PASSING = frozenset({"server_error", "timeout", "bad_answer"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step came to for one subset.
+
+    Attributes:
+        step: The step.
+        subset: The subset.
+        state: ``made``, ``there`` (nothing had changed), ``waiting`` (for a batch) or ``failed``.
+        rows: Rows that the step looked at.
+        kept: Rows that went on.
+        dropped: The others, by reason.
+        error: What went wrong.
+    """
+
+    step: str
+    subset: str
+    state: str
+    rows: int = 0
+    kept: int = 0
+    dropped: tuple[tuple[str, int], ...] = ()
+    error: str | None = None
+
+
+def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str], Client]:
+    """Return what makes clients for a run; they share one budget and one folder of answers.
+
+    Args:
+        config: The run's configuration.
+        retry_errors: Ask again where an answer is an error.
+    """
+    limits = config.budget
+    budget = Budget(max_cost=limits.max_cost, max_tokens=limits.max_tokens)
+
+    def make(name: str) -> Client:
+        endpoint = Endpoint(**config.endpoint(name).model_dump())
+        folder = config.output_folder / ANSWERS
+        return LLMClient(endpoint, folder, budget, retry_errors=retry_errors)
+
+    return make
+
+
+def batch_clients(config: Config, folder: Path, *, retry_errors: bool = False) -> Callable[[str], Client]:
+    """Return what makes clients that ask nothing, and write what they would ask into a folder.
+
+    Args:
+        config: The run's configuration.
+        folder: Gets a file a step and subset, in OpenAI's batch format.
+        retry_errors: Ask again where an answer is an error.
+    """
+
+    def make(name: str) -> Client:
+        return _BatchWriter(config, name, folder, retry_errors)
+
+    return make
+
+
+class _BatchWriter:
+    """Answer from disk; one file of requests for each step, subset and endpoint."""
+
+    def __init__(self, config: Config, name: str, folder: Path, retry_errors: bool) -> None:
+        self._config, self._name, self._folder, self._retry = config, name, folder, retry_errors
+
+    def run(
+        self, requests: Iterable[Request], *, total: int | None = None, description: str
+    ) -> Iterator[Answer]:
+        file = self._folder / f"{description.replace(' ', '-')}-{self._name}.jsonl"
+        endpoint = Endpoint(**self._config.endpoint(self._name).model_dump())
+        answers = self._config.output_folder / ANSWERS
+        with BatchFiles(endpoint, answers, file, retry_errors=self._retry) as batch:
+            yield from batch.run(requests, total=total, description=description)
+
+
+def take_answers(config: Config, files: Sequence[Path]) -> int:
+    """Put the answers of a batch among those on disk.
+
+    Args:
+        config: The run's configuration.
+        files: In OpenAI's batch format.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        ReasonEmbedError: If a file cannot be read or is not of that format.
+    """
+    # The answers name their requests; which model wrote them stands there.
+    endpoint = Endpoint(**config.endpoint(next(iter(config.endpoints), "default")).model_dump())
+    folder = config.output_folder / ANSWERS
+    with BatchFiles(endpoint, folder, folder / "requests.jsonl", files) as batch:
+        return batch.usage.requests
+
+
+def check_steps(steps: Sequence[str]) -> tuple[str, ...]:
+    """Return steps in the order in which they run.
+
+    Args:
+        steps: Names; none means all.
+
+    Raises:
+        UnknownNameError: If a name is no step; the nearest is named.
+    """
+    for step in steps:
+        if step not in STEPS:
+            raise unknown_name("step", step, STEPS)
+    return tuple(step for step in STEPS if step in steps or not steps)
+
+
+def check_names(config: Config) -> None:
+    """Check what a configuration names: domains, endpoints, files and templates.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ReasonEmbedError: If something that is named does not exist.
+    """
+    run = Run(config, make_client=_no_client)
+    for subset in config.subset:
+        run.domain(subset)
+    asked = [] if config.clean.skip else [config.clean.endpoint]
+    asked += [config.generate.endpoint, config.annotate.endpoint]
+    asked += [] if config.reason.skip else [config.reason.endpoint]
+    for name in [*asked, *filter(None, [config.annotate.second_endpoint])]:
+        config.endpoint(name)
+    if config.annotate.gold is not None and not config.path(config.annotate.gold).is_file():
+        msg = f"annotate.gold: {config.path(config.annotate.gold)} does not exist; correct the path"
+        raise DataError(msg)
+    # Read now, so that a wrong template is said before anything is sent.
+    _ = run.prompts
+
+
+def _no_client(name: str) -> Client:
+    msg = f"no client for {name}: nothing is asked here"
+    raise ReasonEmbedError(msg)
+
+
+def synthesize(
+    config: Config,
+    steps: Sequence[str] = (),
+    *,
+    clients: Callable[[str], Client] | None = None,
+    retry_errors: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> list[Outcome]:
+    """Run steps for every subset, and write the data card where samples are there.
+
+    A finished step whose inputs and settings are the same is passed over; one that was killed goes on.
+
+    Args:
+        config: The configuration.
+        steps: Names of steps; none means all.
+        clients: Gives the client of an endpoint by its name; by default one that asks it.
+        retry_errors: Ask again where a request failed for good in an earlier run.
+        say: Takes a line for people.
+
+    Returns:
+        One outcome per step and subset that was looked at. A subset that fails goes no further; the others
+        do.
+
+    Raises:
+        ReasonEmbedError: If the configuration names what does not exist, an endpoint cannot be used, the
+            budget is spent, or another run works in the folder.
+    """
+    chosen = check_steps(steps)
+    check_names(config)
+    with _alone(config.output_folder):
+        run = Run(config, clients or make_client(config, retry_errors=retry_errors), say)
+        outcomes: list[Outcome] = []
+        stopped: set[str] = set()
+        for step in chosen:
+            for subset in config.subset:
+                if subset.name not in stopped:
+                    outcome = _one(run, step, subset, retry_errors)
+                    outcomes.append(outcome)
+                    say(_line(outcome))
+                    if outcome.state in ("failed", "waiting"):
+                        stopped.add(subset.name)
+        running = [subset for subset in config.subset if subset.name not in stopped]
+        finished = [subset for subset in running if _is_finished(run, subset)]
+        if finished:
+            say(f"data card: {write_card(run, finished)}")
+    return outcomes
+
+
+def _one(run: Run, step: str, subset: SubsetSection, retry_errors: bool) -> Outcome:
+    """Run one step for one subset; what is wrong with its data stops no other subset."""
+    try:
+        if retry_errors:
+            _forget_errors(run, step, subset)
+        note = _finished_note(run, step, subset)
+        state = "there"
+        if note is None:
+            _WORK[step](run, subset)
+            note, state = _finished_note(run, step, subset) or {}, "made"
+    except DataError as error:
+        return Outcome(step, subset.name, "failed", error=str(error))
+    except MissingAnswersError as error:
+        return Outcome(step, subset.name, "waiting", error=str(error))
+    dropped = tuple(note["dropped"].items())
+    if not note["kept"]:
+        reasons = (
+            ", ".join(f"{why} ({count:,})" for why, count in dropped) or "there was nothing to begin with"
+        )
+        told = f"{step} kept nothing of {subset.name}: {reasons}"
+        return Outcome(step, subset.name, "failed", note["rows"], 0, dropped, told)
+    return Outcome(step, subset.name, state, note["rows"], note["kept"], dropped)
+
+
+_WORK: dict[str, Callable[[Run, SubsetSection], None]] = {
+    "clean": clean,
+    "generate": generate,
+    "mine": mine,
+    "annotate": annotate,
+    "reason": reason,
+    "format": format_samples,
+}
+
+
+def _finished_note(run: Run, step: str, subset: SubsetSection) -> dict[str, Any] | None:
+    """Return what a finished step counted, or None where it has to run."""
+    if step == "format":
+        return formatted(run, subset)
+    if step == "generate":
+        return queries(run, subset).note if is_generated(run, subset) else None
+    if step == "annotate":
+        return labelled(run, subset).note if is_annotated(run, subset) else None
+    if step == "reason":
+        note = reasoned(run, subset).note
+        # A query without a reasoning query is a sample all the same.
+        return note and note | {"kept": note["rows"]}
+    return {"clean": cleaned, "mine": mined}[step](run, subset).note
+
+
+def _is_finished(run: Run, subset: SubsetSection) -> bool:
+    with contextlib.suppress(DataError):
+        return formatted(run, subset) is not None
+    return False
+
+
+def _forget_errors(run: Run, step: str, subset: SubsetSection) -> None:
+    """Remove what failed requests left behind in a step that asks."""
+    with contextlib.suppress(DataError):
+        if step == "annotate" and (second := second_labelled(run, subset)) is not None:
+            second.forget(_PASSING)
+        parts = {"clean": cleaned, "generate": drafts, "annotate": labelled, "reason": reasoned}
+        if step in parts:
+            parts[step](run, subset).forget(_PASSING)
+
+
+def _line(outcome: Outcome) -> str:
+    start = f"{outcome.step} {outcome.subset}: "
+    if outcome.error is not None:
+        return f"{start}{outcome.state}: {outcome.error}"
+    dropped = ", ".join(f"{why} {count:,}" for why, count in outcome.dropped)
+    kept = f"{outcome.kept:,} of {outcome.rows:,} kept" + (f" (dropped: {dropped})" if dropped else "")
+    return start + kept + (", unchanged" if outcome.state == "there" else "")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock of a killed one is gone with it."""
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        raise missing_extra("filelock", "synthesis") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        msg = f"another run is working in {folder}; wait for it, or choose another output folder"
+        raise ReasonEmbedError(msg) from None
+    except PermissionError as error:
+        msg = f"cannot write in {folder}: {error.strerror}; choose another output folder"
+        raise ReasonEmbedError(msg) from error

@@ -1,0 +1,133 @@
+"""The card of a trained model: recipe, counts and scores; no training text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reasonembed_mteb.training.recipes import Recipe
+
+_CITATION = """```bibtex
+@article{chen2025reasonembed,
+    title={ReasonEmbed: Enhanced Text Embeddings for Reasoning-Intensive Document Retrieval},
+    author={Chen, Jianlyu and Lan, Junwei and Li, Chaofan and Lian, Defu and Liu, Zheng},
+    journal={arXiv preprint arXiv:2510.08252},
+    year={2025}
+}
+```"""
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the folders of this machine.
+
+    Args:
+        name: Hub name or path.
+    """
+    path = Path(name).expanduser()
+    return path.name or path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def write_toml(content: Mapping[str, Any], prefix: str = "") -> str:
+    """Write nested mappings of plain values as TOML.
+
+    Args:
+        content: Strings, numbers, truth values, lists of strings and mappings of them.
+        prefix: Where in the document they stand.
+    """
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in content.items() if not isinstance(v, dict)]
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            name = f"{prefix}{_key(key)}"
+            lines += ["", f"[{name}]", write_toml(value, f"{name}.")]
+    return "\n".join(lines)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - a recipe's value
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # JSON's strings and truth values are TOML's, but for the infinite.
+    return str(value) if isinstance(value, float) else json.dumps(value)
+
+
+def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | None]) -> str:
+    """Write a model card.
+
+    Args:
+        recipe: The recipe.
+        run: The run's record: ``counts``, ``steps``, ``world_size``, ``versions``, ``scores``.
+        prompts: The model's prompts.
+
+    Returns:
+        Markdown with its YAML head.
+    """
+    base = public_name(recipe.model.name)
+    head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    if base == recipe.model.name:
+        head.append(f"base_model: {json.dumps(base)}")
+    tags = ["sentence-transformers", "feature-extraction", "retrieval", "reasonembed", f"loss:{recipe.loss.kind}"]
+    head += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    loss = "Redapter's reasoning-intensity weighted InfoNCE" if recipe.loss.kind == "redapter" else "InfoNCE"
+    parts = [
+        f"# {base}, trained with the recipe {recipe.name}",
+        f"`{base}` trained with {loss} (arXiv 2510.08252) in {run['steps']:,} steps on "
+        f"{run['world_size']} process(es).",
+        "## Use",
+        _usage(recipe, prompts),
+        "## Data",
+        _count_table(run["counts"]),
+        *(["## Scores during training", _score_table(run["scores"])] if run.get("scores") else []),
+        "## Recipe",
+        "```toml\n" + write_toml(_public(recipe)).strip() + "\n```",
+        "## Versions",
+        ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+        "## Citation",
+        _CITATION,
+    ]
+    return "\n".join(head) + "\n\n".join(parts) + "\n"
+
+
+def _public(recipe: Recipe) -> dict[str, Any]:
+    content = recipe.model_dump()
+    content["model"]["name"] = public_name(recipe.model.name)
+    return content
+
+
+def _usage(recipe: Recipe, prompts: Mapping[str, str | None]) -> str:
+    example = next((name for name, text in prompts.items() if text and name != "document"), None)
+    argument = f', prompt_name="{example}"' if example and example != "query" else ""
+    shown = "queries take an instruction before them, one of the model's `prompts`; documents are bare."
+    if not recipe.model.template:
+        shown = "queries and documents are encoded as they are."
+    return (
+        "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        'model = SentenceTransformer("path/to/this/folder")\n'
+        f'queries = model.encode_query(["Why is the sky blue?"]{argument})\n'
+        'documents = model.encode_document(["Rayleigh scattering ..."])\n'
+        "model.similarity(queries, documents)\n```\n\n"
+        f"In training {shown} Lengths in training: {recipe.data.query_tokens} tokens a query, "
+        f"{recipe.data.document_tokens} a document."
+    )
+
+
+def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    names = list(dict.fromkeys(name for one in counts.values() for name, number in one.items() if number))
+    lines = ["| subset | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for subset, one in counts.items():
+        lines.append(f"| {subset} | " + " | ".join(f"{one.get(name, 0):,}" for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| step | task | metric | score |", "|---:|---|---|---:|"]
+    lines += [
+        f"| {one['step']} | {one['task']} | {one['metric']} | {100 * float(one['score']):.2f} |" for one in scores
+    ]
+    return "\n".join(lines)

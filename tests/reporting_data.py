@@ -1,0 +1,94 @@
+"""Result folders as `reasonembed run` and `mteb run` leave them, written from scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.retrieval.tables import row
+from reasonembed_mteb.running.scores import Kept, write_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+
+def write_result(
+    output: Path,
+    model: str,
+    task: str,
+    score: Any,  # noqa: ANN401 - anything a file may hold
+    *,
+    revision: str = "r1",
+    metric: str = "ndcg_at_10",
+    splits: Sequence[str] = (),
+    subsets: Sequence[str] = ("default",),
+    entry: Mapping[str, Any] | None = None,
+    content: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one result in MTEB's layout; return the file."""
+    try:
+        expected = (row(task).split,)
+    except KeyError:
+        expected = ("test",)
+    scores = {"main_score": score, metric: score, "languages": ["eng-Latn"]} | dict(entry or {})
+    data = {
+        "dataset_revision": "d1",
+        "task_name": task,
+        "mteb_version": "2.26.24",
+        "scores": {split: [scores | {"hf_subset": name} for name in subsets] for split in splits or expected},
+        "evaluation_time": 2.0,
+        "kg_co2_emissions": None,
+    }
+    folder = output / "results" / model.replace("/", "__") / revision
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"name": model, "revision": revision, "embed_dim": 384} | dict(meta or {})
+    (folder / "model_meta.json").write_text(json.dumps(about))
+    file = folder / f"{task}.json"
+    file.write_text(json.dumps(data | dict(content or {})))
+    return file
+
+
+def record(file: Path, **content: Any) -> Path:  # noqa: ANN401 - plain data
+    """Write the record of a result beside it; return the file."""
+    (results,) = (parent for parent in file.parents if parent.name == "results")
+    target = results.parent / "records" / file.relative_to(results)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    target.write_text(json.dumps({"causes": {}, "result": digest} | content))
+    return target
+
+
+def write_run(
+    output: Path,
+    model: str,
+    task: str,
+    scores: Mapping[str, float],
+    *,
+    found: Mapping[str, list[tuple[str, float]]] | None = None,
+    gold: Mapping[str, list[str]] | None = None,
+    cost: Mapping[str, Any] | None = None,
+    revision: str = "r1",
+) -> Path:
+    """Write a result with its record and its scores by query; return the result file."""
+    mean = sum(scores.values()) / len(scores)
+    file = write_result(output, model, task, round(mean, 5), revision=revision)
+    beside = record(file, cost=dict(cost or {"seconds": 3.0, "tokens": 600, "dimensions": 384}))
+    default = [("d1", 0.9), ("d2", 0.5)]
+    rows = [
+        {
+            "split": row(task).split,
+            "subset": "default",
+            "query_id": query,
+            "gold_ids": (gold or {}).get(query, ["d1"]),
+            "document_ids": [name for name, _ in (found or {}).get(query, default)],
+            "scores": [value for _, value in (found or {}).get(query, default)],
+            "ndcg_at_10": score,
+        }
+        for query, score in scores.items()
+    ]
+    write_scores(beside.with_suffix(".parquet"), {"main_score": "ndcg_at_10"}, Kept(rows))
+    return file

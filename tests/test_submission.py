@@ -1,0 +1,321 @@
+"""What the results repository would refuse: one damage at a time to a folder that it would take."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import mteb
+import pytest
+
+from reasonembed_mteb import cli
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.plugin import register
+from reasonembed_mteb.reporting.modelmeta import mteb_training_tasks
+from reasonembed_mteb.reporting.submission import check_submission, submit_command
+from reasonembed_mteb.retrieval import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+TASKS = ("SciFact", "ArguAna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    """Let mteb know our tasks and models, as the command does."""
+    register()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Return an output folder as MTEB itself writes it, with two results that would be taken."""
+    meta = mteb.get_model_meta(NAME)
+    cache = mteb.ResultCache(tmp_path / "out")
+    for name in TASKS:
+        task = mteb.get_task(name)
+        scores: Any = {"test": {"default": {"main_score": 0.5, "ndcg_at_10": 0.5, "nauc": float("nan")}}}
+        cache.save_to_cache(mteb.TaskResult.from_task_results(task, scores, evaluation_time=1.0), meta)
+    return tmp_path / "out"
+
+
+def revision_of(output: Path) -> Path:
+    (folder,) = (output / "results").glob("*/*")
+    return folder
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def rename_task(folder: Path, name: str) -> None:
+    """Let SciFact's result and settings be those of another task."""
+    edit((folder / "SciFact.json").rename(folder / f"{name}.json"), lambda r: r.update(task_name=name))
+    settings = folder / "run_settings.jsonl"
+    settings.write_text(settings.read_text().replace("SciFact", name))
+
+
+def kinds(output: Path) -> list[tuple[str, bool]]:
+    return [(finding.kind, finding.refused) for finding in check_submission(output)]
+
+
+def test_a_good_folder_is_taken(output: Path) -> None:
+    assert check_submission(output) == []
+    assert check_submission(output / "results") == []
+    assert submit_command(output) == f"mteb submit-results --output-folder {output}"
+    # MTEB's own loader agrees.
+    assert len(mteb.ResultCache(output).load_results(models=[NAME], include_remote=False).model_results) == 1
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
+    "no metadata": (lambda f: (f / "model_meta.json").unlink(), ("metadata", True), "is missing"),
+    "broken metadata": (
+        lambda f: (f / "model_meta.json").write_text("{"),
+        ("metadata", True),
+        "cannot be read as JSON",
+    ),
+    "metadata with an unknown key": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(colour="red")),
+        ("metadata", True),
+        "no model metadata of mteb's",
+    ),
+    "metadata without a name": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(name=None)),
+        ("metadata", True),
+        "names no model",
+    ),
+    "another revision inside": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(revision="0" * 40)),
+        ("revision", True),
+        f"has revision '{'0' * 40}'",
+    ),
+    "unknown training data": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(training_datasets=None)),
+        ("leakage", False),
+        "training_datasets is null",
+    ),
+    "leakage of a model made from a published one": (
+        lambda f: edit(
+            f / "model_meta.json", lambda m: m.update(adapted_from="hanhainebula/reason-embed-qwen3-4b-0928")
+        ),
+        ("leakage", True),
+        "does not declare BrightAopsRetrieval",
+    ),
+    "half a result": (
+        lambda f: (f / "SciFact.json").write_text('{"task_name": "SciF'),
+        ("result", True),
+        "cannot be read as JSON",
+    ),
+    "a list": (lambda f: (f / "SciFact.json").write_text("[]"), ("result", True), "holds list"),
+    "a result without main score": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].pop("main_score")),
+        ("result", True),
+        "no result that mteb reads",
+    ),
+    "a result under another name": (
+        lambda f: (f / "SciFact.json").rename(f / "Scifact.json"),
+        ("result", True),
+        "holds the task SciFact",
+    ),
+    "an unknown task": (lambda f: rename_task(f, "Nowhere"), ("task", True), "has no task Nowhere"),
+    "an old mteb": (
+        lambda f: edit(
+            f / "SciFact.json",
+            lambda r: (r.update(mteb_version="1.38.0"), r["scores"]["test"][0].update(mteb_version="1.38.0")),
+        ),
+        ("version", True),
+        "made with mteb 1.38.0",
+    ),
+    "a range of versions that starts too low": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(mteb_version="1.39.0-2.1.0")),
+        ("version", True),
+        "made with mteb 1.39.0-2.1.0",
+    ),
+    "other data": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(dataset_revision="x+limit3")),
+        ("data", True),
+        r"scored on data revision x\+limit3",
+    ),
+    "a missing subset": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"].update(test=[])),
+        ("subsets", True),
+        "lacks test/default",
+    ),
+    "a score that is no number": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(main_score=float("nan"))),
+        ("nan", True),
+        "main score of test/default is nan",
+    ),
+    "damaged settings": (
+        lambda f: (f / "run_settings.jsonl").open("a").write("{oops\n"),
+        ("settings", True),
+        "not one JSON object a line",
+    ),
+    "a large file": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(much="x" * (10 << 20))),
+        ("size", True),
+        r"has 10\.0 MiB; 10 are allowed",
+    ),
+    "scores of each query": (
+        lambda f: (f / "SciFact.parquet").write_bytes(b"PAR1"),
+        ("files", True),
+        "not part of a submission",
+    ),
+    "predictions": (
+        lambda f: (f / "SciFact_predictions.json").write_text('{"mteb_model_meta": {}}'),
+        ("files", True),
+        "is no result",
+    ),
+    "a folder of something": (
+        lambda f: ((f / "extra").mkdir(), (f / "extra" / "x.json").write_text("{}")),
+        ("files", True),
+        "not part of a submission",
+    ),
+    "an experiment": (
+        lambda f: (f / "experiments" / "no_instruction_True").mkdir(parents=True),
+        ("experiment", False),
+        "options of their own",
+    ),
+    "a file beside the models": (
+        lambda f: (f.parents[1] / "notes.txt").write_text("x"),
+        ("files", True),
+        "not part of a submission",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damage_is_found(output: Path, damage: str) -> None:
+    import re
+
+    apply, expected, message = DAMAGES[damage]
+    apply(revision_of(output))
+    findings = [one for one in check_submission(output) if (one.kind, one.refused) == expected]
+    assert findings
+    assert re.search(message, findings[0].problem)
+    assert findings[0].remedy
+    # Nothing but the damage is found, apart from what follows from it.
+    assert {one.kind for one in check_submission(output)} == {expected[0]}
+
+
+def test_settings_must_cover_each_subset(output: Path) -> None:
+    file = revision_of(output) / "run_settings.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    only = next(line for line in lines if line["task"] == "ArguAna")
+    # As older versions of mteb wrote it.
+    old = {key: value for key, value in only.items() if key not in ("splits", "subsets")}
+    file.write_text(json.dumps(old | {"split": "test", "subset": "default"}) + "\n\n")
+    (finding,) = check_submission(output)
+    assert finding.kind == "settings"
+    assert finding.problem == "says nothing about SciFact test/default"
+    file.unlink()
+    assert {one.kind for one in check_submission(output)} == {"settings"}
+
+
+def test_a_revision_must_be_a_commit_or_mtebs_own(output: Path) -> None:
+    folder = revision_of(output)
+    local = folder.with_name("7c9c4453a9eaa9a6f4943e6f3d7a3204")
+    folder.rename(local)
+    edit(local / "model_meta.json", lambda m: m.update(revision=local.name))
+    assert kinds(output) == [("revision", True)]
+    bm25 = mteb.get_model_meta("mteb/baseline-bm25s")
+    assert bm25.revision is not None
+    other = local.parent.with_name("mteb__baseline-bm25s") / bm25.revision
+    other.parent.mkdir()
+    local.rename(other)
+    changes = {"name": bm25.name, "revision": bm25.revision}
+    edit(other / "model_meta.json", lambda m: m.update(changes))
+    local.parent.rmdir()
+    assert kinds(output) == []
+
+
+def test_one_task_of_two_revisions_is_refused(output: Path) -> None:
+    import shutil
+
+    folder = revision_of(output)
+    other = folder.with_name("0" * 40)
+    shutil.copytree(folder, other)
+    edit(other / "model_meta.json", lambda m: m.update(revision=other.name))
+    (other / "ArguAna.json").unlink()
+    (finding,) = check_submission(output)
+    assert finding.kind == "revision"
+    assert finding.problem.startswith("SciFact is there for 2 revisions")
+
+
+def test_what_only_this_package_registers_is_not_in_mteb(output: Path) -> None:
+    folder = revision_of(output)
+    ours = "hanhainebula/reason-embed-qwen3-4b-0928"
+    other = folder.parent.with_name(ours.replace("/", "__")) / folder.name
+    other.parent.mkdir()
+    folder.rename(other)
+    folder.parent.rmdir()
+    declared = sorted(mteb_training_tasks())
+    edit(other / "model_meta.json", lambda m: m.update(name=ours, training_datasets=declared))
+    (finding,) = check_submission(output)
+    assert (finding.kind, finding.refused) == ("registry", True)
+    assert f"reasonembed export-modelmeta {ours}" in finding.remedy
+    edit(other / "model_meta.json", lambda m: m.update(training_datasets=declared[1:]))
+    assert {one.kind for one in check_submission(output)} == {"registry", "leakage"}
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ReasonEmbedBrightAops", "submit BrightAopsRetrieval"),
+        ("ReasonEmbedBrightAopsGpt4Reason", "leave it out"),
+        ("ReasonMiniAops", "leave it out"),
+    ],
+)
+def test_our_tasks_are_none_of_mtebs(output: Path, name: str, remedy: str) -> None:
+    assert tables.row(name).name == name
+    rename_task(revision_of(output), name)
+    (finding,) = check_submission(output)
+    assert (finding.kind, finding.refused) == ("task", True)
+    assert finding.remedy.startswith(remedy)
+
+
+def test_a_part_of_a_benchmark_is_asked_about(output: Path) -> None:
+    cache, meta = mteb.ResultCache(output), mteb.get_model_meta(NAME)
+    for name in ("BrightAopsRetrieval", "BrightPonyRetrieval"):
+        task = mteb.get_task(name)
+        scores: Any = {split: {"default": {"main_score": 0.5}} for split in task.eval_splits}
+        cache.save_to_cache(mteb.TaskResult.from_task_results(task, scores, evaluation_time=1.0), meta)
+    (finding,) = check_submission(output)
+    assert (finding.kind, finding.refused) == ("subsets", False)
+    assert finding.problem.startswith("2 of BRIGHT's 12 tasks; missing: BrightBiologyRetrieval")
+    assert finding.problem.endswith("and 7 more")
+
+
+def test_a_folder_without_results_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ReasonEmbedError, match="holds no results"):
+        check_submission(tmp_path)
+
+
+def command(*arguments: str) -> int:
+    sys.argv = ["reasonembed", *arguments]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_says_it_and_sends_nothing(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr("reasonembed_mteb.cli.sharing.connect", lambda debug: None)
+    assert command("submit", "--check", str(output)) == 0
+    assert f"mteb submit-results --output-folder {output}" in capsys.readouterr().err
+    assert command("submit", str(output)) == 2
+    assert "give --check first" in capsys.readouterr().err
+    for name in TASKS:
+        edit(revision_of(output) / f"{name}.json", lambda r: r.update(dataset_revision="x"))
+        (revision_of(output) / f"{name}.parquet").touch()
+    assert command("submit", "--check", str(output)) == 1
+    shown = capsys.readouterr()
+    assert "ArguAna.parquet and 1 more" in " ".join(shown.out.split())
+    assert "Nothing would be refused" not in shown.err

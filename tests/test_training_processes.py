@@ -1,0 +1,150 @@
+"""Runs that are killed, and runs on several processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import tiny_recipe, write_folder
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("training_process.py")
+
+
+def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *command],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, qwen3_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_folder(folder / "rows", biology=17, pony=6)
+    content = tiny_recipe(qwen3_dir, batch={"queries": 2, "devices": 2, "subsets": {"pony": {"group": 4, "queries": 1}}})
+    content["training"] |= {"epochs": 2, "save_steps": 2}
+    (folder / "recipe.json").write_text(json.dumps(content))
+    # Without dropout: its random numbers differ between one process and two.
+    content["lora"]["dropout"] = 0.0
+    (folder / "dry.json").write_text(json.dumps(content))
+    return folder
+
+
+def train(work: Path, name: str, *options: str, recipe: str = "recipe") -> subprocess.CompletedProcess[str]:
+    paths = [work / f"{recipe}.json", work / "rows", work / name, work / "cache"]
+    return start([str(SCRIPT), *map(str, paths), *options])
+
+
+def finished(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(work: Path) -> Path:
+    assert finished(train(work, "straight")) == {"steps": 14, "resumed": 0}
+    return work / "straight"
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "whole"),
+    [("between", 7, 6), ("middle", 8, 6), ("before", 8, 6), ("middle", 2, 0), ("between", 1, 0)],
+)
+def test_a_killed_run_goes_on_exactly(where: str, step: int, whole: int, work: Path, straight: Path) -> None:
+    name = f"{where}-{step}"
+    killed = train(work, name, "--kill", where, str(step))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (work / name / "model").exists()
+    assert finished(train(work, name, "--resume")) == {"steps": 14, "resumed": whole}
+    held, own = (load_file(run / "model" / "model.safetensors") for run in (straight, work / name))
+    assert held.keys() == own.keys()
+    assert all(torch.equal(held[key], own[key]) for key in held)
+    assert metrics(work / name) == metrics(straight)
+
+
+def torchrun(work: Path, name: str, *options: str, recipe: str = "dry") -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [work / f"{recipe}.json", work / "rows", work / name, work / "cache"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    return start([*launch, str(SCRIPT), *map(str, paths), *options])
+
+
+def test_two_processes_train_as_one(work: Path) -> None:
+    alone = train(work, "alone", recipe="dry")
+    assert finished(alone)["steps"] == 14
+    both = torchrun(work, "both")
+    assert both.returncode == 0, both.stderr
+    # The same subsets, and the same global losses and intensities, at every step.
+    one, two = metrics(work / "alone"), metrics(work / "both")
+    assert [(row["step"], row["subset"]) for row in one] == [(row["step"], row["subset"]) for row in two]
+    for row, other in zip(one, two, strict=True):
+        assert int(row["queries"]) == 2 * int(other["queries"])
+        for key in ("loss", "loss_unweighted", "ri_mean", "ri_max"):
+            if row[key] or other[key]:
+                assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-3, abs=1e-4)
+    held, own = (load_file(work / name / "model" / "model.safetensors") for name in ("alone", "both"))
+    for key, value in held.items():
+        torch.testing.assert_close(own[key], value, rtol=0, atol=1e-4)
+    moved = load_file(Path(json.loads((work / "dry.json").read_text())["model"]["name"]) / "model.safetensors")
+    assert any((moved[f"model.{key}"] - value).abs().max() > 1e-2 for key, value in held.items())
+
+
+def test_two_processes_go_on_exactly(work: Path) -> None:
+    assert torchrun(work, "two", recipe="recipe").returncode == 0
+    killed = torchrun(work, "cut", "--kill", "between", "9", recipe="recipe")
+    assert killed.returncode != 0
+    resumed = torchrun(work, "cut", "--resume", recipe="recipe")
+    assert resumed.returncode == 0, resumed.stderr
+    held, own = (load_file(work / name / "model" / "model.safetensors") for name in ("two", "cut"))
+    assert all(torch.equal(held[key], own[key]) for key in held)
+    assert metrics(work / "cut") == metrics(work / "two")
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_the_command_runs_under_launchers(launcher: str, work: Path, qwen3_dir: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = {
+        "torch.distributed.run": ["--nproc-per-node", "2", "--master-port", port],
+        "accelerate.commands.launch": ["--cpu", "--num_processes", "2", "--main_process_port", port]
+        + ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+    }[launcher]
+    recipe = work / "mine.toml"
+    recipe.write_text(
+        f'[model]\nname = "{qwen3_dir}"\n[lora]\nrank = 2\n[batch]\ndevices = 2\nqueries = 2\ngroup = 2\n'
+        '[training]\nprecision = "fp32"\ncheckpointing = false\nmax_steps = 2\n'
+    )
+    output = work / launcher
+    arguments = ["train", str(recipe), "--data", str(work / "rows"), "--output", str(output)]
+    done = start(["-m", launcher, *launch, "-m", "reasonembed_mteb", *arguments, "--data-cache", str(work / "cache")])
+    assert done.returncode == 0, done.stderr
+    record = json.loads((output / "run.json").read_text())
+    assert (record["world_size"], record["finished"]) == (2, True)
+    # One process speaks.
+    assert done.stderr.count("rows of 2 subsets") == 1

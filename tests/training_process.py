@@ -1,0 +1,62 @@
+"""A training run in a process of its own, which can be killed at a chosen moment.
+
+    python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from reasonembed_mteb.training import checkpoints, trainer
+from reasonembed_mteb.training.recipes import check_recipe
+from reasonembed_mteb.training.run import train
+
+
+def die(*_: object, **__: object) -> None:
+    """End as by a power cut."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(where: str, step: int) -> None:
+    """Kill this process at a step: `between` checkpoints, in the `middle` of one, `before` its mark."""
+    cls = trainer.RedapterTrainer
+    name = {"between": "end_step", "middle": "_save_optimizer_and_scheduler"}.get(where)
+    if name is None:
+        whole = checkpoints.mark_whole
+
+        def mark(folder: Path) -> None:
+            die() if folder.name == f"checkpoint-{step}" else whole(folder)
+
+        trainer.mark_whole = mark  # type: ignore[attr-defined]
+        return
+    own = getattr(cls, name)
+
+    def armed(self: trainer.RedapterTrainer, *args: object) -> None:
+        if self.state.global_step == step:
+            die()
+        own(self, *args)
+
+    setattr(cls, name, armed)
+
+
+def main() -> None:
+    """Run."""
+    recipe, data, output, cache, *options = sys.argv[1:]
+    if "--kill" in options:
+        index = options.index("--kill")
+        arm(options[index + 1], int(options[index + 2]))
+    content = json.loads(Path(recipe).read_text(encoding="utf-8"))
+    done = train(
+        check_recipe(content, "tiny"), [data], Path(output), cache=Path(cache), resume="--resume" in options
+    )
+    print(json.dumps({"steps": done.steps, "resumed": done.resumed}))
+
+
+if __name__ == "__main__":
+    main()
