@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-
 def write_result(
     output: Path,
     model: str,
     task: str,
-    score: Any,  # noqa: ANN401 - anything a file may hold
+    score: Any,
     *,
     revision: str = "r1",
     metric: str = "ndcg_at_10",
@@ -52,7 +51,7 @@ def write_result(
     return file
 
 
-def record(file: Path, **content: Any) -> Path:  # noqa: ANN401 - plain data
+def record(file: Path, **content: Any) -> Path:
     """Write the record of a result beside it; return the file."""
     (results,) = (parent for parent in file.parents if parent.name == "results")
     target = results.parent / "records" / file.relative_to(results)

@@ -471,6 +471,9 @@ def test_low_precision_embeddings_are_scored_in_float32(model: SentenceTransform
     high = RedapterLoss(model, start_step=0).compute_loss_from_embeddings([c.double() for c in columns])
     assert low.dtype == torch.float32
     assert low.item() == pytest.approx(high.item(), rel=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = RedapterLoss(model, start_step=0).compute_loss_from_embeddings([c.float() for c in columns])
+    assert mixed.item() == low.item()
 
 
 def test_gradients_scale_and_accumulate(model: SentenceTransformer) -> None:

@@ -130,10 +130,13 @@ def test_layers_share_one_compiled_graph(qwen3_dir: Path) -> None:
     torch._dynamo.reset()
     compiling.compile_layers(layers, backend=counter)
     model.compile_layers = "on"
+    graphs = []
     for some in (slice(0, 12), slice(0, 5), slice(2, 9)):
         np.testing.assert_allclose(model.encode(TEXTS[some]), expected[some], atol=TOLERANCE, rtol=0)
-    # Two parts of a layer, before and after the loop over texts: the same for every layer and length.
-    assert counter.frame_count == 2
+        graphs.append(counter.frame_count)
+    # One graph for each part of a layer around the loop over texts; none more for other layers or lengths.
+    assert 0 < graphs[0] <= 4
+    assert graphs == graphs[:1] * 3
     model.compile_layers = "off"
     model.encode(TEXTS[:2])
     assert not compiling.is_compiled(layers)

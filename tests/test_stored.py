@@ -379,7 +379,7 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
 
 def without_dates(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield every file a run writes; dates, times and what the clock decides left out."""
-    clocked = ("date", "evaluation_time", "kg_co2_emissions", "cost", "result", "timestamp", "phases")
+    clocked = ("date", "evaluation_time", "kg_co2_emissions", "cost", "result", "evaluation_phases")
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock"):
         content: Any = file.read_bytes()
         if file.suffix == ".json" and "vectors" not in file.parts:

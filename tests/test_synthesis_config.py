@@ -55,7 +55,10 @@ def test_the_example_is_valid_and_shows_every_section() -> None:
         ("[format.groups]\nbiology = [1, 2]", "group size of biology is 1"),
         ("[mine]\nretriever = 'dense'", "needs a model"),
         ("[mine]\nretriever = 'bm25'\nfirst_rank = 5\nlast_rank = 3", "ranks 5 to 3"),
-        ("[mine]\nretriever = 'fused'\nmodel = 'm'\nscore_ceiling = 1.0", "score_ceiling needs one retriever"),
+        (
+            "[mine]\nretriever = 'fused'\nmodel = 'm'\nscore_ceiling = 1.0",
+            "score_ceiling needs one retriever",
+        ),
         ("[[subset]]\nname = 'biology'", "biology stands there twice"),
         ("[[subset]]\nname = '../x'", "subset.1.name"),
         ("[endpoints.other]\nbase_url = 'localhost:1'\nmodel = 'x'", "base_url"),

@@ -47,7 +47,9 @@ def test_beir_layout(tmp_path: Path) -> None:
     write_lines(folder / "corpus.jsonl", documents)
     write_lines(folder / "queries.jsonl", [{"_id": "q", "text": "what?"}])
     (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\nq\tb\t0\n", encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq\ta\t1\nq\tb\t0\n", encoding="utf-8"
+    )
     (folder / "excluded.tsv").write_text("query-id\tcorpus-id\nq\tb\n", encoding="utf-8")
     corpus = opened(config_for(tmp_path, "beir", folder))
     # As MTEB: the title goes before the text.
@@ -72,7 +74,9 @@ def test_jsonl_layout_and_lookups(tmp_path: Path) -> None:
         corpus.texts(["d 1", "d 99"])
 
 
-def test_the_last_of_two_documents_with_one_id_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_of_two_documents_with_one_id_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"id": "a", "text": "old"}, {"id": "b", "text": "x"}, {"id": "a", "text": "new"}]
     file = write_lines(tmp_path / "twice.jsonl", rows)
     corpus = opened(config_for(tmp_path, "jsonl", file))

@@ -39,7 +39,9 @@ def test_a_domain_of_ones_own(tmp_path: Path) -> None:
     assert domain_of(SubsetSection(name="mine", domain="law"), config).topic == "law"
     # A subset without a domain goes by its name.
     assert domain_of(SubsetSection(name="law"), config).asks == "a question of a client"
-    with pytest.raises(UnknownNameError, match=r"unknown domain 'lawn'; did you mean 'law'\?.*\[domains.lawn\]"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown domain 'lawn'; did you mean 'law'\?.*\[domains.lawn\]"
+    ):
         domain_of(SubsetSection(name="lawn"), config)
 
 

@@ -13,7 +13,11 @@ from reasonembed_mteb.synthesis.shards import Shards, read_rows, shard_count
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROWS = [{"id": 1, "tokens": [3, 2]}, {"id": 2, "dropped": "why"}, {"id": 3, "text": "a\u2028b", "tokens": [1, 1]}]
+ROWS = [
+    {"id": 1, "tokens": [3, 2]},
+    {"id": 2, "dropped": "why"},
+    {"id": 3, "text": "a\u2028b", "tokens": [1, 1]},
+]
 
 
 def made(folder: Path, fingerprint: str = "f") -> Shards:

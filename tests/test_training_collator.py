@@ -134,7 +134,9 @@ def test_equal_documents_have_equal_ids(model: ReasonEmbed) -> None:
     assert batch["documents_document_ids"].dtype == torch.int64
     assert batch["documents_document_ids"][3] == document_id(shared[0]["positives"][0])
     # Also those positives that were not drawn.
-    assert batch["query_positive_ids"].tolist() == [[document_id(t) for t in row["positives"]] for row in shared]
+    assert batch["query_positive_ids"].tolist() == [
+        [document_id(t) for t in row["positives"]] for row in shared
+    ]
     shared[1]["positives"] = shared[1]["positives"][:1]
     ids = collator(model, groups={"biology": 2})(shared)["query_positive_ids"]
     assert ids.shape == (2, 2)
@@ -150,7 +152,9 @@ def test_equal_documents_have_equal_ids(model: ReasonEmbed) -> None:
         ("my_own", None, {}, ""),
     ],
 )
-def test_instructions_have_an_order(subset: str, own: str | None, given: dict[str, str], expected: str) -> None:
+def test_instructions_have_an_order(
+    subset: str, own: str | None, given: dict[str, str], expected: str
+) -> None:
     assert instruction_of({"instruction": own, "subset": subset}, given) == expected
 
 

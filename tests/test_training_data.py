@@ -76,7 +76,10 @@ def test_files_name_their_subset(name: str, subset: str) -> None:
         ('{"query": "q", "pos": {"a": 1}}', "pos must be a list of texts, not an object"),
         ('{"query": "q", "pos": ["p", 3]}', r"pos\[1\] must be text, not a number: 3"),
         ('{"query": "q", "pos": ["p"], "neg": [null]}', r"neg\[0\] must be text, not null"),
-        ('{"query": "q", "pos": ["p"], "neg": ["n"], "reasoning_query": ["r"]}', "reasoning_query must be text"),
+        (
+            '{"query": "q", "pos": ["p"], "neg": ["n"], "reasoning_query": ["r"]}',
+            "reasoning_query must be text",
+        ),
         ('{"query": "q", "pos": ["p"], "prompt": true}', "prompt must be text or null, not true or false"),
         ('{"query": "\\ud83d", "pos": ["p"], "neg": ["n"]}', "lone surrogate"),
         ("[" * 100_000, "not JSON"),
@@ -173,7 +176,10 @@ def test_rows_without_reasoning_can_be_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"query": ["Find it.", "q"], "pos": [["", "p"]], "neg": [["Title", "n"]]}, ("q", "Find it.", ["Title\nn"])),
+        (
+            {"query": ["Find it.", "q"], "pos": [["", "p"]], "neg": [["Title", "n"]]},
+            ("q", "Find it.", ["Title\nn"]),
+        ),
         ({"pos": None, "positive": "p", "neg": None, "negative": "n"}, ("q", None, ["n"])),
         ({"neg": None, "negative_1": "a", "negative_10": "b", "negative_x": 5}, ("q", None, ["a", "b"])),
         (

@@ -38,7 +38,9 @@ def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[s
 def work(tmp_path_factory: pytest.TempPathFactory, qwen3_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     write_folder(folder / "rows", biology=17, pony=6)
-    content = tiny_recipe(qwen3_dir, batch={"queries": 2, "devices": 2, "subsets": {"pony": {"group": 4, "queries": 1}}})
+    content = tiny_recipe(
+        qwen3_dir, batch={"queries": 2, "devices": 2, "subsets": {"pony": {"group": 4, "queries": 1}}}
+    )
     content["training"] |= {"epochs": 2, "save_steps": 2}
     (folder / "recipe.json").write_text(json.dumps(content))
     # Without dropout: its random numbers differ between one process and two.
@@ -85,12 +87,16 @@ def test_a_killed_run_goes_on_exactly(where: str, step: int, whole: int, work: P
     assert metrics(work / name) == metrics(straight)
 
 
-def torchrun(work: Path, name: str, *options: str, recipe: str = "dry") -> subprocess.CompletedProcess[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def torchrun(work: Path, name: str, *options: str, recipe: str = "dry") -> subprocess.CompletedProcess[str]:
     paths = [work / f"{recipe}.json", work / "rows", work / name, work / "cache"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     return start([*launch, str(SCRIPT), *map(str, paths), *options])
 
 
@@ -110,7 +116,9 @@ def test_two_processes_train_as_one(work: Path) -> None:
     held, own = (load_file(work / name / "model" / "model.safetensors") for name in ("alone", "both"))
     for key, value in held.items():
         torch.testing.assert_close(own[key], value, rtol=0, atol=1e-4)
-    moved = load_file(Path(json.loads((work / "dry.json").read_text())["model"]["name"]) / "model.safetensors")
+    moved = load_file(
+        Path(json.loads((work / "dry.json").read_text())["model"]["name"]) / "model.safetensors"
+    )
     assert any((moved[f"model.{key}"] - value).abs().max() > 1e-2 for key, value in held.items())
 
 
@@ -125,14 +133,15 @@ def test_two_processes_go_on_exactly(work: Path) -> None:
     assert metrics(work / "cut") == metrics(work / "two")
 
 
-@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
-def test_the_command_runs_under_launchers(launcher: str, work: Path, qwen3_dir: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+# On CPUs accelerate starts several processes by MPI only.
+@pytest.mark.parametrize(
+    ("launcher", "processes"), [("torch.distributed.run", 2), ("accelerate.commands.launch", 1)]
+)
+def test_the_command_runs_under_launchers(launcher: str, processes: int, work: Path, qwen3_dir: Path) -> None:
+    port, count = str(free_port()), str(processes)
     launch = {
-        "torch.distributed.run": ["--nproc-per-node", "2", "--master-port", port],
-        "accelerate.commands.launch": ["--cpu", "--num_processes", "2", "--main_process_port", port]
+        "torch.distributed.run": ["--nproc-per-node", count, "--master-port", port],
+        "accelerate.commands.launch": ["--cpu", "--num_processes", count, "--main_process_port", port]
         + ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
     }[launcher]
     recipe = work / "mine.toml"
@@ -142,9 +151,10 @@ def test_the_command_runs_under_launchers(launcher: str, work: Path, qwen3_dir: 
     )
     output = work / launcher
     arguments = ["train", str(recipe), "--data", str(work / "rows"), "--output", str(output)]
-    done = start(["-m", launcher, *launch, "-m", "reasonembed_mteb", *arguments, "--data-cache", str(work / "cache")])
+    own = ["-m", "reasonembed_mteb", *arguments, "--data-cache", str(work / "cache")]
+    done = start(["-m", launcher, *launch, *own])
     assert done.returncode == 0, done.stderr
     record = json.loads((output / "run.json").read_text())
-    assert (record["world_size"], record["finished"]) == (2, True)
+    assert (record["world_size"], record["finished"]) == (processes, True)
     # One process speaks.
     assert done.stderr.count("rows of 2 subsets") == 1

@@ -91,7 +91,9 @@ def test_wrong_values_are_named(change: str, words: str) -> None:
 
 def test_changes_are_toml_or_words() -> None:
     changes = ["training.epochs=2", "model.name=a/b", "training.report_to=['x']", "loss.max_intensity=inf"]
-    recipe = load_recipe("minilm-demo", [*changes, "data.instructions.math=Find it.", "training.checkpointing=true"])
+    recipe = load_recipe(
+        "minilm-demo", [*changes, "data.instructions.math=Find it.", "training.checkpointing=true"]
+    )
     assert recipe.training.epochs == 2
     assert recipe.model.name == "a/b"
     assert recipe.training.report_to == ["x"]

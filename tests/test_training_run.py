@@ -105,7 +105,9 @@ def test_metrics_have_a_line_a_batch(straight: Trained) -> None:
 
 
 def test_no_training_text_leaves_the_data(straight: Trained) -> None:
-    files = [file for file in straight.model.parent.rglob("*") if file.suffix in (".md", ".json", ".csv", ".toml")]
+    files = [
+        file for file in straight.model.parent.rglob("*") if file.suffix in (".md", ".json", ".csv", ".toml")
+    ]
     names = {file.name for file in files}
     assert names >= {"README.md", "run.json", "recipe.toml", "metrics.csv"}
     for file in files:
@@ -170,7 +172,10 @@ def test_without_a_whole_checkpoint_the_run_begins_again(
     (output / "checkpoints" / "checkpoint-3" / "trainer_state.json").write_text("{}")
     done = run(qwen3_dir, folder, output, resume=True, training={"epochs": 2, "keep": 9})
     assert done.resumed == 0
-    assert all(torch.equal(a, b) for a, b in zip(weights(done.model).values(), weights(straight.model).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(done.model).values(), weights(straight.model).values(), strict=True)
+    )
 
 
 def test_a_folder_with_something_in_it_is_refused(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
@@ -248,10 +253,10 @@ def test_adapters_upon_bf16_stay_in_fp32(qwen3_dir: Path, folder: Path, tmp_path
     assert all(torch.equal(adapter[name], second[name]) for name in adapter)
 
 
-@pytest.mark.parametrize(
-    "loss", [{"mini_batch_size": 2}, {"mini_batch_tokens": 50}], ids=["rows", "tokens"]
-)
-def test_cached_gradients_train_alike(loss: dict[str, int], qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", [{"mini_batch_size": 2}, {"mini_batch_tokens": 50}], ids=["rows", "tokens"])
+def test_cached_gradients_train_alike(
+    loss: dict[str, int], qwen3_dir: Path, folder: Path, tmp_path: Path
+) -> None:
     same = {"lora": {"dropout": 0.0}, "training": {"checkpointing": True}}
     plain = run(qwen3_dir, folder, tmp_path / "plain", **same)
     cached = run(qwen3_dir, folder, tmp_path / "cached", loss=loss, **same)
@@ -292,7 +297,9 @@ def test_accumulated_batches_share_a_step(qwen3_dir: Path, folder: Path, tmp_pat
 @pytest.mark.slow
 def test_scores_are_taken_during_training(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    recipe = check_recipe(tiny_recipe(qwen3_dir, evaluation={"tasks": ["ReasonMiniBiology"], "steps": 2}), "tiny")
+    recipe = check_recipe(
+        tiny_recipe(qwen3_dir, evaluation={"tasks": ["ReasonMiniBiology"], "steps": 2}), "tiny"
+    )
     done = train(recipe, [folder], tmp_path / "run", cache=tmp_path / "cache", say=said.append)
     rows = rows_of(done.model.parent / "evaluation.csv")
     assert [(row["step"], row["task"]) for row in rows] == [(step, "ReasonMiniBiology") for step in "245"]
@@ -300,7 +307,10 @@ def test_scores_are_taken_during_training(qwen3_dir: Path, folder: Path, tmp_pat
     assert "| 5 | ReasonMiniBiology |" in (done.model / "README.md").read_text(encoding="utf-8")
     # Scores change nothing: without them the weights are the same.
     alone = run(qwen3_dir, folder, tmp_path / "alone")
-    assert all(torch.equal(a, b) for a, b in zip(weights(done.model).values(), weights(alone.model).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(done.model).values(), weights(alone.model).values(), strict=True)
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ JOINED = {"biology": 12, "leetcode": 24, "pony": 6}
 
 def sampler(world: int = 1, *, epoch: int = 0, drop_last: bool = True, seed: int = 3) -> SubsetBatchSampler:
     plans = [
-        SubsetPlan(name, rows, JOINED[name] // world, world, drop_last, multiple=6) for name, rows in SIZES.items()
+        SubsetPlan(name, rows, JOINED[name] // world, world, drop_last, multiple=6)
+        for name, rows in SIZES.items()
     ]
     made = SubsetBatchSampler(ConcatDataset([list(range(n)) for n in SIZES.values()]), plans, seed)
     made.set_epoch(epoch)

@@ -1,6 +1,6 @@
 """A training run in a process of its own, which can be killed at a chosen moment.
 
-    python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP]
+python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP]
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 # Imported for their commands.
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
+from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
 from reasonembed_mteb.cli import sharing as _sharing  # noqa: F401
 from reasonembed_mteb.cli import store as _store  # noqa: F401
 from reasonembed_mteb.cli import synthesis as _synthesis  # noqa: F401
-from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
 from reasonembed_mteb.cli import training as _training  # noqa: F401
 from reasonembed_mteb.cli.common import FAILED, INTERRUPTED, USAGE, app, say
 from reasonembed_mteb.errors import ReasonEmbedError

@@ -72,7 +72,9 @@ def train(
 @app.command("plot-training")
 def plot_training(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its metrics.csv.")],
-    output: Annotated[Path | None, typer.Option("--output", help="PNG; else training.png in the run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="PNG; else training.png in the run.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Draw a run's loss and reasoning intensity by subset."""
@@ -87,7 +89,18 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
     from reasonembed_mteb.training.data import describe_counts
     from reasonembed_mteb.training.planning import SAMPLE, start_name
 
-    head = ["subset", "rows", "left out", "group", "queries", "batches", "query", "reasoning", "document", "cut"]
+    head = [
+        "subset",
+        "rows",
+        "left out",
+        "group",
+        "queries",
+        "batches",
+        "query",
+        "reasoning",
+        "document",
+        "cut",
+    ]
     head.append("repeats")
     rows = []
     for one in plan.subsets:

@@ -99,5 +99,6 @@ def restore_layers(layers: nn.ModuleList, reason: Exception | None = None) -> No
     for layer in layers:
         layer._compiled_call_impl = None
     if reason is not None:
-        lines = str(reason).strip().splitlines() or [type(reason).__name__]
-        logger.warning("compiling the layers failed, going on without: %s", lines[0])
+        # torch's first line names the backend, its second what went wrong.
+        said = " ".join(str(reason).split("\n")[:2]) or type(reason).__name__
+        logger.warning("compiling the layers failed, going on without: %s", said)

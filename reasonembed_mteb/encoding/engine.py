@@ -209,9 +209,7 @@ def check_options(attn: str, batch_tokens: int | None, compile_layers: str | boo
     compiling.asked(compile_layers)
 
 
-def make_plan(
-    model: SentenceTransformer, attn: str, batch_tokens: int | None, device: torch.device
-) -> Plan:
+def make_plan(model: SentenceTransformer, attn: str, batch_tokens: int | None, device: torch.device) -> Plan:
     """Decide how a model's texts are laid out, and which kernel attends.
 
     Args:

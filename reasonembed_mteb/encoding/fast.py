@@ -145,7 +145,10 @@ class FastSentenceTransformer(SentenceTransformer):
 
     @staticmethod
     def _multi_process_worker(  # type: ignore[override]
-        target_device: str, model: FastSentenceTransformer, input_queue: Any, results_queue: Any  # noqa: ANN401
+        target_device: str,
+        model: FastSentenceTransformer,
+        input_queue: Any,
+        results_queue: Any,  # noqa: ANN401
     ) -> None:
         """Work as the library's worker does, and send counts and figures along.
 

@@ -424,7 +424,8 @@ def _keys(section: type[BaseModel]) -> list[str]:
 
 def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
     """Say the first thing that is wrong, and how many more there are."""
-    found = error.errors()
+    # A misspelt key first: what is missing is often the same one.
+    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first = found[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":

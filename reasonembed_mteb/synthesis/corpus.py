@@ -176,6 +176,10 @@ def check_unchanged(corpus: Corpus, note: Path) -> None:
 
 def _with_text(data: Dataset, id_column: str, text_column: str, name: str) -> Dataset:
     """Return columns ``id`` and ``text``; a title goes before its text, as MTEB puts it."""
+    for column in (id_column, text_column):
+        if count := data.data.column(column).null_count:
+            msg = f"subset {name}: {count} documents have no {column}; download the corpus again"
+            raise DataError(msg)
     if "title" in data.column_names:
         columns = data.column_names
 
@@ -244,7 +248,8 @@ def _jsonl_data(file: Path, name: str) -> Dataset:
         # The reader knows no line numbers.
         _check_lines(file, id_column, text_column)
         raise
-    if any(data.features[key].dtype not in ("string", "large_string") for key in columns):
+    odd = any(data.features[key].dtype not in ("string", "large_string") for key in columns)
+    if odd or data.data.column(text_column).null_count or data.data.column(id_column).null_count:
         _check_lines(file, id_column, text_column)
     return _with_text(data, id_column, text_column, name)
 

@@ -51,7 +51,9 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
         model: SentenceTransformer = ReasonEmbed(name, device="cpu", model_kwargs=options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        msg = f"cannot load the model {name}: {reason}; give a hub name or a directory by --set model.name=..."
+        msg = (
+            f"cannot load the model {name}: {reason}; give a hub name or a directory by --set model.name=..."
+        )
         raise ReasonEmbedError(msg) from error
     merge_adapters(model)
     if recipe.lora.rank:

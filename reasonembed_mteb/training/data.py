@@ -276,9 +276,7 @@ def _counter(data: TrainingData, subset: str) -> Counter[str]:
     return cast("Counter[str]", counter)
 
 
-def _add_dataset(
-    data: TrainingData, subset: str, rows: Dataset, cache: Path, options: ReadOptions
-) -> None:
+def _add_dataset(data: TrainingData, subset: str, rows: Dataset, cache: Path, options: ReadOptions) -> None:
     # The library's own identity of a data set: a hash of how it came to be.
     key = _digest([rows._fingerprint, repr(options), subset])  # noqa: SLF001
     raw = ((f"{subset}, row {index + 1}", row) for index, row in enumerate(rows))

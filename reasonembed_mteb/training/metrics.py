@@ -53,7 +53,9 @@ class MetricsFile:
             ReasonEmbedError: If it cannot be written.
         """
         kept = [row for row in self._whole_rows() if int(row["step"]) <= step] if step else []
-        write_whole(self.file, _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *kept]))
+        write_whole(
+            self.file, _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *kept])
+        )
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add lines.

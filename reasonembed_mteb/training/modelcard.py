@@ -72,7 +72,13 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if base == recipe.model.name:
         head.append(f"base_model: {json.dumps(base)}")
-    tags = ["sentence-transformers", "feature-extraction", "retrieval", "reasonembed", f"loss:{recipe.loss.kind}"]
+    tags = [
+        "sentence-transformers",
+        "feature-extraction",
+        "retrieval",
+        "reasonembed",
+        f"loss:{recipe.loss.kind}",
+    ]
     head += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
     loss = "Redapter's reasoning-intensity weighted InfoNCE" if recipe.loss.kind == "redapter" else "InfoNCE"
     parts = [
@@ -128,6 +134,7 @@ def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| step | task | metric | score |", "|---:|---|---|---:|"]
     lines += [
-        f"| {one['step']} | {one['task']} | {one['metric']} | {100 * float(one['score']):.2f} |" for one in scores
+        f"| {one['step']} | {one['task']} | {one['metric']} | {100 * float(one['score']):.2f} |"
+        for one in scores
     ]
     return "\n".join(lines)

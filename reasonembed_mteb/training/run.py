@@ -141,7 +141,9 @@ def train(
     start = _prepare(output, record, main=state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        say(f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps ({describe_counts(data.counts)})")
+        say(
+            f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps ({describe_counts(data.counts)})"
+        )
         if start:
             say(f"going on from {start.name}")
     trainer = _build(recipe, data, plan, output, say)
@@ -250,7 +252,9 @@ def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> None:
     before, now = _decisive(held["recipe"]), _decisive(record["recipe"])
-    changed = [f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in now if before.get(key) != now[key]]
+    changed = [
+        f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in now if before.get(key) != now[key]
+    ]
     if changed:
         msg = f"the run in {output} has another recipe: {'; '.join(changed)}; take its own, or another folder"
         raise ReasonEmbedError(msg)

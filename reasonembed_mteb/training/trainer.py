@@ -143,7 +143,10 @@ class RedapterTrainer(SentenceTransformerTrainer):
         """Write the metrics of the step that has just ended."""
         now = time.monotonic()
         for row in self._pending:
-            row |= {"epoch": float(self.state.epoch or 0), "seconds": (now - self._clock) / len(self._pending)}
+            row |= {
+                "epoch": float(self.state.epoch or 0),
+                "seconds": (now - self._clock) / len(self._pending),
+            }
             self._window.add(row)
         if self.metrics_file is not None and self.is_world_process_zero():
             self.metrics_file.append(self._pending)
@@ -220,7 +223,9 @@ def _line(logs: Mapping[str, float], step: int, steps: int) -> str:
         loss = f"loss {logs['loss']:.4f} (unweighted {logs.get('loss_unweighted', logs['loss']):.4f})"
         norm = f", gradient {float(logs['grad_norm']):.2f}" if logs.get("grad_norm") is not None else ""
         return f"step {step}/{steps}: {loss}{intensity}{norm}, rate {logs.get('learning_rate', 0):.2e}"
-    scores = {name: value for name, value in logs.items() if name.startswith("eval_") and "_per_second" not in name}
+    scores = {
+        name: value for name, value in logs.items() if name.startswith("eval_") and "_per_second" not in name
+    }
     if scores:
         shown = ", ".join(f"{n[5:]} {100 * v:.2f}" for n, v in scores.items() if n != "eval_runtime")
         return f"step {step}/{steps}: {shown}"

@@ -1,0 +1,245 @@
+"""Reading result folders: what holds is read, what does not is named."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from reporting_data import record, write_result, write_run
+
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.reporting.queries import read_columns, read_found, read_scores_by_query
+from reasonembed_mteb.reporting.results import read_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BIOLOGY, PONY = "ReasonEmbedBrightBiology", "ReasonEmbedBrightPony"
+
+
+@pytest.mark.parametrize("part", [".", "results", "results/a__m", "results/a__m/r1"])
+def test_results_are_found_from_any_folder(tmp_path: Path, part: str) -> None:
+    record(write_result(tmp_path, "a/m", BIOLOGY, 0.25), cost={"seconds": 7.0})
+    results = read_results([tmp_path / part])
+    assert not results.problems
+    (found,) = results.found
+    assert (found.model.name, found.model.revision, found.task) == ("a/m", "r1", BIOLOGY)
+    assert (found.score, found.metric, found.split, found.seconds) == (0.25, "ndcg_at_10", "standard", 7.0)
+    assert found.meta["embed_dim"] == 384
+
+
+def test_others_results_need_no_record_or_metadata(tmp_path: Path) -> None:
+    file = write_result(tmp_path, "org/model", "BrightBiologyRetrieval", 0.5)
+    (file.parent / "model_meta.json").unlink()
+    (found,) = read_results([tmp_path]).found
+    assert (found.model.name, found.model.revision) == ("org/model", "r1")
+    assert (found.record, found.scores_file, found.seconds) == ({}, None, 2.0)
+
+
+def test_a_folder_without_revisions_is_read(tmp_path: Path) -> None:
+    file = write_result(tmp_path, "org/model", BIOLOGY, 0.5)
+    (file.parent / "model_meta.json").unlink()
+    (tmp_path / "old" / "org__model").mkdir(parents=True)
+    file.rename(tmp_path / "old" / "org__model" / file.name)
+    (found,) = read_results([tmp_path / "old"]).found
+    assert (found.model.name, found.model.revision) == ("org/model", "no_revision_available")
+
+
+def test_a_result_of_an_old_mteb_is_read_by_mteb(tmp_path: Path) -> None:
+    file = write_result(tmp_path, "a/m", "SciFact", 0.5)
+    old = {
+        "mteb_dataset_name": "SciFact",
+        "mteb_version": "1.1.0",
+        "dataset_revision": "d0",
+        "test": {"ndcg_at_10": 0.61, "evaluation_time": 4.0},
+    }
+    file.write_text(json.dumps(old))
+    (found,) = read_results([tmp_path]).found
+    assert (found.score, found.mteb_version, found.seconds) == (0.61, "1.1.0", 4.0)
+
+
+def test_a_task_of_several_subsets_gives_one_result_each(tmp_path: Path) -> None:
+    write_result(
+        tmp_path, "a/m", "BrightRetrieval", 0.2, splits=["standard", "long"], subsets=["biology", "pony"]
+    )
+    found = {(one.split, one.subset) for one in read_results([tmp_path]).found}
+    assert found == {(split, subset) for split in ("standard", "long") for subset in ("biology", "pony")}
+
+
+def test_only_the_split_of_the_table_counts(tmp_path: Path) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, 0.2, splits=["dev", "standard"])
+    assert [one.split for one in read_results([tmp_path]).found] == ["standard"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"task_name": "Reas', "half-written"),
+        ("[1, 2]", "names no task"),
+        ('{"name": "x"}', "names no task"),
+        ('{"task_name": "ReasonEmbedBrightPony", "mteb_version": "2.26.24"}', "cannot read it"),
+        ('{"mteb_dataset_name": "NoSuchTask", "test": {"ndcg_at_10": 0.5}}', "cannot read it"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path: Path, content: str, said: str) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, 0.25)
+    bad = write_result(tmp_path, "a/m", PONY, 0.5)
+    bad.write_text(content)
+    results = read_results([tmp_path])
+    assert [one.task for one in results.found] == [BIOLOGY]
+    (problem,) = results.problems
+    assert problem.startswith(f"{bad}: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("score", "entry", "said"),
+    [
+        (float("nan"), {}, "NaN"),
+        (float("inf"), {}, "infinite"),
+        (None, {"ndcg_at_10": 0.5}, "not a number"),
+        (True, {}, "not a number"),
+        (38.1, {}, "lies in [0, 1]"),
+        (-0.1, {}, "lies in [0, 1]"),
+        (0.5, {"ndcg_at_10": 0.4}, "is not its ndcg_at_10"),
+    ],
+)
+def test_a_score_that_cannot_be_is_refused(
+    tmp_path: Path, score: object, entry: dict[str, float], said: str
+) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, score, entry=entry)
+    results = read_results([tmp_path])
+    assert not results.found
+    assert said in results.problems[0]
+
+
+def test_no_scores_at_all_are_a_problem(tmp_path: Path) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, 0.5, content={"scores": {}})
+    assert "holds no scores" in read_results([tmp_path]).problems[0]
+
+
+def test_a_file_edited_after_its_record_is_left_out(tmp_path: Path) -> None:
+    file = write_result(tmp_path, "a/m", BIOLOGY, 0.25)
+    beside = record(file)
+    assert len(read_results([tmp_path]).found) == 1
+    file.write_text(file.read_text().replace("0.25", "0.35"))
+    results = read_results([tmp_path])
+    assert not results.found
+    assert "changed since it was recorded" in results.problems[0]
+    beside.unlink()
+    assert read_results([tmp_path]).found[0].score == 0.35
+
+
+def test_two_revisions_of_a_model_stay_apart(tmp_path: Path) -> None:
+    for revision, score in (("1234567890", 0.2), ("abcdefghij", 0.3)):
+        write_result(tmp_path, "a/m", BIOLOGY, score, revision=revision)
+    write_result(tmp_path, "a/other", BIOLOGY, 0.1)
+    results = read_results([tmp_path])
+    assert sorted(results.labels.values()) == ["a/m @12345678", "a/m @abcdefgh", "a/other"]
+    assert results.model("a/m @abcdefgh").revision == "abcdefghij"
+    with pytest.raises(ReasonEmbedError, match="names 2 models"):
+        results.model("a/m")
+
+
+def test_a_model_is_found_by_the_last_part_of_its_name(tmp_path: Path) -> None:
+    write_result(tmp_path, "org/some-model", BIOLOGY, 0.2)
+    results = read_results([tmp_path])
+    assert results.model("some-model") == results.model("org/some-model")
+    with pytest.raises(UnknownNameError, match="did you mean 'org/some-model'"):
+        results.model("org/some-modle")
+
+
+def test_folders_that_agree_are_one_and_those_that_differ_are_two(tmp_path: Path) -> None:
+    for folder, score in (("one", 0.2), ("two", 0.2)):
+        write_result(tmp_path / folder, "a/m", BIOLOGY, score)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert len(read_results(folders).found) == 1
+    write_result(tmp_path / "two", "a/m", BIOLOGY, 0.3)
+    results = read_results(folders)
+    assert sorted(one.score for one in results.found) == [0.2, 0.3]
+    assert [
+        label.endswith(f"in {folder}") for label, folder in zip(results.labels.values(), folders, strict=True)
+    ]
+    assert len(set(results.labels.values())) == 2
+
+
+def test_experiments_and_rerankings_are_models_of_their_own(tmp_path: Path) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, 0.2)
+    write_result(tmp_path, "a/m", BIOLOGY, 0.3, revision="r1/experiments/dim_64", meta={"revision": "r1"})
+    again = write_result(tmp_path, "a/ranker", BIOLOGY, 0.4)
+    record(again, causes={"rerank": "0123abcd top 100"})
+    labels = set(read_results([tmp_path]).labels.values())
+    assert labels == {"a/m", "a/m (dim_64)", "a/ranker (reranks the top 100)"}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_smoke_run_is_marked(tmp_path: Path, recorded: bool) -> None:
+    revision = {} if recorded else {"dataset_revision": "d1+limit5"}
+    file = write_result(tmp_path, "a/m", BIOLOGY, 0.2, content=revision)
+    record(file, causes={"limit": 5} if recorded else {})
+    assert read_results([tmp_path]).found[0].limit == 5
+
+
+def test_records_and_remote_results_are_not_results(tmp_path: Path) -> None:
+    record(write_result(tmp_path, "a/m", BIOLOGY, 0.2))
+    (tmp_path / "remote" / "results" / "b__n" / "r").mkdir(parents=True)
+    (tmp_path / "remote" / "results" / "b__n" / "r" / "x.json").write_text("{")
+    (tmp_path / "results").rename(tmp_path / "tree")
+    # Without a `results` folder the whole of it is searched.
+    results = read_results([tmp_path])
+    assert [one.model.name for one in results.found] == ["a/m"]
+    assert not results.problems
+
+
+def test_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReasonEmbedError, match="holds no MTEB results"):
+        read_results([tmp_path])
+    with pytest.raises(ReasonEmbedError, match="no folder"):
+        read_results([tmp_path / "nowhere"])
+
+
+def test_scores_by_query_are_read(tmp_path: Path) -> None:
+    scores = {"q1": 0.5, "q 2": 0.25}
+    found = {"q1": [("d 9", 0.75), ("d1", 0.5), ("d3", 0.25)]}
+    write_run(tmp_path, "a/m", BIOLOGY, scores, found=found, gold={"q1": ["d1", "d7"]})
+    (result,) = read_results([tmp_path]).found
+    assert read_scores_by_query(result) == scores
+    one = read_found(result, ["q1", "nobody"], top=2)
+    assert list(one) == ["q1"]
+    assert one["q1"].hits == [("d 9", 0.75), ("d1", 0.5)]
+    assert one["q1"].gold == ["d1", "d7"]
+    with pytest.raises(DataError, match="keeps no nonsense"):
+        read_columns(result, ["nonsense"])
+
+
+def test_scores_by_query_that_do_not_belong_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, "a/m", BIOLOGY, {"q1": 0.5, "q2": 0.25})
+    (result,) = read_results([tmp_path]).found
+    assert result.scores_file is not None
+    kept = result.scores_file.read_bytes()
+    write_run(tmp_path, "b/m", BIOLOGY, {"q1": 0.5, "q2": 0.5})
+    other = next(one for one in read_results([tmp_path]).found if one.model.name == "b/m")
+    assert other.scores_file is not None
+    result.scores_file.write_bytes(other.scores_file.read_bytes())
+    with pytest.raises(DataError, match="do not belong together"):
+        read_scores_by_query(result)
+    result.scores_file.write_bytes(kept[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_scores_by_query(result)
+
+
+def test_nan_by_query_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, "a/m", BIOLOGY, {"q1": 0.5, "q2": 0.25})
+    (result,) = read_results([tmp_path]).found
+    write_run(tmp_path / "x", "a/m", BIOLOGY, {"q1": 0.5})
+    assert result.scores_file is not None
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(result.scores_file)
+    place = table.column_names.index("ndcg_at_10")
+    broken = table.set_column(place, "ndcg_at_10", [np.array([0.5, np.nan])])
+    pq.write_table(broken, result.scores_file)
+    with pytest.raises(DataError, match="NaN"):
+        read_scores_by_query(result)
