@@ -271,11 +271,18 @@ def report(rows: list[dict[str, Any]], ceiling: float, options: argparse.Namespa
     print("| way | seconds | CPU s | tokens/s | share | peak MiB | above | warm-up s | difference |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {WAYS[row['way']]} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['tokens'] / row['seconds']:,.0f} "
-            f"| {100 * row['share']:.0f} % | {row['peak_mib']:,.0f} | {row['above_mib']:,.0f} "
-            f"| {row['warm_up']:.1f} | {row['difference']:.1e} |"
-        )
+        cells = [
+            WAYS[row["way"]],
+            f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['tokens'] / row['seconds']:,.0f}",
+            f"{100 * row['share']:.0f} %",
+            f"{row['peak_mib']:,.0f}",
+            f"{row['above_mib']:,.0f}",
+            f"{row['warm_up']:.1f}",
+            f"{row['difference']:.1e}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:

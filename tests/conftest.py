@@ -102,7 +102,7 @@ def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Any:  # noqa: ANN401
+def encoder(tmp_path: Path) -> Any:
     """Return a two-layer random BERT with mean pooling, as all-MiniLM has."""
     import torch
     from sentence_transformers import SentenceTransformer

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.reporting.boards import row_of_task
 from reasonembed_mteb.retrieval.tables import row
 from reasonembed_mteb.running.scores import Kept, write_scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 def write_result(
@@ -29,10 +30,8 @@ def write_result(
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one result in MTEB's layout; return the file."""
-    try:
-        expected = (row(task).split,)
-    except KeyError:
-        expected = ("test",)
+    known = row_of_task(task)
+    expected = (known.split,) if known is not None else ("test",)
     scores = {"main_score": score, metric: score, "languages": ["eng-Latn"]} | dict(entry or {})
     data = {
         "dataset_revision": "d1",

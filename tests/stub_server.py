@@ -54,6 +54,7 @@ class Reply:
         headers: More headers.
         delay: Seconds before it is sent.
         cut: Send only so many bytes of the body, then close the connection.
+        drop: Close the connection without a reply.
         chunked: Send it in chunks instead of with its length.
     """
 
@@ -63,6 +64,7 @@ class Reply:
     delay: float = 0.0
     cut: int | None = None
     chunked: bool = False
+    drop: bool = False
 
 
 def chat(
@@ -137,8 +139,9 @@ class _Connection(asyncio.Protocol):
         self.server.at_once -= 1
         if self.transport.is_closing():
             return
-        self.transport.write(_encoded(reply))
-        if reply.cut is not None:
+        if not reply.drop:
+            self.transport.write(_encoded(reply))
+        if reply.cut is not None or reply.drop:
             self.transport.close()
 
 

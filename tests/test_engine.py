@@ -16,8 +16,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb import ReasonEmbed
-from reasonembed_mteb.encoding import EncodingStats, accelerate, encode_stream, engine
-from reasonembed_mteb.encoding.engine import TextsError
+from reasonembed_mteb.encoding import EncodingStats, TextsError, accelerate, encode_stream, engine
 from reasonembed_mteb.encoding.tokenizing import Tokenizing
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 
@@ -34,7 +33,7 @@ def model(qwen3_dir: Path) -> ReasonEmbed:
     return ReasonEmbed(str(qwen3_dir), device="cpu")
 
 
-def by_library(model: ReasonEmbed, texts: list[str], **options: Any) -> Any:  # noqa: ANN401
+def by_library(model: ReasonEmbed, texts: list[str], **options: Any) -> Any:
     """Encode by the library's path."""
     model.attn = "off"
     try:
@@ -194,12 +193,12 @@ def test_wrong_options_are_named(model: ReasonEmbed, encoder: SentenceTransforme
 class Small:
     """A backbone's forward that runs out of memory above so many cells."""
 
-    def __init__(self, backbone: Any, most: int) -> None:  # noqa: ANN401
+    def __init__(self, backbone: Any, most: int) -> None:
         """Wrap a backbone's forward."""
         self.forward = backbone.forward
         self.most = most
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs["input_ids"].numel() > self.most:
             msg = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
             raise RuntimeError(msg)

@@ -91,7 +91,7 @@ def test_where_two_models_differ_most(results: Results) -> None:
         ("2", (0.5, 0.5)),
     ]
     assert len(differ(results, "a", "b", count=1)) == 1
-    with pytest.raises(ReasonEmbedError, match="share no task"):
+    with pytest.raises(ReasonEmbedError, match="x/b kept no scores by query on ReasonMiniPony"):
         differ(results, "a", "b", PONY)
     with pytest.raises(ReasonEmbedError, match="one model"):
         differ(results, "x/a", "a")

@@ -148,6 +148,7 @@ def test_equal_requests_are_sent_once_but_samples_each(tmp_path: Path) -> None:
         pytest.param(chat("whole", cut=40), id="cut"),
         pytest.param(chat("whole", cut=40, chunked=True), id="cut-chunks"),
         pytest.param(chat("whole", cut=0), id="cut-after-headers"),
+        pytest.param(Reply(b"", drop=True), id="dropped"),
         pytest.param(chat("late", delay=1.0), id="slow"),
     ],
 )
@@ -232,6 +233,7 @@ def test_errors_are_asked_again_on_demand(tmp_path: Path) -> None:
     [
         (failure(500, "CUDA error"), "server_error", 3),
         (chat("whole", cut=10), "bad_answer", 3),
+        (Reply(b"", drop=True), "bad_answer", 3),
         (chat("late", delay=2.0), "timeout", 3),
         (failure(400, "unsupported character"), "rejected", 1),
     ],
@@ -371,6 +373,17 @@ def test_a_key_that_cannot_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u201cquoted\u201d")
     with StubServer() as server, pytest.raises(EndpointError, match="OPENAI_API_KEY holds characters"):
         one(server, tmp_path)
+
+
+def test_after_an_error_nothing_is_tried_again(tmp_path: Path) -> None:
+    def script(seen: Seen) -> Reply:
+        return failure(401, "no", delay=0.1) if seen.text == "0" else failure(500, "oops", delay=0.02)
+
+    with StubServer(script) as server, LLMClient(endpoint(server, max_attempts=1000), tmp_path) as client:
+        with pytest.raises(EndpointError, match="refuses the key"):
+            answers(client, map(ask, range(50)))
+        # Seven others for a tenth of a second, not until their patience ends.
+        assert server.total < 100
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb import ReasonEmbed
-from reasonembed_mteb.encoding import accelerate, compiling, engine, packing
+from reasonembed_mteb.encoding import accelerate, compiling, packing, planning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ TEXTS = ["x", "The sky. " * 90, "Why is the sky blue?", "long waves pass " * 7, 
 TOLERANCE = 1e-5
 
 
-def one_by_one(model: SentenceTransformer, texts: list[str], **options: Any) -> Any:  # noqa: ANN401
+def one_by_one(model: SentenceTransformer, texts: list[str], **options: Any) -> Any:
     """Encode by the library alone, one text a batch, unpacked and without padding."""
     plain = SentenceTransformer(modules=list(model), device="cpu")
     return plain.encode(texts, batch_size=1, **options)
@@ -38,7 +38,7 @@ def test_vectors_are_those_of_single_texts(family: str, attn: str, tmp_path: Pat
     np.testing.assert_allclose(model.encode(TEXTS), expected, atol=TOLERANCE, rtol=0)
     # What mixes texts up or lets them see each other is seen.
     assert np.abs(expected[0] - expected[1]).max() > 100 * TOLERANCE
-    plan = engine.make_plan(model, attn, None, torch.device("cpu"))
+    plan = planning.make_plan(model, attn, None, torch.device("cpu"))
     assert plan.packed == (attn == "packed" or (attn == "auto" and plan.kernel == packing.DOCUMENTS))
 
 
@@ -63,7 +63,7 @@ def test_sliding_windows_hide_the_same_tokens(family: str, attn: str, tmp_path: 
 @pytest.mark.parametrize("mode", ["mean", "cls", "max", "weightedmean", ("cls", "lasttoken")])
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_other_poolings_and_modules_take_packed_texts(
-    mode: Any,  # noqa: ANN401
+    mode: Any,
     include_prompt: bool,
     qwen3_dir: Path,
 ) -> None:
@@ -95,7 +95,7 @@ def test_the_models_own_attention_comes_back(qwen3_dir: Path) -> None:
 def test_an_unknown_architecture_is_padded_and_said_once(
     encoder: SentenceTransformer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_SAID", set())
+    monkeypatch.setattr(planning, "_SAID", set())
     expected = one_by_one(encoder, TEXTS)
     accelerate(encoder, attn="packed", batch_tokens=300)
     for _ in range(2):
@@ -176,7 +176,7 @@ def test_on_a_gpu_bf16_errs_no_more_than_the_library(qwen3_dir: Path, compile_la
     model.attn = "off"
     own = np.abs(model.encode(TEXTS) - reference).mean()
     model.attn, model.compile_layers = "packed", compile_layers
-    assert engine.make_plan(model, "packed", None, torch.device("cuda")).packed
+    assert planning.make_plan(model, "packed", None, torch.device("cuda")).packed
     assert np.abs(model.encode(TEXTS) - reference).mean() <= 1.1 * own + 1e-6
 
 

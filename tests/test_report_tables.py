@@ -14,7 +14,7 @@ from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.reporting import formats
-from reasonembed_mteb.reporting.against import beside, published_grids, tested_board, tested_grids
+from reasonembed_mteb.reporting.against import beside, compare_rows, published_grids, significance_grids
 from reasonembed_mteb.reporting.boards import GROUPS, metric_name
 from reasonembed_mteb.reporting.making import Wanted, draw_report, write_report
 from reasonembed_mteb.reporting.queries import read_frames
@@ -228,14 +228,14 @@ def test_significance_marks_the_means(tmp_path: Path) -> None:
     board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
     frames, problems = read_frames(board)
     assert not problems
-    tested = tested_board(board, frames)
+    tested = compare_rows(board, frames)
     assert tested.marks is not None
     letters = tested.marks.letters
     assert not set(letters["x/good"]) & set(letters["x/same"])
     assert set(letters["x/base"]) & set(letters["x/same"])
     assert tested.left_out == ("x/plain",)
     assert set(tested.subsets) == {"biology", "pony"}
-    first, pairs = tested_grids(board, tested)
+    first, pairs = significance_grids(board, tested)
     good = next(row for row in first.rows if row[0] == "x/good")
     assert good[-1] == "all others"
     assert pairs.head == ("model", "against", "all", "Bio.", "Pony")

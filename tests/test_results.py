@@ -132,6 +132,19 @@ def test_a_file_edited_after_its_record_is_left_out(tmp_path: Path) -> None:
     assert read_results([tmp_path]).found[0].score == 0.35
 
 
+def test_another_split_than_the_tasks_is_refused(tmp_path: Path) -> None:
+    write_result(tmp_path, "a/m", BIOLOGY, 0.2, splits=["dev"])
+    assert "it has split dev, and the task's is standard" in read_results([tmp_path]).problems[0]
+
+
+@pytest.mark.parametrize("damage", [{"causes": "none"}, {"cost": [1]}, {"cost": {"seconds": "3 s"}}])
+def test_a_damaged_record_is_named(tmp_path: Path, damage: dict[str, object]) -> None:
+    beside = record(write_result(tmp_path, "a/m", BIOLOGY, 0.2), **damage)
+    results = read_results([tmp_path])
+    assert not results.found
+    assert f"its record {beside} is damaged" in results.problems[0]
+
+
 def test_two_revisions_of_a_model_stay_apart(tmp_path: Path) -> None:
     for revision, score in (("1234567890", 0.2), ("abcdefghij", 0.3)):
         write_result(tmp_path, "a/m", BIOLOGY, score, revision=revision)
@@ -159,10 +172,7 @@ def test_folders_that_agree_are_one_and_those_that_differ_are_two(tmp_path: Path
     write_result(tmp_path / "two", "a/m", BIOLOGY, 0.3)
     results = read_results(folders)
     assert sorted(one.score for one in results.found) == [0.2, 0.3]
-    assert [
-        label.endswith(f"in {folder}") for label, folder in zip(results.labels.values(), folders, strict=True)
-    ]
-    assert len(set(results.labels.values())) == 2
+    assert {label.rpartition(" in ")[2] for label in results.labels.values()} == set(map(str, folders))
 
 
 def test_experiments_and_rerankings_are_models_of_their_own(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from remixer_script import make_config, write_lines
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.synthesis.config import Config
 from reasonembed_mteb.synthesis.corpus import check_unchanged, open_corpus
+
+if TYPE_CHECKING:
+    from reasonembed_mteb.synthesis.config import Config
+    from reasonembed_mteb.synthesis.corpus import Corpus
 
 MINI = Path(__file__).resolve().parents[1] / "tasks" / "mini"
 
@@ -22,7 +26,7 @@ def config_for(tmp_path: Path, layout: str, path: Path, **corpus: str) -> Config
     return config.model_copy(update={"corpus": section, "subset": [subset]})
 
 
-def opened(config: Config):  # noqa: ANN201
+def opened(config: Config) -> Corpus:
     return open_corpus(config.subset[0], config)
 
 

@@ -87,7 +87,7 @@ def test_gold_excluded_and_short_documents_are_no_sources(tmp_path: Path) -> Non
     with StubServer(answer) as server:
         run, found = run_steps(tmp_path, server, "[clean]\nskip = true")
     names = [row["source"] for row in found]
-    assert len(names) == len(set(names)) == 58
+    assert len(names) == len(set(names)) == 57
     assert not {"d 0", "d 1", "d 2", "copy", "long"} & set(names)
     # One of the two, whichever the draw met first.
     assert len({"d 5", "near"} & set(names)) == 1

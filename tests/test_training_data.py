@@ -14,14 +14,12 @@ from training_data import make_rows, write_folder, write_rows
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.training.data import (
-    ReadOptions,
     describe_counts,
     from_datasets,
     load_training_data,
-    read_file,
-    subset_name,
 )
-from reasonembed_mteb.training.rows import BadRow, parse_row
+from reasonembed_mteb.training.reading import ReadOptions, read_file, subset_name
+from reasonembed_mteb.training.rows import BadRowError, parse_row
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n"], "reasoning_query": "r"}
 
@@ -162,7 +160,7 @@ def test_what_has_nothing_to_learn_from_is_dropped_and_counted(tmp_path: Path) -
 def test_rows_without_negatives_stay_where_none_are_needed(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [{**GOOD, "neg": []}])
     assert load(file, tmp_path, needs_negatives=lambda _: False).rows == 1
-    with pytest.raises(DataError, match="no row can be trained on: .*no negative: 1"):
+    with pytest.raises(DataError, match=r"no row can be trained on: .*no negative: 1"):
         load(file, tmp_path)
 
 
@@ -202,7 +200,7 @@ def test_other_shapes_are_understood(fields: dict[str, Any], expected: tuple[Any
 
 
 def test_a_row_names_the_fields_it_has() -> None:
-    with pytest.raises(BadRow, match="the row has Text, Label"):
+    with pytest.raises(BadRowError, match="the row has Text, Label"):
         parse_row({"Text": "q", "Label": 1}, Counter())
 
 

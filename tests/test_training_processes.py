@@ -141,8 +141,10 @@ def test_the_command_runs_under_launchers(launcher: str, processes: int, work: P
     port, count = str(free_port()), str(processes)
     launch = {
         "torch.distributed.run": ["--nproc-per-node", count, "--master-port", port],
-        "accelerate.commands.launch": ["--cpu", "--num_processes", count, "--main_process_port", port]
-        + ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+        "accelerate.commands.launch": [
+            *("--cpu", "--num_processes", count, "--main_process_port", port),
+            *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        ],
     }[launcher]
     recipe = work / "mine.toml"
     recipe.write_text(

@@ -12,7 +12,8 @@ import pytest
 
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.training.modelcard import write_toml
-from reasonembed_mteb.training.recipes import Recipe, check_recipe, load_recipe, model_name, recipe_names
+from reasonembed_mteb.training.recipes import check_recipe, load_recipe, model_name, recipe_names
+from reasonembed_mteb.training.schema import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,8 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
     # PROTOCOL section 6.
     recipe = load_recipe(name)
     assert (recipe.lora.rank, recipe.lora.alpha) == (32, 64)
-    assert [target.removesuffix("_proj") for target in recipe.lora.targets] == "q k v o gate up down".split()
+    names = [target.removesuffix("_proj") for target in recipe.lora.targets]
+    assert names == ["q", "k", "v", "o", "gate", "up", "down"]
     assert (recipe.loss.temperature, recipe.loss.max_intensity, recipe.loss.start_step) == (0.02, 5.0, 100)
     assert recipe.loss.normalize_weights
     assert recipe.loss.gather_across_devices

@@ -16,7 +16,8 @@ from training_data import MARK, make_rows, tiny_recipe, write_folder, write_rows
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.training.checkpoints import is_whole, last_whole, mark_whole
 from reasonembed_mteb.training.recipes import check_recipe
-from reasonembed_mteb.training.run import train, training_prompts
+from reasonembed_mteb.training.run import train
+from reasonembed_mteb.training.saving import training_prompts
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.run import Trained

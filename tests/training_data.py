@@ -10,9 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
-WORDS = (
-    "sky blue cat purr bone light wave sun rain leaf root salt sea moon tide heat ice star wind rock".split()
-)
+WORDS = ["sky", "blue", "cat", "purr", "bone", "light", "wave", "sun", "rain", "leaf", "root", "salt"]
 # Stands in every text, so that a test can look for training text where none may be.
 MARK = "zebrafinch"
 

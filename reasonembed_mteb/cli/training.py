@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +15,7 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.planning import TrainingPlan
-    from reasonembed_mteb.training.recipes import Recipe
+    from reasonembed_mteb.training.schema import Recipe
 
 
 @app.command()
@@ -48,6 +48,7 @@ def train(
 
     loaded = load_recipe(recipe, changes)
     from reasonembed_mteb.training import run
+    from reasonembed_mteb.training.building import is_main
 
     if dry_run:
         from reasonembed_mteb.training.planning import measure, plan_training
@@ -55,7 +56,7 @@ def train(
         rows = run.read_data(loaded, data, data_cache)
         plan = plan_training(loaded, rows, int(os.environ.get("WORLD_SIZE", "1")))
         measure(plan, loaded, rows)
-        if run.is_main():
+        if is_main():
             _show_plan(plan, loaded, rows)
         return
     if output is None:
@@ -64,7 +65,7 @@ def train(
     # Before the data is read, which can take minutes.
     model_name(loaded)
     done = run.train(loaded, data, output, resume=resume, cache=data_cache, say=say)
-    if run.is_main():
+    if is_main():
         say(f"model: {done.model}" + (f"; adapter: {done.adapter}" if done.adapter else ""))
         say(f"score it with `reasonembed run -m {done.model} -b ...`")
 
@@ -107,9 +108,17 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         mean = plan.tokens.get(one.name)
         means = [f"{mean.query:.0f}", f"{mean.reasoning:.0f}", f"{mean.document:.0f}"] if mean else ["-"] * 3
         rows.append(
-            [one.name, f"{one.rows:,}", f"{one.left_out:,}", str(plan.groups[one.name])]
-            + [f"{one.queries} x {one.world_size}", f"{one.batches:,}", *means]
-            + [f"{mean.cut:.1%}" if mean else "-", f"{plan.short_rows[one.name]:,}"]
+            [
+                one.name,
+                f"{one.rows:,}",
+                f"{one.left_out:,}",
+                str(plan.groups[one.name]),
+                f"{one.queries} x {one.world_size}",
+                f"{one.batches:,}",
+                *means,
+                f"{mean.cut:.1%}" if mean else "-",
+                f"{plan.short_rows[one.name]:,}",
+            ]
         )
     title = (
         f"{recipe.name} from {start_name(recipe)}: would train (mean tokens of {SAMPLE} rows a subset; cut: "
@@ -121,8 +130,8 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
     weighs = f", weighs from step {recipe.loss.start_step}" if recipe.loss.kind == "redapter" else ""
     tokens = f"{plan.epoch_tokens:,}" if plan.epoch_tokens is not None else "unknown"
     typer.echo(
-        f"{plan.steps:,} steps ({plan.batches:,} batches an epoch), {part.warmup:.0%} of them warm-up{weighs}; "
-        f"tokens an epoch: {tokens}"
+        f"{plan.steps:,} steps ({plan.batches:,} batches an epoch), {part.warmup:.0%} of them "
+        f"warm-up{weighs}; tokens an epoch: {tokens}"
     )
     if plan.memory:
         shown = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory.items())

@@ -5,10 +5,10 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from reasonembed_mteb.encoding.engine import EncodingStats
     from reasonembed_mteb.encoding.fast import FastSentenceTransformer, accelerate, encode_stream
+    from reasonembed_mteb.encoding.results import EncodingStats, TextsError
 
-__all__ = ["EncodingStats", "FastSentenceTransformer", "accelerate", "encode_stream"]
+__all__ = ["EncodingStats", "FastSentenceTransformer", "TextsError", "accelerate", "encode_stream"]
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts that go through the model together: their positions in the input, and their tokens."""
+
+    positions: NDArray[np.int64]
+    ids: list[NDArray[np.int32]]
+    types: list[NDArray[np.int32]] | None
+    extra: dict[str, Any]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text."""
+        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
+
+    def part(self, chosen: NDArray[np.int64]) -> Batch:
+        """Return some of the texts.
+
+        Args:
+            chosen: Which.
+        """
+        types = None if self.types is None else [self.types[i] for i in chosen]
+        return Batch(self.positions[chosen], [self.ids[i] for i in chosen], types, self.extra)
+
+    def joined(self, other: Batch) -> Batch:
+        """Return both batches' texts.
+
+        Args:
+            other: The other batch, of the same call.
+        """
+        types = None if self.types is None or other.types is None else self.types + other.types
+        positions = np.concatenate([self.positions, other.positions])
+        return Batch(positions, self.ids + other.ids, types, other.extra)
 
 
 class Budget:

@@ -76,7 +76,7 @@ def compile_layers(layers: nn.ModuleList, **options: Any) -> None:
         **options: For `torch.compile`.
     """
     for layer in layers:
-        if layer._compiled_call_impl is None:
+        if not _is_compiled(layer):
             layer.compile(dynamic=True, **options)
 
 
@@ -86,7 +86,7 @@ def is_compiled(layers: nn.ModuleList | None) -> bool:
     Args:
         layers: The decoder's layers, if known.
     """
-    return layers is not None and any(layer._compiled_call_impl is not None for layer in layers)
+    return layers is not None and any(map(_is_compiled, layers))
 
 
 def restore_layers(layers: nn.ModuleList, reason: Exception | None = None) -> None:
@@ -97,8 +97,13 @@ def restore_layers(layers: nn.ModuleList, reason: Exception | None = None) -> No
         reason: Why compiling failed; logged in one line.
     """
     for layer in layers:
-        layer._compiled_call_impl = None
+        # `Module.compile` has no public opposite.
+        layer._compiled_call_impl = None  # noqa: SLF001
     if reason is not None:
         # torch's first line names the backend, its second what went wrong.
         said = " ".join(str(reason).split("\n")[:2]) or type(reason).__name__
         logger.warning("compiling the layers failed, going on without: %s", said)
+
+
+def _is_compiled(layer: nn.Module) -> bool:
+    return layer._compiled_call_impl is not None  # noqa: SLF001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
-from reasonembed_mteb.encoding.engine import (
-    Encoding,
-    EncodingStats,
-    Request,
-    TextsError,
-    check_options,
-    make_plan,
-)
+from reasonembed_mteb.encoding.engine import Encoding, Request
+from reasonembed_mteb.encoding.planning import check_options, make_plan
+from reasonembed_mteb.encoding.results import EncodingStats, TextsError
 from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from multiprocessing.queues import Queue
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -54,9 +51,11 @@ class FastSentenceTransformer(SentenceTransformer):
     attn: str = "auto"
     compile_layers: str | bool = "auto"
     last_token_counts: NDArray[np.int32] | None = None
-    # What fitted when memory ran out before.
-    _fitting_tokens: int | None = None
+    # Where memory ran out: the budget asked for then, and what fitted.
+    _fitting: tuple[int, int] | None = None
     _stats: EncodingStats | None = None
+    # What a class made by `accelerate` was made from.
+    _made_from: type[SentenceTransformer] | None = None
 
     @property
     def encoding_stats(self) -> EncodingStats:
@@ -107,8 +106,10 @@ class FastSentenceTransformer(SentenceTransformer):
             **{name: options.pop(name) for name in named},
             kwargs=options,
         )
-        tokens = self._fitting_tokens or self.batch_tokens
-        plan = make_plan(self, self.attn, tokens, where)
+        plan = make_plan(self, self.attn, self.batch_tokens, where)
+        asked = plan.batch_tokens
+        if self._fitting is not None and self._fitting[0] == asked:
+            plan = replace(plan, batch_tokens=self._fitting[1])
         encoding = Encoding(
             self,
             plan,
@@ -118,7 +119,7 @@ class FastSentenceTransformer(SentenceTransformer):
         )
         vectors, counts = encoding.run(inputs)
         if encoding.budget.tokens < plan.batch_tokens:
-            self._fitting_tokens = encoding.budget.tokens
+            self._fitting = (asked, encoding.budget.tokens)
         return vectors, counts, encoding.stats
 
     def _inference_by_library(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
@@ -147,15 +148,17 @@ class FastSentenceTransformer(SentenceTransformer):
     def _multi_process_worker(  # type: ignore[override]
         target_device: str,
         model: FastSentenceTransformer,
-        input_queue: Any,
-        results_queue: Any,  # noqa: ANN401
+        input_queue: Queue[Any],
+        results_queue: Queue[Any],
     ) -> None:
         """Work as the library's worker does, and send counts and figures along.
 
         A static method, so that a class made by `accelerate` need not be importable in the worker.
         """
-        worker = SentenceTransformer._multi_process_worker
-        worker(target_device, model, input_queue, _ReportingQueue(results_queue, model))
+        reporting: Any = _ReportingQueue(results_queue, model)
+        super(FastSentenceTransformer, FastSentenceTransformer)._multi_process_worker(
+            target_device, model, input_queue, reporting
+        )
 
     def _get_worker_result(self, pool: Any, poll_interval: float = 1.0) -> Any:  # type: ignore[override]  # noqa: ANN401
         chunk, found, counts, done = super()._get_worker_result(pool, poll_interval)
@@ -181,7 +184,7 @@ class FastSentenceTransformer(SentenceTransformer):
         """Pickle a model whose class `accelerate` made by naming the class it was made from."""
         if "_made_from" not in vars(type(self)):
             return super().__reduce_ex__(protocol)
-        return _revive, (type(self)._made_from,), self.__getstate__()
+        return _revive, (self._made_from,), vars(self) | {"_compiled_call_impl": None}
 
 
 class _ReportingQueue:
@@ -226,17 +229,16 @@ def accelerate(
         ReasonEmbedError: If the model is none, or the budget is no positive number.
 
     Example:
-        >>> model = accelerate(SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"))  # doctest: +SKIP
+        >>> accelerate(SentenceTransformer("all-MiniLM-L6-v2"), batch_tokens=8192)  # doctest: +SKIP
     """
     if not isinstance(model, SentenceTransformer):
-        msg = f"accelerate takes a SentenceTransformer, not {type(model).__name__}"
+        msg = f"accelerate takes a SentenceTransformer, not {type(model).__name__}"  # type: ignore[unreachable]
         raise ReasonEmbedError(msg)
     check_options(attn, batch_tokens, compile)
     if not isinstance(model, FastSentenceTransformer):
         model.__class__ = _fast_class(type(model))
     fast: Any = model
     fast.batch_tokens, fast.attn, fast.compile_layers = batch_tokens, attn, compile
-    fast._fitting_tokens = None
     return model
 
 

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
 
+varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
+    varlen_attn = None
 
 # Decoders whose attention hands `cu_seq_lens_q` on, has no soft cap, and rotates by position_ids.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -73,8 +74,7 @@ def _varlen(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    # Without aux outputs asked for, it is one tensor.
-    return mixed.unsqueeze(0), None  # type: ignore[union-attr]
+    return mixed.unsqueeze(0), None
 
 
 # A loop over texts; a compiled layer runs it as it is.
@@ -207,13 +207,14 @@ def named_attention(config: Any, name: str | None) -> Iterator[None]:  # noqa: A
         config: The model's transformers configuration, which its layers share.
         name: An attention name; None leaves the model's own.
     """
-    before = config._attn_implementation
+    # transformers has no public name for what it reads at each forward.
+    before = config._attn_implementation  # noqa: SLF001
     try:
         if name is not None:
-            config._attn_implementation = name
+            config._attn_implementation = name  # noqa: SLF001
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = before  # noqa: SLF001
 
 
 def packed_features(rows: Sequence[NDArray[np.int32]]) -> dict[str, Any]:

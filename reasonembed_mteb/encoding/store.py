@@ -104,34 +104,43 @@ class _Index:
     """Where each key lies: sorted runs, which are searched one after the other."""
 
     def __init__(self) -> None:
-        self._runs: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
+        # First halves of the keys (sorted), second halves, shard numbers, rows.
+        self._runs: list[list[NDArray[Any]]] = []
 
     def add(self, keys: NDArray[np.uint64], shard: int) -> None:
         order = np.argsort(keys[:, 0], kind="stable")
-        self._runs.append((keys[order], np.full(len(order), shard), order))
+        where = np.full(len(order), shard, dtype=np.int64)
+        self._runs.append([keys[order, 0], keys[order, 1], where, order])
         # Runs grow like the digits of a binary counter, so that there are few of them.
         while len(self._runs) > 1 and len(self._runs[-1][0]) * 2 > len(self._runs[-2][0]):
             merged = [np.concatenate(pair) for pair in zip(self._runs[-2], self._runs.pop(), strict=True)]
-            by_key = np.argsort(merged[0][:, 0], kind="stable")
-            self._runs[-1] = (merged[0][by_key], merged[1][by_key], merged[2][by_key])
+            by_key = np.argsort(merged[0], kind="stable")
+            self._runs[-1] = [column[by_key] for column in merged]
 
     def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the shard and the row of each key, -1 where it is not there."""
         shards = np.full(len(keys), -1, dtype=np.int64)
         rows = np.full(len(keys), -1, dtype=np.int64)
-        for held, where, row in self._runs:
-            place = np.searchsorted(held[:, 0], keys[:, 0])
+        first, second = np.ascontiguousarray(keys[:, 0]), keys[:, 1]
+        for held, held_second, where, row in self._runs:
             waiting = np.flatnonzero(shards < 0)
+            place = np.searchsorted(held, first[waiting])
             # Two keys may share their first half: look on while it is the same.
             while len(waiting):
-                waiting = waiting[place[waiting] < len(held)]
-                waiting = waiting[held[place[waiting], 0] == keys[waiting, 0]]
-                hit = held[place[waiting], 1] == keys[waiting, 1]
-                found = waiting[hit]
-                shards[found], rows[found] = where[place[found]], row[place[found]]
-                waiting = waiting[~hit]
-                place[waiting] += 1
+                inside = place < len(held)
+                waiting, place = waiting[inside], place[inside]
+                same = held[place] == first[waiting]
+                waiting, place = waiting[same], place[same]
+                hit = held_second[place] == second[waiting]
+                shards[waiting[hit]], rows[waiting[hit]] = where[place[hit]], row[place[hit]]
+                waiting, place = waiting[~hit], place[~hit] + 1
         return shards, rows
+
+
+def _distinct(numbers: NDArray[np.int64]) -> list[int]:
+    """Return the shard numbers that occur, without -1; np.unique would sort them all."""
+    counts: list[int] = np.flatnonzero(np.bincount(numbers + 1)[1:]).tolist() if len(numbers) else []
+    return counts
 
 
 class VectorStore:
@@ -206,8 +215,7 @@ class VectorStore:
         """Find keys in whole shards; damaged ones are dropped, and said."""
         while True:
             shards, rows = self._index.find(keys)
-            used = [int(number) for number in np.unique(shards) if number >= 0]
-            damaged = [number for number in used if self._shards[number].problem is not None]
+            damaged = [number for number in _distinct(shards) if self._shards[number].problem is not None]
             if not damaged:
                 return shards, rows
             for number in damaged:
@@ -241,7 +249,7 @@ class VectorStore:
 
     def _gather(self, name: str, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
         out = np.zeros(len(shards), dtype=np.int64)
-        for shard in np.unique(shards):
+        for shard in _distinct(shards):
             at = shards == shard
             out[at] = self._shards[shard].tensors[name].numpy()[rows[at]]
         return out
@@ -258,7 +266,7 @@ class VectorStore:
         stop = start + len(found.rows)
         if (found.shards == first).all() and (found.rows == np.arange(start, stop)).all():
             return self._shards[first].tensors["vectors"][start:stop]
-        used = [int(shard) for shard in np.unique(found.shards)]
+        used = _distinct(found.shards)
         dtypes = {self._shards[shard].tensors["vectors"].dtype for shard in used}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         out = torch.empty(len(found.rows), self.dimension or 0, dtype=dtype)

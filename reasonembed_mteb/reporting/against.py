@@ -129,7 +129,7 @@ class Tested:
     left_out: tuple[str, ...]
 
 
-def tested_board(board: Board, frames: Sequence[Frame]) -> Tested:
+def compare_rows(board: Board, frames: Sequence[Frame]) -> Tested:
     """Test every pair of rows of a table.
 
     Args:
@@ -163,12 +163,12 @@ def _by_label(board: Board, frames: Sequence[Frame]) -> dict[str, dict[str, dict
     return found
 
 
-def tested_grids(board: Board, tested: Tested) -> list[Grid]:
+def significance_grids(board: Board, tested: Tested) -> list[Grid]:
     """Return the tests as tables: intervals and letters, and for few models every pair.
 
     Args:
         board: The table.
-        tested: See `tested_board`.
+        tested: See `compare_rows`.
     """
     if tested.marks is None:
         return []
@@ -263,11 +263,11 @@ def published_data(board: Board) -> list[dict[str, Any]]:
     ]
 
 
-def tested_data(tested: Tested) -> dict[str, Any]:
+def significance_data(tested: Tested) -> dict[str, Any]:
     """Return tests as plain data.
 
     Args:
-        tested: See `tested_board`.
+        tested: See `compare_rows`.
     """
     intervals = {
         label: {"mean": one.mean, "low": _finite(one.low), "high": _finite(one.high)}

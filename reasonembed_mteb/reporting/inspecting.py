@@ -209,9 +209,9 @@ def _kept(results: Results, task: str) -> list[Result]:
 
 
 def _of(results: Results, model: Model, task: str | None) -> list[Result]:
-    held = [result for result in results.found if result.model == model and result.scores_file is not None]
-    if task is not None:
-        held = [result for result in _kept(results, task) if result in held]
+    """Return a model's full results that have scores of record."""
+    found = _kept(results, task) if task is not None else results.found
+    held = [one for one in found if one.model == model and one.scores_file is not None and one.limit is None]
     if not held:
         where = f" on {task}" if task else ""
         msg = f"{results.labels[model]} kept no scores by query{where}; `reasonembed run` keeps them"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.reporting import formats
 from reasonembed_mteb.reporting.against import (
     Tested,
+    compare_rows,
     published_data,
     published_grids,
-    tested_board,
-    tested_data,
-    tested_grids,
+    significance_data,
+    significance_grids,
 )
 from reasonembed_mteb.reporting.queries import read_frames
 from reasonembed_mteb.reporting.tables import make_boards
@@ -85,7 +85,7 @@ def _tests(boards: Sequence[Board]) -> tuple[dict[str, Tested], list[str]]:
     tested, problems = {}, []
     for board in boards:
         frames, lines = read_frames(board)
-        tested[board.name] = tested_board(board, frames)
+        tested[board.name] = compare_rows(board, frames)
         problems += lines
     return tested, problems
 
@@ -94,7 +94,7 @@ def _grids(board: Board, wanted: Wanted, tested: Tested | None) -> list[Grid]:
     marks = tested.marks.letters if tested is not None and tested.marks is not None else None
     grids = [formats.score_grid(board, decimals=wanted.decimals, marks=marks)]
     if tested is not None:
-        grids += tested_grids(board, tested)
+        grids += significance_grids(board, tested)
     if wanted.published:
         grids += published_grids(board, decimals=wanted.decimals)
     costs = formats.cost_grid(board, decimals=wanted.decimals) if wanted.cost else None
@@ -106,7 +106,7 @@ def _data(board: Board, wanted: Wanted, tested: dict[str, Tested]) -> dict[str, 
     if wanted.published:
         data["published"] = published_data(board)
     if board.name in tested:
-        data["significance"] = tested_data(tested[board.name])
+        data["significance"] = significance_data(tested[board.name])
     return data
 
 

@@ -193,7 +193,7 @@ def _read(file: Path, folder: Path, metas: dict[Path, dict[str, Any]]) -> list[R
         metas[file.parent] = _json(file.parent / "model_meta.json")
     meta = metas[file.parent]
     beside = _beside(file)
-    record = _json(beside) if beside is not None else {}
+    record = _checked(_json(beside), beside) if beside is not None else {}
     digest = hashlib.sha256(content, usedforsecurity=False).hexdigest()
     if record and record.get("result") != digest:
         msg = f"it changed since it was recorded: run it again, or delete {beside} to take it as it is"
@@ -207,7 +207,7 @@ def _read(file: Path, folder: Path, metas: dict[Path, dict[str, Any]]) -> list[R
         score=0.0,
         metric=_metric(loaded.task_name),
         file=file,
-        mteb_version=str(loaded.mteb_version),
+        mteb_version=str(loaded.mteb_version or "unknown"),
         data_revision=loaded.dataset_revision,
         seconds=_seconds(record, loaded.evaluation_time),
         limit=_limit(record, loaded.dataset_revision),
@@ -247,11 +247,14 @@ def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
     """Return the splits that count: of a task of the tables its own alone."""
     expected = _known().get(loaded.task_name)
     scores = loaded.scores
-    if expected is not None and expected.split in scores:
-        scores = {expected.split: scores[expected.split]}
     if not any(scores.values()):
         msg = "it holds no scores; run the task again"
         raise DataError(msg)
+    if expected is not None and expected.split not in scores:
+        msg = f"it has split {', '.join(scores)}, and the task's is {expected.split}; run the task again"
+        raise DataError(msg)
+    if expected is not None:
+        scores = {expected.split: scores[expected.split]}
     return list(scores.items())
 
 
@@ -333,10 +336,25 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Refuse a record whose parts are not what `reasonembed run` writes."""
+    parts = [record.get(name) or {} for name in ("causes", "cost")]
+    if not all(isinstance(part, dict) for part in parts) or not all(
+        value is None or _is_number(value) for name, value in parts[1].items() if name != "device_name"
+    ):
+        msg = f"its record {file} is damaged; run the task again, or delete the record"
+        raise DataError(msg)
+    return record
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _seconds(record: dict[str, Any], evaluation_time: float | None) -> float | None:
     recorded = (record.get("cost") or {}).get("seconds")
-    seconds = recorded if recorded is not None else evaluation_time
-    return float(seconds) if seconds is not None and math.isfinite(seconds) else None
+    seconds: Any = recorded if recorded is not None else evaluation_time
+    return float(seconds) if _is_number(seconds) else None
 
 
 def _limit(record: dict[str, Any], data_revision: str) -> int | None:

@@ -210,7 +210,7 @@ def _cost(cells: Iterable[Result]) -> Cost:
     costs = [dict(cell.record.get("cost") or {}) for cell in held]
     sizes = {cost.get("dimensions") for cost in costs} - {None}
     if not sizes:
-        sizes = {cell.meta.get("embed_dim") for cell in held} - {None}
+        sizes = {size for cell in held if isinstance(size := cell.meta.get("embed_dim"), int)}
     devices = [
         cost.get("device_name") or cell.record.get("device") for cost, cell in zip(costs, held, strict=True)
     ]

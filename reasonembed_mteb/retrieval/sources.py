@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.tables import TaskRow
 
 PATH_VARIABLES = {"bright": "REASONEMBED_BRIGHT_PATH", "r2med": "REASONEMBED_R2MED_PATH"}
+_ROWS_AT_A_TIME = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -116,7 +117,8 @@ def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
     try:
         if files[0].suffix == ".parquet":
             _check_columns(files, columns)
-            data: Any = Dataset.from_parquet(names, columns=list(columns))
+            # Without a batch size a row group is held whole, which may be the whole file.
+            data: Any = Dataset.from_parquet(names, columns=list(columns), batch_size=_ROWS_AT_A_TIME)
         else:
             data = Dataset.from_json(names)
     except DatasetGenerationError as error:

@@ -76,7 +76,7 @@ def fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderP
         "dtype": str(parameter.dtype) if parameter is not None else None,
         "truncate_dim": getattr(inner, "truncate_dim", None),
         "modules": [_module_config(module) for module in inner.children()],
-        "weights": _weights_hash(inner),
+        "weights": weights_hash(inner),
         "tokenizer": _tokenizer_hash(inner),
     }
 
@@ -89,7 +89,12 @@ def _module_config(module: torch.nn.Module) -> list[Any]:
     return [type(module).__name__, json.loads(json.dumps(plain, default=str, sort_keys=True))]
 
 
-def _weights_hash(module: torch.nn.Module) -> str:
+def weights_hash(module: torch.nn.Module) -> str:
+    """Return a hash of every weight, its name, dtype and shape.
+
+    Args:
+        module: The model.
+    """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.generating import is_generated, queries
@@ -13,6 +13,8 @@ from reasonembed_mteb.synthesis.shards import shard_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from mteb.abstasks.task_metadata import PromptDict
 
     from reasonembed_mteb.synthesis.config import MineSection, SubsetSection
     from reasonembed_mteb.synthesis.running import Run
@@ -138,7 +140,7 @@ def _search_arguments(run: Run, subset: SubsetSection) -> dict[str, Any]:
 
 def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's TaskMetadata
     """Return a task by which a model finds its instruction: BRIGHT's own where the words are the same."""
-    from mteb.abstasks.task_metadata import PromptDict, TaskMetadata
+    from mteb.abstasks.task_metadata import TaskMetadata
 
     from reasonembed_mteb.retrieval.tables import load_rows
 
@@ -152,7 +154,7 @@ def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's 
         type="Retrieval",
         eval_langs=[run.config.mine.language],
         main_score="ndcg_at_10",
-        prompt=PromptDict(query=instruction),
+        prompt=cast("PromptDict", {"query": instruction}),
     )
 
 

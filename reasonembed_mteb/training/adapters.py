@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from reasonembed_mteb.training.recipes import LoraPart, Recipe
+    from reasonembed_mteb.training.schema import LoraPart, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def recompute_activations(model: SentenceTransformer) -> None:
     inner = backbone(model)
     # Not by the trainer's option: it would call the outer model's older method, with a warning.
     inner.activation_checkpointing_enable({"use_reentrant": False})
-    inner.enable_input_require_grads()
+    inner.enable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def add_adapters(model: SentenceTransformer, part: LoraPart) -> None:
@@ -111,7 +111,8 @@ def add_adapters(model: SentenceTransformer, part: LoraPart) -> None:
     linear = linear_names(inner)
     for target in part.targets:
         if target not in linear:
-            msg = f"lora.targets: no linear layer is named {target!r}; this model has {', '.join(linear[:_NAMED])}"
+            held = ", ".join(linear[:_NAMED])
+            msg = f"lora.targets: no linear layer is named {target!r}; this model has {held}"
             raise ReasonEmbedError(msg)
     config = LoraConfig(
         r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout, target_modules=list(part.targets)

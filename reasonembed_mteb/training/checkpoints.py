@@ -7,9 +7,12 @@ import logging
 import os
 import re
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reasonembed_mteb.files import write_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 

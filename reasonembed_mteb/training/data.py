@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 from collections import Counter
@@ -14,7 +13,17 @@ import xxhash
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import replacing, write_whole
-from reasonembed_mteb.training.rows import BadRow, Row, parse_row
+from reasonembed_mteb.training.reading import (
+    ROWS_A_BATCH,
+    VERSION,
+    ReadOptions,
+    file_key,
+    read_file,
+    refuse,
+    source_files,
+    subset_name,
+)
+from reasonembed_mteb.training.rows import BadRowError, Row, parse_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,28 +32,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-# reason-embed-data's files are named `<subset>-formatted.jsonl`.
-_ENDING = "-formatted"
-# Part of every key: a change of what is stored must not meet old files.
-_VERSION = 2
-_ROWS_A_BATCH = 256
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How rows are read.
-
-    Attributes:
-        invalid: ``error`` stops at the first broken row, ``drop`` counts it.
-        missing_reasoning: ``plain`` keeps rows without a reasoning query, ``error`` stops at the first.
-        negatives: Whether rows without a negative are dropped.
-    """
-
-    invalid: str = "error"
-    missing_reasoning: str = "plain"
-    negatives: bool = True
 
 
 @dataclass
@@ -117,12 +104,12 @@ def load_training_data(
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded |= _saved(path)
             continue
-        for file in _files(path):
+        for file in source_files(path):
             parts.setdefault(subset_name(file), []).append(file)
     data = TrainingData({})
     for subset, files in parts.items():
         reading = replace(options, negatives=needs_negatives(subset))
-        key = _file_key(files, reading)
+        key = file_key(files, reading)
         raw = (row for file in files for row in read_file(file, reading, _counter(data, subset)))
         _keep(data, subset, raw, cache / f"{_safe(subset)}-{key}", reading)
     for subset, rows in loaded.items():
@@ -159,109 +146,17 @@ def from_datasets(
     return _finish(data)
 
 
-def subset_name(file: Path) -> str:
-    """Return the subset that a file holds.
-
-    Args:
-        file: Such as ``biology-formatted.jsonl``.
-    """
-    ending = next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), file.suffix)
-    return file.name.removesuffix(ending).removesuffix(_ENDING)
-
-
-def read_file(file: Path, options: ReadOptions, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
-    """Yield a file's raw rows, each with its place.
-
-    Args:
-        file: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``.
-        options: How to read.
-        counts: Broken lines are counted here where they are dropped.
-
-    Yields:
-        Such as ``("biology.jsonl, line 7", {...})``.
-
-    Raises:
-        DataError: If the file or a line of it is broken.
-    """
-    try:
-        if file.name.endswith(".parquet"):
-            yield from _read_parquet(file)
-            return
-        opened = gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb")
-        with opened as stream:
-            # Lines end at \n only: JSON may hold other line separators.
-            for number, line in enumerate(cast("Iterable[bytes]", stream), start=1):
-                place = f"{file}, line {number}"
-                if not line.strip():
-                    counts["lines dropped: empty"] += 1
-                    continue
-                try:
-                    yield place, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    counts["rows read"] += 1
-                    _refuse(place, f"not JSON ({_reason(error)})", options, counts)
-    except (OSError, EOFError) as error:
-        msg = f"cannot read {file}: {getattr(error, 'strerror', None) or error}; fetch it again"
-        raise DataError(msg) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
-    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=_ROWS_A_BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}, row {number}", row
-    except pa.ArrowInvalid as error:
-        msg = f"{file} is no Parquet file, or damaged after row {number}: {str(error).splitlines()[0]}"
-        raise DataError(msg) from error
-
-
-def _refuse(place: str, why: str, options: ReadOptions, counts: Counter[str]) -> None:
-    """Count a broken row, or stop."""
-    if options.invalid == "drop":
-        counts["rows dropped: broken"] += 1
-        logger.warning("%s: %s; dropped", place, why)
-        return
-    msg = f"{place}: {why}; mend the row, or drop and count such rows with --set data.invalid=drop"
-    raise DataError(msg)
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            msg = f"{path} is none of {', '.join(SUFFIXES)}"
-            raise DataError(msg)
-        return [path]
-    if not path.exists():
-        msg = f"there is no {path}: give a file ({', '.join(SUFFIXES)}) or a folder of them"
-        raise DataError(msg)
-    found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-    if not found:
-        msg = f"{path} holds no {', '.join(SUFFIXES)} file; give the folder in which the files lie"
-        raise DataError(msg)
-    return found
-
-
 def _saved(path: Path) -> dict[str, Dataset]:
     from datasets import load_from_disk
 
-    loaded = _by_subset(cast("Any", load_from_disk(str(path))))
+    loaded = _by_subset(load_from_disk(str(path)))
     return {path.name if name == "all" else name: rows for name, rows in loaded.items()}
 
 
-def _by_subset(given: Mapping[str, Dataset] | Dataset) -> dict[str, Any]:
-    if not hasattr(given, "column_names") or isinstance(given, dict):
-        return dict(cast("Any", given))
+def _by_subset(given: Any) -> dict[str, Any]:  # noqa: ANN401 - one data set, or several
+    # A DatasetDict is a dictionary too.
+    if isinstance(given, dict):
+        return dict(given)
     if "subset" not in given.column_names:
         return {"all": given}
     names = given["subset"][:]
@@ -321,7 +216,7 @@ def _write(
                 | {"instruction": row.instruction, "positives": row.positives, "negatives": row.negatives}
             )
             counts["rows kept"] += 1
-            if len(batch) == _ROWS_A_BATCH:
+            if len(batch) == ROWS_A_BATCH:
                 out.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 batch.clear()
         if batch:
@@ -333,8 +228,8 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
         counts["rows read"] += 1
         try:
             row = parse_row(value, counts)
-        except BadRow as error:
-            _refuse(place, str(error), options, counts)
+        except BadRowError as error:
+            refuse(place, str(error), options, counts)
             continue
         if row is None:
             continue
@@ -376,18 +271,4 @@ def _safe(subset: str) -> str:
 
 
 def _digest(parts: Iterable[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\0".join((str(_VERSION), *parts)).encode())[:16]
-
-
-def _file_key(files: Sequence[Path], options: ReadOptions) -> str:
-    """Return a key of files by content: a copy elsewhere is the same data."""
-    digest = xxhash.xxh3_128(repr((_VERSION, options)).encode())
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        except OSError as error:
-            msg = f"cannot read {file}: {error.strerror}"
-            raise DataError(msg) from error
-    return digest.hexdigest()[:16]
+    return xxhash.xxh3_128_hexdigest("\0".join((str(VERSION), *parts)).encode())[:16]

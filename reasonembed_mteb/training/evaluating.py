@@ -27,12 +27,12 @@ class TaskEvaluator(SentenceEvaluator):
             template: The recipe's template; empty encodes with the model's own prompts.
             file: CSV to which scores are added.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tasks = list(tasks)
         self.template = template
         self.scores = MetricsFile(file, EVALUATION_COLUMNS) if file is not None else None
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         model: SentenceTransformer,
         output_path: str | None = None,

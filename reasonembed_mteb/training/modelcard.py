@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.training.recipes import Recipe
+    from reasonembed_mteb.training.schema import Recipe
 
 _CITATION = """```bibtex
 @article{chen2025reasonembed,

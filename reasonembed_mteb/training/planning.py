@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from reasonembed_mteb.training.data import TrainingData
-    from reasonembed_mteb.training.recipes import Recipe
+    from reasonembed_mteb.training.schema import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
     if not batches:
         most = max(subsets, key=lambda plan: plan.rows)
         msg = (
-            f"no subset fills a batch: {most.name}, the largest, has {most.rows} rows and a global batch takes "
-            f"{most.joined}; lower batch.queries or batch.devices, or keep smaller batches with "
+            f"no subset fills a batch: {most.name}, the largest, has {most.rows} rows and a global batch "
+            f"takes {most.joined}; lower batch.queries or batch.devices, or keep smaller batches with "
             "--set batch.drop_last=false"
         )
         raise ReasonEmbedError(msg)
@@ -137,8 +137,8 @@ def _check_data(recipe: Recipe, data: TrainingData) -> None:
 
     if recipe.loss.kind == "redapter" and not data.has_reasoning:
         msg = (
-            "no row has a reasoning_query, which Redapter weighs by: add them (ReMixer writes them), or train "
-            "plain InfoNCE with --set loss.kind=infonce"
+            "no row has a reasoning_query, which Redapter weighs by: add them (ReMixer writes them), or "
+            "train plain InfoNCE with --set loss.kind=infonce"
         )
         raise ReasonEmbedError(msg)
     # A recipe made for all subsets may be used with some; a subset that it nearly names is a slip.
@@ -220,7 +220,7 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = weights
     if recipe.lora.rank:

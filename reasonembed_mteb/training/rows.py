@@ -39,7 +39,7 @@ class Row:
     instruction: str | None = None
 
 
-class BadRow(DataError):
+class BadRowError(DataError):
     """A row of the wrong shape; the message has no place in it yet."""
 
 
@@ -55,11 +55,11 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
         The row, or None where it is dropped.
 
     Raises:
-        BadRow: If a field is missing or of a wrong type.
+        BadRowError: If a field is missing or of a wrong type.
     """
     if not isinstance(raw, dict):
         msg = f"a row must be an object, not {_kind(raw)}"
-        raise BadRow(msg)
+        raise BadRowError(msg)
     query, own = _query(raw)
     positives = _texts(raw, POSITIVES, required=True)
     negatives = _texts(raw, NEGATIVES, required=False) + _numbered(raw)
@@ -85,7 +85,7 @@ def _check_unicode(texts: list[str]) -> None:
         except UnicodeEncodeError as error:
             # JSON can spell half a character (\\ud83d), which no tokenizer takes.
             msg = f"half a character (a lone surrogate) in {_shown(text)}"
-            raise BadRow(msg) from error
+            raise BadRowError(msg) from error
 
 
 def _kind(value: object) -> str:
@@ -107,13 +107,13 @@ def _query(raw: Mapping[str, Any]) -> tuple[str, str | None]:
     name = _find(raw, QUERY)
     if name is None:
         msg = f"no query: one of {', '.join(QUERY)} must hold text; the row has {_names(raw)}"
-        raise BadRow(msg)
+        raise BadRowError(msg)
     value, own = raw[name], _optional(raw, INSTRUCTION)
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(part, str) for part in value):
         return value[1], value[0] or own
     if not isinstance(value, str):
         msg = f"{name} must be text, not {_kind(value)}: {_shown(value)}"
-        raise BadRow(msg)
+        raise BadRowError(msg)
     return value, own
 
 
@@ -127,7 +127,7 @@ def _optional(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
         return None
     if not isinstance(raw[name], str):
         msg = f"{name} must be text or null, not {_kind(raw[name])}: {_shown(raw[name])}"
-        raise BadRow(msg)
+        raise BadRowError(msg)
     text: str = raw[name]
     return text
 
@@ -137,14 +137,14 @@ def _texts(raw: Mapping[str, Any], names: tuple[str, ...], *, required: bool) ->
     if name is None:
         if required:
             msg = f"no positives: one of {', '.join(names)} must hold texts; the row has {_names(raw)}"
-            raise BadRow(msg)
+            raise BadRowError(msg)
         return []
     value = raw[name]
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)):
         msg = f"{name} must be a list of texts, not {_kind(value)}: {_shown(value)}"
-        raise BadRow(msg)
+        raise BadRowError(msg)
     return [_text(item, f"{name}[{index}]") for index, item in enumerate(value)]
 
 
@@ -163,7 +163,7 @@ def _text(item: object, place: str) -> str:
         parts = (item.get("title"), item["text"])
         return "\n".join(part for part in parts if isinstance(part, str) and part)
     msg = f"{place} must be text, not {_kind(item)}: {_shown(item)}"
-    raise BadRow(msg)
+    raise BadRowError(msg)
 
 
 def _without_empty(texts: list[str], what: str, counts: Counter[str]) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,40 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.training.building import CHECKPOINTS, build_trainer, is_main, on_cpu
 from reasonembed_mteb.training.checkpoints import last_whole, remove_broken
-from reasonembed_mteb.training.data import ReadOptions, describe_counts, load_training_data
-from reasonembed_mteb.training.metrics import MetricsFile
-from reasonembed_mteb.training.modelcard import card, write_toml
+from reasonembed_mteb.training.data import describe_counts, load_training_data
+from reasonembed_mteb.training.modelcard import write_toml
 from reasonembed_mteb.training.planning import plan_training
+from reasonembed_mteb.training.reading import ReadOptions
+from reasonembed_mteb.training.saving import MODEL, RECORD, save_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-    from torch import nn
-
-    from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
-    from reasonembed_mteb.training.evaluating import TaskEvaluator
     from reasonembed_mteb.training.planning import TrainingPlan
-    from reasonembed_mteb.training.recipes import Recipe
-    from reasonembed_mteb.training.trainer import RedapterTrainer
+    from reasonembed_mteb.training.schema import Recipe
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
-MODEL = "model"
-ADAPTER = "adapter"
-CHECKPOINTS = "checkpoints"
 # Keys that change neither a batch nor a weight.
 _HARMLESS = {
     "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
 }
 _PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
-# More steps than any run has.
-_NEVER = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -67,11 +53,6 @@ class Trained:
     resumed: int
 
 
-def is_main() -> bool:
-    """Say whether this process is the one that speaks and writes, before any process group exists."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def read_data(
     recipe: Recipe, sources: Sequence[str | Path] | TrainingData, cache: Path | None = None
 ) -> TrainingData:
@@ -87,19 +68,18 @@ def read_data(
     """
     if not isinstance(sources, (list, tuple)):
         return sources  # type: ignore[return-value]
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
     from datasets import config
 
     options = ReadOptions(recipe.data.invalid, recipe.data.missing_reasoning)
     folder = cache or Path(config.HF_DATASETS_CACHE) / "reasonembed-training"
-    with PartialState(cpu=_on_cpu()).local_main_process_first():
-        data = load_training_data(
+    with PartialState(cpu=on_cpu()).local_main_process_first():
+        return load_training_data(
             sources,
             cache=folder,
             options=options,
             needs_negatives=lambda subset: recipe.batch.shape(subset).group > 1,
         )
-    return data
 
 
 def train(
@@ -133,7 +113,7 @@ def train(
     except ImportError:
         raise missing_extra("accelerate", "train") from None
     _check_output(output, resume=resume)
-    state = PartialState(cpu=_on_cpu())
+    state = PartialState(cpu=on_cpu())
     _check_devices(state.num_processes, recipe.training.precision)
     data = read_data(recipe, sources, cache)
     plan = plan_training(recipe, data, state.num_processes)
@@ -142,11 +122,12 @@ def train(
     state.wait_for_everyone()
     if state.is_main_process:
         say(
-            f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps ({describe_counts(data.counts)})"
+            f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps "
+            f"({describe_counts(data.counts)})"
         )
         if start:
             say(f"going on from {start.name}")
-    trainer = _build(recipe, data, plan, output, say)
+    trainer = build_trainer(recipe, data, plan, output, say)
     step = int(start.name.rpartition("-")[2]) if start else 0
     if state.is_main_process:
         for file in (trainer.metrics_file, getattr(trainer.evaluator, "scores", None)):
@@ -158,7 +139,7 @@ def train(
     state.wait_for_everyone()
     adapter = None
     if state.is_main_process:
-        adapter = _finish(trainer.model, recipe, data, record, output)
+        adapter = save_run(trainer.model, recipe, data, record, output)
     state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
 
@@ -173,12 +154,6 @@ def _check_output(output: Path, *, resume: bool) -> None:
     if is_main() and any(output.iterdir()):
         msg = f"{output} is not empty: go on with the run in it by --resume, or name another folder"
         raise ReasonEmbedError(msg)
-
-
-def _on_cpu() -> bool:
-    import torch
-
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
 
 
 def _check_devices(processes: int, precision: str) -> None:
@@ -268,207 +243,3 @@ def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> N
             held["world_size"],
             record["world_size"],
         )
-
-
-def _build(
-    recipe: Recipe, data: TrainingData, plan: TrainingPlan, output: Path, say: Callable[[str], None]
-) -> RedapterTrainer:
-    """Put model, loss, collator, evaluator and trainer together."""
-    from transformers import set_seed
-
-    from reasonembed_mteb.training.adapters import load_model
-    from reasonembed_mteb.training.trainer import RedapterTrainer
-
-    # Before the model: its adapters are drawn.
-    set_seed(recipe.training.seed)
-    model = load_model(recipe)
-    collator = make_collator(model, recipe, plan)
-    return RedapterTrainer(
-        model=model,
-        args=_arguments(recipe, output, plan),
-        plans=plan.subsets,
-        train_dataset=data.subsets,
-        data_collator=collator,
-        loss=make_loss(model, recipe),
-        evaluator=_evaluator(recipe, output),
-        metrics=MetricsFile(output / "metrics.csv"),
-        keep=recipe.training.keep,
-        say=say,
-    )
-
-
-def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan) -> GroupCollator:
-    """Build the collator of a recipe.
-
-    Args:
-        model: The model, which tokenises.
-        recipe: The recipe.
-        plan: The plan, for the groups.
-    """
-    from reasonembed_mteb.training.collator import GroupCollator
-
-    return GroupCollator(
-        preprocess_fn=model.preprocess,
-        groups=plan.groups,
-        seed=recipe.training.seed,
-        with_reasoning=recipe.loss.kind == "redapter",
-        template=recipe.model.template,
-        document_prefix=recipe.model.document_prefix,
-        instructions=recipe.data.instructions,
-        query_tokens=recipe.data.query_tokens,
-        document_tokens=recipe.data.document_tokens,
-    )
-
-
-def make_loss(model: SentenceTransformer, recipe: Recipe) -> nn.Module:
-    """Build the loss of a recipe.
-
-    Args:
-        model: The model.
-        recipe: The recipe.
-    """
-    from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
-
-    part = recipe.loss
-    options = part.model_dump(exclude={"kind", "mini_batch_size", "mini_batch_tokens"})
-    if part.kind == "infonce":
-        options["start_step"] = None
-    if part.mini_batch_tokens:
-        return CachedRedapterLoss(model, mini_batch_num_tokens=part.mini_batch_tokens, **options)
-    if part.mini_batch_size:
-        return CachedRedapterLoss(model, mini_batch_size=part.mini_batch_size, **options)
-    return RedapterLoss(model, **options)
-
-
-def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
-    if not recipe.evaluation.tasks:
-        return None
-    from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.running.resolving import resolve_tasks
-    from reasonembed_mteb.training.evaluating import TaskEvaluator
-
-    register()
-    tasks = resolve_tasks([], recipe.evaluation.tasks)
-    return TaskEvaluator(tasks, recipe.model.template, output / "evaluation.csv" if is_main() else None)
-
-
-def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTransformerTrainingArguments:
-    import torch
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-
-    part, steps = recipe.training, recipe.evaluation.steps
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(output / CHECKPOINTS),
-        # Only a nominal size: each subset has its own.
-        per_device_train_batch_size=max(one.queries for one in plan.subsets),
-        num_train_epochs=part.epochs,
-        max_steps=part.max_steps or -1,
-        learning_rate=part.learning_rate,
-        lr_scheduler_type=part.schedule,
-        warmup_steps=part.warmup,
-        weight_decay=part.weight_decay,
-        max_grad_norm=part.max_grad_norm,
-        gradient_accumulation_steps=part.accumulation,
-        seed=part.seed,
-        bf16=part.precision == "bf16",
-        # Without this word several processes on CPUs would not know of each other, and bf16 be refused.
-        use_cpu=_on_cpu(),
-        save_strategy="steps",
-        save_steps=part.save_steps or _NEVER,
-        # Ours are counted once they are whole.
-        save_total_limit=None,
-        eval_strategy="steps" if recipe.evaluation.tasks and steps else "no",
-        eval_steps=steps or None,
-        logging_steps=part.log_steps,
-        logging_first_step=True,
-        # A step that diverged must be seen.
-        logging_nan_inf_filter=False,
-        report_to=part.report_to or "none",
-        dataloader_num_workers=part.workers,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        # Workers that outlive an epoch would not learn of the next.
-        dataloader_persistent_workers=False,
-        # With adapters every trained weight takes part in each step.
-        ddp_find_unused_parameters=not recipe.lora.rank,
-        disable_tqdm=True,
-    )
-
-
-def training_prompts(recipe: Recipe, data: TrainingData) -> dict[str, str]:
-    """Return the prompts that a model was trained with, by subset.
-
-    Args:
-        recipe: The recipe.
-        data: The rows.
-
-    Returns:
-        The full prefix by subset, where its rows share one; ``query`` too, where all subsets do; and
-        ``document`` where documents have one.
-    """
-    from reasonembed_mteb.prompts import query_prefix
-    from reasonembed_mteb.training.collator import instruction_of
-
-    found: dict[str, str] = {"document": recipe.model.document_prefix} if recipe.model.document_prefix else {}
-    prefixes: set[str] = set()
-    for subset, rows in data.subsets.items() if recipe.model.template else ():
-        own = rows.data.column("instruction").unique().to_pylist()
-        texts = {
-            query_prefix(
-                instruction_of({"instruction": one, "subset": subset}, recipe.data.instructions),
-                recipe.model.template,
-            )
-            for one in own
-        }
-        prefixes |= texts
-        if len(texts) == 1:
-            found[subset] = texts.copy().pop()
-    if len(prefixes) == 1:
-        found["query"] = prefixes.pop()
-    return found
-
-
-def _finish(
-    model: SentenceTransformer, recipe: Recipe, data: TrainingData, record: dict[str, Any], output: Path
-) -> Path | None:
-    """Write the adapters, the merged model and the record, each whole."""
-    from reasonembed_mteb.training.adapters import has_adapters, merge_adapters, save_adapters
-
-    adapter = None
-    if has_adapters(model):
-        adapter = output / ADAPTER
-        _whole_folder(adapter, lambda folder: save_adapters(model, folder))
-        merge_adapters(model)
-    model.prompts = dict(model.prompts) | training_prompts(recipe, data)
-    record |= {"finished": True, "scores": _scores(output / "evaluation.csv")}
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(str(folder), create_model_card=False)
-        (folder / "README.md").write_text(card(recipe, record, model.prompts), encoding="utf-8")
-
-    _whole_folder(output / MODEL, save)
-    write_whole(output / RECORD, json.dumps(record, indent=1))
-    return adapter
-
-
-def _scores(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _whole_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place, then move it there."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        write(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        msg = f"cannot write {folder}: {error.strerror or error}; free space, then go on with --resume"
-        raise ReasonEmbedError(msg) from error

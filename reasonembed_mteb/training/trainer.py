@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from reasonembed_mteb.training.collator import GroupCollator
+    from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.metrics import MetricsFile
     from reasonembed_mteb.training.sampling import SubsetPlan
 
@@ -41,6 +42,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         plans: Sequence[SubsetPlan],
         train_dataset: Mapping[str, Dataset],
         data_collator: GroupCollator,
+        loss: RedapterLoss,
         metrics: MetricsFile | None = None,
         keep: int = 2,
         say: Callable[[str], None] | None = None,
@@ -52,6 +54,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             plans: What an epoch takes of each subset, in the order of ``train_dataset``.
             train_dataset: Rows by subset.
             data_collator: Makes the batches.
+            loss: Ours, plain or cached.
             metrics: The CSV, begun already; only the first process writes.
             keep: Checkpoints kept.
             say: Takes a line for people now and then.
@@ -59,6 +62,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
         """
         self.plans = list(plans)
         self.metrics_file = metrics
+        self.group_collator = data_collator
+        self.redapter = loss
         self.keep = keep
         self._say = say
         self._window = Window()
@@ -67,6 +72,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         super().__init__(
             train_dataset=dict(train_dataset),
             data_collator=data_collator,
+            loss=loss,
             callbacks=[_Steps(self), *options.pop("callbacks", [])],
             **options,
         )
@@ -80,7 +86,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             default_args_dict: Not used.
         """
 
-    def get_multi_dataset_batch_sampler(
+    def get_multi_dataset_batch_sampler(  # type: ignore[override]
         self, dataset: ConcatDataset[Any], batch_samplers: Sequence[BatchSampler], **options: Any
     ) -> SubsetBatchSampler:
         """Return our sampler.
@@ -99,12 +105,12 @@ class RedapterTrainer(SentenceTransformerTrainer):
         steps = max(1, len(self._train_dataloader) // self.args.gradient_accumulation_steps)
         epoch = self.state.global_step // steps
         self.batch_sampler.set_epoch(epoch)
-        self.data_collator.epoch = epoch
+        self.group_collator.epoch = epoch
         self._clock = time.monotonic()
 
     def compute_loss(
         self,
-        model: nn.Module,
+        model: Any,  # noqa: ANN401 - the model, or what wraps it
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # noqa: ANN401 - transformers' own
@@ -123,7 +129,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         subset = inputs.pop("subset", "")
         sizes = _sizes(inputs)
         # Set for each batch, not counted: evaluations and the batches of an accumulated step do not count.
-        self.loss.global_step = self.state.global_step
+        self.redapter.global_step = self.state.global_step
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self._note(subset, sizes)
@@ -132,7 +138,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
     def _note(self, subset: str, sizes: dict[str, int]) -> None:
         if self.lr_scheduler is None:
             return
-        metrics: dict[str, Tensor] = self.loss.metrics
+        metrics: dict[str, Tensor] = self.redapter.metrics
         row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
         # In one piece: each single number taken off a GPU waits for it.
         row |= zip(METRICS, torch.stack([metrics[name].double() for name in METRICS]).tolist(), strict=True)
@@ -171,13 +177,13 @@ class RedapterTrainer(SentenceTransformerTrainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
+            folder = Path(str(self.args.output_dir))
             mark_whole(folder / f"checkpoint-{self.state.global_step}")
             # After the mark: the newest whole checkpoint is never removed for one that is not whole yet.
             keep_newest(folder, self.keep)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
         if has_adapters(self.model):
             # The library's way loads the base once more and rounds the adapters to its dtype.
             load_adapter_weights(self.model, Path(checkpoint_path))

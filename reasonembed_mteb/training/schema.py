@@ -1,0 +1,223 @@
+"""The parts of a recipe, with what each value may be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.prompts import QUERY_TEMPLATE
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, strict=False)
+
+
+class ModelPart(_Section):
+    """What is trained.
+
+    Attributes:
+        name: Hub name or directory; empty where a recipe's starting point has no known name.
+        base: The backbone behind it, for messages and for the plan.
+        template: What goes before a query; empty for models without instructions.
+        document_prefix: What goes before a document.
+    """
+
+    name: str = ""
+    base: str = ""
+    template: str = QUERY_TEMPLATE
+    document_prefix: str = ""
+
+
+class LoraPart(_Section):
+    """Low-rank adapters; rank 0 trains every weight.
+
+    Attributes:
+        rank: Rank; 0 for full fine-tuning.
+        alpha: Scale of the adapters times the rank.
+        dropout: Dropout before the adapters.
+        targets: Names of the linear layers that get one.
+    """
+
+    rank: Count = 32
+    alpha: Positive = 64
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+
+
+class LossPart(_Section):
+    """The loss; see `reasonembed_mteb.training.RedapterLoss`.
+
+    Attributes:
+        kind: ``redapter`` weighs queries by reasoning intensity, ``infonce`` does not.
+        temperature: Temperature of the softmax.
+        max_intensity: Cap of the reasoning intensity; ``inf`` for none.
+        start_step: First step that weighs.
+        normalize_weights: Whether the weights of a batch sum to one.
+        gather_across_devices: Whether every device's documents are candidates.
+        mask_false_negatives: Whether documents equal to a query's positive are no negatives of it.
+        mini_batch_size: Rows embedded at a time with cached gradients; 0 embeds all at once.
+        mini_batch_tokens: The same as tokens; excludes ``mini_batch_size``.
+    """
+
+    kind: Literal["redapter", "infonce"] = "redapter"
+    temperature: float = Field(default=0.02, gt=0, le=10)
+    max_intensity: float = Field(default=5.0, gt=0)
+    start_step: Count = 100
+    normalize_weights: bool = True
+    gather_across_devices: bool = True
+    mask_false_negatives: bool = False
+    mini_batch_size: Count = 0
+    mini_batch_tokens: Count = 0
+
+
+class DataPart(_Section):
+    """How rows are read.
+
+    Attributes:
+        query_tokens: Tokens of a query, its instruction included.
+        document_tokens: Tokens of a document.
+        invalid: What becomes of broken lines and wrong types: ``error``, or ``drop`` and count.
+        missing_reasoning: Rows without a reasoning query: ``plain`` trains them with plain InfoNCE.
+        instructions: Instruction by subset, for rows that bring none; else our tables' own.
+    """
+
+    query_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
+    document_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
+    invalid: Literal["error", "drop"] = "error"
+    missing_reasoning: Literal["plain", "error"] = "plain"
+    instructions: dict[str, str] = Field(default_factory=dict)
+
+
+class BatchShape(_Section):
+    """The shape of a subset's batches.
+
+    Attributes:
+        group: Documents a query: one positive and ``group - 1`` negatives.
+        queries: Queries a device, for the recipe's number of devices.
+    """
+
+    group: Annotated[int, Field(ge=1, le=1024)] = 16
+    queries: Annotated[int, Field(ge=1, le=65536)] = 8
+
+
+class BatchPart(BatchShape):
+    """Batches.
+
+    Attributes:
+        devices: Devices the shapes are meant for. Fewer devices take more queries each, so that the
+            global batch, which decides the candidates and the weights, stays as it is.
+        drop_last: Whether a subset's last rows, fewer than a global batch, are left out.
+        subsets: Shapes of single subsets.
+    """
+
+    devices: Positive = 8
+    drop_last: bool = True
+    subsets: dict[str, BatchShape] = Field(default_factory=dict)
+
+    def shape(self, subset: str) -> BatchShape:
+        """Return the shape of a subset's batches.
+
+        Args:
+            subset: Its name.
+        """
+        return self.subsets.get(subset, BatchShape(group=self.group, queries=self.queries))
+
+    def queries_per_process(self, subset: str, world_size: int) -> int:
+        """Return how many queries each process takes.
+
+        Args:
+            subset: Its name.
+            world_size: Number of processes.
+
+        Raises:
+            ReasonEmbedError: If the global batch cannot be divided evenly.
+        """
+        joined = self.shape(subset).queries * self.devices
+        if joined % world_size:
+            msg = (
+                f"the global batch of {subset} has {joined} queries, which {world_size} processes cannot "
+                f"share evenly: start a number of processes that divides {joined}, or set "
+                f"batch.devices={world_size}"
+            )
+            raise ReasonEmbedError(msg)
+        return joined // world_size
+
+
+class TrainingPart(_Section):
+    """The optimiser and the run.
+
+    Attributes:
+        epochs: Passes over the data.
+        max_steps: Stop after so many steps; 0 for no limit.
+        learning_rate: Peak learning rate of AdamW.
+        schedule: Learning-rate schedule, by transformers' name.
+        warmup: Share of the steps over which the rate rises.
+        weight_decay: AdamW's weight decay.
+        max_grad_norm: Gradient clipping; 0 for none.
+        accumulation: Batches a step.
+        seed: Seed of batches, samples and dropout.
+        precision: ``bf16``: bf16 base weights under adapters, bf16 autocast; ``fp32``: neither.
+        checkpointing: Whether activations are recomputed instead of kept.
+        attention: Attention implementation, by transformers' name; empty for its default.
+        save_steps: Steps between checkpoints; 0 for one at the end.
+        keep: Checkpoints kept.
+        log_steps: Steps between lines on the console.
+        workers: Worker processes that read and tokenise.
+        report_to: Trackers, by transformers' names.
+    """
+
+    epochs: float = Field(default=1.0, gt=0, le=1000)
+    max_steps: Count = 0
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    accumulation: Positive = 1
+    seed: Count = 42
+    precision: Literal["bf16", "fp32"] = "bf16"
+    checkpointing: bool = True
+    attention: str = ""
+    save_steps: Count = 0
+    keep: Positive = 2
+    log_steps: Positive = 10
+    workers: Count = 0
+    report_to: list[str] = Field(default_factory=list)
+
+
+class EvaluationPart(_Section):
+    """Scores during training.
+
+    Attributes:
+        tasks: MTEB task names, ours or MTEB's.
+        steps: Steps between evaluations, the last step included; 0 for that one alone.
+    """
+
+    tasks: list[str] = Field(default_factory=list)
+    steps: Count = 0
+
+
+class Recipe(_Section):
+    """A training run; see the parts.
+
+    Attributes:
+        name: Its name.
+        about: One sentence.
+    """
+
+    name: str
+    about: str = ""
+    model: ModelPart = Field(default_factory=ModelPart)
+    lora: LoraPart = Field(default_factory=LoraPart)
+    loss: LossPart = Field(default_factory=LossPart)
+    data: DataPart = Field(default_factory=DataPart)
+    batch: BatchPart = Field(default_factory=BatchPart)
+    training: TrainingPart = Field(default_factory=TrainingPart)
+    evaluation: EvaluationPart = Field(default_factory=EvaluationPart)

@@ -1,0 +1,77 @@
+"""The command ``reasonembed synthesize``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from remixer_script import answer, make_config, write_config, write_corpus
+from stub_server import StubServer
+
+from reasonembed_mteb.synthesis.estimating import estimate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "reasonembed_mteb", "synthesize", *arguments]
+    return subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_an_estimate_counts_requests_and_cost(tmp_path: Path) -> None:
+    found = {one.step: one for one in estimate(make_config(tmp_path, more="[annotate]\nsamples = 2"))}
+    assert found["clean"].requests == found["generate"].requests == found["reason"].requests == 57
+    # Six candidates at most, two samples each.
+    assert found["annotate"].requests == 57 * 6 * 2
+    clean = found["clean"]
+    assert clean.cost == pytest.approx((clean.prompt_tokens + 2 * clean.completion_tokens) / 1e6)
+    skipped = {one.step: one for one in estimate(make_config(tmp_path, more="[clean]\nskip = true"))}
+    assert skipped["clean"].requests == 0
+
+
+def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    with StubServer(answer) as server:
+        done = command(str(write_config(tmp_path, server.base_url)), "--dry-run")
+        assert server.total == 0
+    assert done.returncode == 0, done.stderr
+    assert "annotate" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_step_and_its_table(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    with StubServer(answer) as server:
+        done = command(str(write_config(tmp_path, server.base_url)), "--step", "clean")
+    assert done.returncode == 0, done.stderr
+    assert "clean biology: " in done.stderr
+    assert "made" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.toml"], "cannot read none.toml"),
+        (["{config}", "--step", "anotate"], "did you mean 'annotate'"),
+        (["{config}", "--dry-run", "--batch-requests", "x"], "--dry-run asks and reads nothing"),
+        (["{config}", "--batch-answers", "none.jsonl"], "cannot read none.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    config = str(write_config(tmp_path, "http://127.0.0.1:9/v1"))
+    done = command(*(argument.format(config=config) for argument in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_failed_subset_is_exit_status_one(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "queries.jsonl").write_text("", encoding="utf-8")
+    done = command(str(write_config(tmp_path, "http://127.0.0.1:9/v1")), "--step", "clean")
+    assert done.returncode == 1
+    assert "is empty" in done.stdout
