@@ -54,7 +54,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
         def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> Any:  # noqa: ANN401
             rows = [int(text) for batch in inputs for text in batch["text"]]
-            return (queries if prompt_type.value == "query" else documents)[rows]
+            # Texts come in the corpus' order: a slice, which copies nothing for any of the paths.
+            assert rows == list(range(rows[0], rows[-1] + 1))
+            return (queries if prompt_type.value == "query" else documents)[rows[0] : rows[-1] + 1]
 
     return {
         "model": Instant(),

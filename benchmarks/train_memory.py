@@ -2,8 +2,9 @@
 
 Each mode runs in a fresh process. What is printed is the peak above the loaded model during one forward and
 backward pass of a weighted step: of the process's resident memory on a CPU (Linux only), of what torch
-allocated on a GPU. The model is a random Qwen3 with right padding; texts are random tokens, all rows of full
-length unless `--spread` draws them.
+allocated on a GPU. Resident memory includes freed blocks that glibc keeps; `--tight` has them handed back at
+once. The model is a random Qwen3 with right padding; texts are random tokens, all of full length unless
+`--spread` draws theirs.
 
     python benchmarks/train_memory.py --queries 4 --group 6 --length 256 --mini-batch-size 4
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -142,6 +144,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tuned", choices=("lora", "all"), default="lora")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--spread", action="store_true", help="draw lengths from an eighth to the whole")
+    parser.add_argument("--tight", action="store_true", help="count what is live, not what glibc keeps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--json", action="store_true")
@@ -158,7 +161,9 @@ def main() -> None:
     rows = []
     for mode in options.modes:
         command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--only", mode]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Blocks above this size go back to the system as soon as they are freed.
+        tight = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if options.tight else {}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | tight)
         if done.returncode:
             sys.exit(done.stderr)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
@@ -166,10 +171,9 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     texts = options.queries * (2 + options.group)
-    print(
-        f"{options.layers} layers x {options.width}, {options.tuned}, {texts} texts of up to {options.length} "
-        f"tokens ({texts * options.length} in all), mini-batches of {options.mini_batch_size}"
-    )
+    model = f"{options.layers} layers x {options.width}, {options.tuned}"
+    tokens = f"{texts} texts of up to {options.length} tokens ({texts * options.length} in all)"
+    print(f"{model}, {tokens}, mini-batches of {options.mini_batch_size}")
     print(
         f"{'mode':<14} {'model MiB':>10} {'MiB above':>10} {'of first':>9} {'s':>7} {'loss':>10} |gradient|"
     )

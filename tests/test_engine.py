@@ -199,6 +199,7 @@ class Small:
         self.most = most
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward pass, or fail."""
         if kwargs["input_ids"].numel() > self.most:
             msg = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
             raise RuntimeError(msg)

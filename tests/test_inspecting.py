@@ -12,7 +12,7 @@ from reporting_data import write_result, write_run
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.reporting.inspecting import differ, look_at, worst
-from reasonembed_mteb.reporting.results import read_results
+from reasonembed_mteb.reporting.reading import read_results
 from reasonembed_mteb.reporting.texts import local_texts
 
 if TYPE_CHECKING:

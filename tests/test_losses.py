@@ -147,7 +147,7 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def build(model: Any, kind: str, **settings: Any) -> RedapterLoss:  # noqa: ANN401
+def build(model: Any, kind: str, **settings: Any) -> RedapterLoss:
     """Build one of the losses."""
     options = LOSSES[kind]
     return (
@@ -627,7 +627,7 @@ def _rows(column: int, rows: int) -> Callable[[list[dict[str, Any]]], list[dict[
         ),
     ],
 )
-def test_batches_that_do_not_fit(kind: str, change: Any, message: str) -> None:  # noqa: ANN401
+def test_batches_that_do_not_fit(kind: str, change: Any, message: str) -> None:
     columns = change(share(bag_batch(4, 2), 0, 1))
     with pytest.raises(ReasonEmbedError, match=message):
         build(bag_model(), kind, start_step=0)(columns)

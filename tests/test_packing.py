@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,6 +141,68 @@ def test_layers_share_one_compiled_graph(qwen3_dir: Path) -> None:
     model.compile_layers = "off"
     model.encode(TEXTS[:2])
     assert not compiling.is_compiled(layers)
+
+
+@torch.library.custom_op("reasonembed_tests::varlen", mutates_args=())
+def varlen_by_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Stand in for torch's kernel on a CPU: (T, H, D) in, (T, H, D) out."""
+    ends = starts.tolist()
+    assert longest == max(stop - start for start, stop in pairwise(ends))
+    mixed = torch.empty_like(query)
+    for start, stop in pairwise(ends):
+        rows = [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
+        where = torch.arange(stop - start)
+        back = where[:, None] - where[None, :]
+        seen = (back >= 0) & ((back <= window) | (window < 0))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        mixed[start:stop] = attend(*rows, attn_mask=seen, scale=scale, enable_gqa=True).transpose(0, 1)
+    return mixed
+
+
+@varlen_by_documents.register_fake
+def _(query: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.empty_like(query)
+
+
+def stand_in(
+    query: Any, key: Any, value: Any, starts: Any, also: Any, most: int, same: int, **kwargs: Any
+) -> Any:
+    """Take what torch.nn.attention.varlen.varlen_attn takes."""
+    assert starts.dtype == torch.int32
+    assert kwargs["enable_gqa"]
+    assert kwargs["window_size"][1] == 0
+    return varlen_by_documents(query, key, value, starts, most, kwargs["scale"], kwargs["window_size"][0])
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_gpu_kernel_is_called_rightly(
+    window: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model = ReasonEmbed(str(save_decoder(tmp_path, "mistral")), device="cpu")
+    model[0].auto_model.config.sliding_window = window
+    model.attn = "packed"
+    expected = model.encode(TEXTS)
+    monkeypatch.setattr(packing, "varlen_attn", stand_in)
+    monkeypatch.setattr(planning, "kernel_for", lambda *_: packing.VARLEN)
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=TOLERANCE, rtol=0)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiling.compile_layers(model[0].auto_model.layers, backend=counter)
+    model.compile_layers = "on"
+    for some in (slice(0, 12), slice(0, 5), slice(2, 9)):
+        np.testing.assert_allclose(model.encode(TEXTS[some]), expected[some], atol=TOLERANCE, rtol=0)
+        # One graph holds a whole layer, for every layer, number of texts and longest text.
+        assert counter.frame_count == 1
 
 
 def test_compiling_that_fails_is_said_and_undone(qwen3_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

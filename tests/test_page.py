@@ -14,7 +14,7 @@ from reporting_data import write_result, write_run
 from reasonembed_mteb.reporting import explorer
 from reasonembed_mteb.reporting.making import Wanted, write_report
 from reasonembed_mteb.reporting.page import make_page
-from reasonembed_mteb.reporting.results import read_results
+from reasonembed_mteb.reporting.reading import read_results
 from reasonembed_mteb.reporting.tables import make_boards
 from reasonembed_mteb.retrieval.tables import benchmarks
 

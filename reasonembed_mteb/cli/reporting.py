@@ -65,7 +65,7 @@ def report(
     _set_up(debug)
     from reasonembed_mteb.files import write_whole
     from reasonembed_mteb.reporting.making import Wanted, draw_report, write_report
-    from reasonembed_mteb.reporting.results import read_results
+    from reasonembed_mteb.reporting.reading import read_results
 
     found = read_results(results)
     if output is not None and format in (Format.PNG, Format.SVG):
@@ -151,7 +151,7 @@ def inspect(
         raise ReasonEmbedError(msg)
     _set_up(debug)
     from reasonembed_mteb.reporting import inspecting
-    from reasonembed_mteb.reporting.results import read_results
+    from reasonembed_mteb.reporting.reading import read_results
 
     found = read_results(results)
     if query is not None and task is not None:
@@ -173,21 +173,21 @@ def _about(found: Results, task: str | None) -> list[str]:
 def _show(look: Look, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from reasonembed_mteb.reporting import formats
+    from reasonembed_mteb.reporting import formats, looks
 
     if as_json:
         typer.echo(formats.as_json(asdict(look)), nl=False)
         return
-    typer.echo(formats.as_look(look, _terminal_width()), nl=False)
+    typer.echo(looks.as_look(look, _terminal_width()), nl=False)
 
 
 def _list(listed: Sequence[Listed], models: Sequence[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from reasonembed_mteb.reporting import formats
+    from reasonembed_mteb.reporting import formats, looks
 
     if as_json:
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]
         typer.echo(formats.as_json(rows), nl=False)
         return
-    typer.echo(formats.as_table(formats.listed_grid(listed, models), _terminal_width()), nl=False)
+    typer.echo(formats.as_table(looks.listed_grid(listed, models), _terminal_width()), nl=False)

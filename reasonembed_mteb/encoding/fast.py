@@ -15,6 +15,7 @@ from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
 from reasonembed_mteb.encoding.engine import Encoding, Request
+from reasonembed_mteb.encoding.packing import can_pack
 from reasonembed_mteb.encoding.planning import check_options, make_plan
 from reasonembed_mteb.encoding.results import EncodingStats, TextsError
 from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS
@@ -299,6 +300,8 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
         and isinstance(first.processor, PreTrainedTokenizerBase)
         and set(first.processor.model_input_names) <= KEPT_KEYS
         and first.query_expansion is None
+        # The library's own flattening, which a model was loaded for, is better than padded rows.
+        and (can_pack(model) or not first.can_flatten_inputs)
         and model.device.type != "hpu"
     )
 

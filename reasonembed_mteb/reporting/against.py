@@ -53,8 +53,6 @@ def beside(board: Board) -> list[Source]:
     Returns:
         One for each row and source that share a subset. Means are compared where the row lacks none.
     """
-    if not board.published:
-        return []
     found = []
     for place, row in enumerate(board.rows):
         sources: dict[tuple[str, str], dict[str, Beside]] = {}
@@ -129,18 +127,19 @@ class Tested:
     left_out: tuple[str, ...]
 
 
-def compare_rows(board: Board, frames: Sequence[Frame]) -> Tested:
+def compare_rows(board: Board, frames: Sequence[Frame], *, every_subset: bool = False) -> Tested:
     """Test every pair of rows of a table.
 
     Args:
         board: The table.
         frames: Scores by query; see `read_frames`.
+        every_subset: Test each subset too where there are many rows, whose pairs no table shows.
     """
     scores = _by_label(board, frames)
     whole = {label: own for label, own in scores.items() if len(own) == len(frames) and frames}
     pooled = {label: pool(own, macro=True) for label, own in whole.items()}
     subsets = {}
-    for frame in frames:
+    for frame in frames if every_subset or len(scores) <= _MODELS_WITH_PAIRS else ():
         own = {label: held[frame.column] for label, held in scores.items() if frame.column in held}
         if len(own) > 1:
             subsets[frame.column] = significance_marks(own)

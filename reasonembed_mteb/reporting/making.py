@@ -64,7 +64,7 @@ def write_report(
         The text, and a line for each file of scores by query that was left out.
     """
     boards = make_boards(results, together=wanted.together)
-    tested, problems = _tests(boards) if wanted.significance else ({}, [])
+    tested, problems = _tests(boards, format == "json") if wanted.significance else ({}, [])
     if format == "html":
         from reasonembed_mteb.reporting.page import make_page
 
@@ -81,11 +81,11 @@ def write_report(
     return "\n".join(map(formats.GRID_FORMATS[format], grids)), problems
 
 
-def _tests(boards: Sequence[Board]) -> tuple[dict[str, Tested], list[str]]:
+def _tests(boards: Sequence[Board], every_subset: bool) -> tuple[dict[str, Tested], list[str]]:
     tested, problems = {}, []
     for board in boards:
         frames, lines = read_frames(board)
-        tested[board.name] = compare_rows(board, frames)
+        tested[board.name] = compare_rows(board, frames, every_subset=every_subset)
         problems += lines
     return tested, problems
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.tables import TaskRow
 
 PATH_VARIABLES = {"bright": "REASONEMBED_BRIGHT_PATH", "r2med": "REASONEMBED_R2MED_PATH"}
-_ROWS_AT_A_TIME = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -113,12 +112,13 @@ def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
+    from reasonembed_mteb.retrieval.parquet import read_parquet
+
     names = [str(file) for file in files]
     try:
         if files[0].suffix == ".parquet":
             _check_columns(files, columns)
-            # Without a batch size a row group is held whole, which may be the whole file.
-            data: Any = Dataset.from_parquet(names, columns=list(columns), batch_size=_ROWS_AT_A_TIME)
+            data: Any = read_parquet(files, columns)
         else:
             data = Dataset.from_json(names)
     except DatasetGenerationError as error:

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from reasonembed_mteb.training.metrics import EVALUATION_COLUMNS, MetricsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mteb.abstasks import AbsTask
     from sentence_transformers import SentenceTransformer
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Put the random generators back afterwards: MTEB's tasks seed them, and dropout draws from them.
+
+    Yields:
+        Nothing.
+    """
+    python, state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others seed
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(state)  # noqa: NPY002
 
 
 class TaskEvaluator(SentenceEvaluator):

@@ -1,4 +1,4 @@
-"""Redapter's loss: InfoNCE, each query weighted by its reasoning intensity (arXiv 2510.08252, section 4).
+"""Redapter's loss: InfoNCE, each query weighted by its reasoning intensity (arXiv 2510.08252).
 
 For a query q with the reasoning query q', RI(q) = clamp(L(q) / (L(q') + 1e-6), 0, max_intensity), where L is
 InfoNCE over all documents of the batch and L(q') has no gradient; the weight is RI(q) / sum of RI, detached.

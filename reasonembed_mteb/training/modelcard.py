@@ -69,6 +69,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
         Markdown with its YAML head.
     """
     base = public_name(recipe.model.name)
+    if base != recipe.model.name and recipe.model.base:
+        base = f"{base} (a local model upon {recipe.model.base})"
     head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if base == recipe.model.name:
         head.append(f"base_model: {json.dumps(base)}")
@@ -83,7 +85,7 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     loss = "Redapter's reasoning-intensity weighted InfoNCE" if recipe.loss.kind == "redapter" else "InfoNCE"
     parts = [
         f"# {base}, trained with the recipe {recipe.name}",
-        f"`{base}` trained with {loss} (arXiv 2510.08252) in {run['steps']:,} steps on "
+        f"{base}, trained with {loss} (arXiv 2510.08252) in {run['steps']:,} steps on "
         f"{run['world_size']} process(es).",
         "## Use",
         _usage(recipe, prompts),

@@ -21,8 +21,8 @@ def device_type(features: dict[str, Any]) -> str:
 def autocast_like_now(kind: str) -> torch.autocast:
     """Repeat the mixed precision in force, without its cache of weights.
 
-    The cache would keep weights cast without gradients, and a later forward pass with gradients under the
-    same context would train nothing through them.
+    Before pytorch/pytorch#165068 (December 2025) the cache keeps weights that were cast without gradients,
+    and a later forward pass with gradients under the same context trains nothing through them.
 
     Args:
         kind: The device's kind.

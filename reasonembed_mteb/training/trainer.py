@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weights
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
+from reasonembed_mteb.training.evaluating import same_random_numbers
 from reasonembed_mteb.training.metrics import METRICS, Window
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
@@ -172,6 +173,16 @@ class RedapterTrainer(SentenceTransformerTrainer):
         super().log(logs, start_time)
         if self._say is not None and self.is_world_process_zero():
             self._say(_line(logs, self.state.global_step, self.state.max_steps))
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate; the training goes on as if it had not been.
+
+        Args:
+            *arguments: `SentenceTransformerTrainer.evaluate`'s arguments.
+            **options: The same, by name.
+        """
+        with same_random_numbers():
+            return super().evaluate(*arguments, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - transformers' own
         super()._save_checkpoint(model, trial)
