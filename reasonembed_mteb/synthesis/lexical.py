@@ -5,7 +5,7 @@ MTEB's own class holds every document and every token in lists; 100,000 document
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,7 +44,9 @@ class LexicalSearch:
         tokenizer = bm25s.tokenization.Tokenizer(**self._options)
         texts = (text for _, _, text in corpus.documents())
         # Four bytes a token; Python's lists take eight, and more while they grow.
-        tokens = [np.array(ids, dtype=np.int32) for ids in tokenizer.streaming_tokenize(texts, allow_empty=False)]
+        tokens = [
+            np.array(ids, dtype=np.int32) for ids in tokenizer.streaming_tokenize(texts, allow_empty=False)
+        ]
         self._index = bm25s.BM25(**_OPTIONS)
         self._index.index((tokens, tokenizer.get_vocab_dict()), show_progress=False)
 
@@ -57,7 +59,10 @@ class LexicalSearch:
         """
         count = min(top_k, len(self._corpus))
         found, scores = self._index.retrieve(self._tokens(queries), k=count, show_progress=False)
-        names = {position: name for position, name, _ in self._corpus.documents(sorted(set(found.flatten().tolist())))}
+        names = {
+            position: name
+            for position, name, _ in self._corpus.documents(sorted(set(found.flatten().tolist())))
+        }
         return [
             {names[place]: score for place, score in zip(*pair, strict=True) if score > 0}
             for pair in zip(found.tolist(), scores.tolist(), strict=True)
@@ -76,5 +81,7 @@ class LexicalSearch:
     def _tokens(self, queries: Sequence[str]) -> list[list[str]]:
         from bm25s import tokenize
 
-        tokens: list[list[str]] = tokenize(list(queries), **self._options, return_ids=False, show_progress=False)
+        tokens: list[list[str]] = tokenize(
+            list(queries), **self._options, return_ids=False, show_progress=False
+        )
         return tokens

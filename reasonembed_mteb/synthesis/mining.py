@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.generating import is_generated, queries
+from reasonembed_mteb.synthesis.lexical import LexicalSearch
 from reasonembed_mteb.synthesis.running import in_blocks, need
 from reasonembed_mteb.synthesis.shards import shard_count
 
@@ -194,13 +194,8 @@ def _load(run: Run, name: str) -> Any:  # noqa: ANN401 - any MTEB model
         from reasonembed_mteb.running.resolving import resolve_model
 
         register()
-        template = run.config.mine.instruction_template if name != "bm25" else None
-        meta = resolve_model(name, template=template)
-        try:
-            run.models[name] = meta.load_model(device=run.config.mine.device if name != "bm25" else None)
-        except ImportError as error:
-            msg = f'the retriever {name} needs {error.name or error}: pip install "reasonembed-mteb[demo]"'
-            raise ReasonEmbedError(msg) from error
+        meta = resolve_model(name, template=run.config.mine.instruction_template)
+        run.models[name] = meta.load_model(device=run.config.mine.device)
     return run.models[name]
 
 
@@ -255,7 +250,7 @@ def _own_scores(run: Run, subset: SubsetSection, model: Any, rows: list[Row]) ->
     from reasonembed_mteb.retrieval.search import excluding_search
 
     corpus = run.corpus(subset)
-    positions = sorted({int(row["id"].rpartition("-")[2]) for row in rows})
+    positions = sorted(map(_position, rows))
     arguments = _search_arguments(run, subset)
     search = excluding_search(model, {})
     search.index(corpus.data.select(positions), **arguments)
@@ -266,40 +261,29 @@ def _own_scores(run: Run, subset: SubsetSection, model: Any, rows: list[Row]) ->
 
 
 def _bm25(run: Run, subset: SubsetSection, count: int) -> Iterator[Row]:
-    """Search by MTEB's bm25s model, some queries at a time."""
+    """Search by BM25, some queries at a time."""
     section = run.config.mine
     shards = run.shards("search-bm25", subset, _causes(run, subset), section.score_ceiling is not None)
     files = shard_count(count, SIZE)
     if shards.note is None:
         shards.begin()
         missing = [index for index in range(files) if not shards.has(index)]
-        if missing:
-            search = _bm25_index(run, subset)
         block = in_blocks(queries(run, subset).rows(), SIZE)
+        search = LexicalSearch(run.corpus(subset), section.language) if missing else None
         for index in missing:
-            shards.write(index, list(_bm25_rows(run, subset, search, block(index))))
+            assert search is not None
+            shards.write(index, _bm25_rows(search, section, block(index)))
         shards.finish(files)
     return shards.rows()
 
 
-def _bm25_index(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's SearchProtocol
-    from reasonembed_mteb.retrieval.search import excluding_search
-
-    search = excluding_search(_load(run, "bm25"), {})
-    search.index(run.corpus(subset).data, **_search_arguments(run, subset))
-    return search
-
-
-def _bm25_rows(run: Run, subset: SubsetSection, search: Any, rows: list[Row]) -> Iterator[Row]:  # noqa: ANN401
-    arguments, section = _search_arguments(run, subset), run.config.mine
-    found = search.search(_query_data(rows), top_k=section.top_k, **arguments)
-    for row in rows:
-        # A document that shares no word is no hit.
-        hits = {document: score for document, score in found[row["id"]].items() if score > 0}
-        own: float | None = None
-        if section.score_ceiling is not None:
-            own = hits.get(row["source"])
-            if own is None:
-                every = search.search(_query_data([row]), top_k=len(run.corpus(subset)), **arguments)
-                own = every[row["id"]].get(row["source"], 0.0)
+def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> Iterator[Row]:
+    found = search.search([row["query"] for row in rows], section.top_k)
+    for row, hits in zip(rows, found, strict=True):
+        own = None if section.score_ceiling is None else search.score(row["query"], _position(row))
         yield {"id": row["id"], "hits": list(hits.items()), "own": own}
+
+
+def _position(row: Row) -> int:
+    """Return the place of a query's source in the corpus, which its id ends with."""
+    return int(row["id"].rpartition("-")[2])
