@@ -16,7 +16,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,report,synthesis,train]"
 	touch $@
 
 demo: $(VENV)/.installed  ## Install, then score BM25 and all-MiniLM on the embedded benchmark, offline

@@ -15,7 +15,8 @@ import torch
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.encoding import store as stores
-from reasonembed_mteb.encoding.store import StoreError, VectorStore, list_store, prune_store, text_keys
+from reasonembed_mteb.encoding.store import StoreError, VectorStore, text_keys
+from reasonembed_mteb.encoding.upkeep import list_store, prune_store
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -260,9 +261,7 @@ def _fill_half_overlapping(root: Path, start: int) -> None:
 
 def test_two_processes_fill_one_store_with_each_text_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    workers = [
-        context.Process(target=_fill_half_overlapping, args=(tmp_path, start)) for start in (0, 95)
-    ]
+    workers = [context.Process(target=_fill_half_overlapping, args=(tmp_path, start)) for start in (0, 95)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -25,7 +25,7 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ LAYOUT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # "auto" keeps the smallest of these that holds a shard's values exactly.
 _EXACT_ORDER = ("bfloat16", "float16", "float32")
-_MODEL, _MANIFEST, _LOCK = "model.json", "manifest.json", "lock"
+MODEL, MANIFEST, LOCK = "model.json", "manifest.json", "lock"
 
 
 class StoreError(ReasonEmbedError):
@@ -56,8 +56,14 @@ def text_keys(texts: Sequence[str], salt: str = "") -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One file of vectors, checked when it is first used."""
+class Shard:
+    """One file of vectors, checked when it is first used.
+
+    Attributes:
+        file: Where.
+        rows: Number of vectors.
+        xxh3: Checksum that the manifest holds.
+    """
 
     file: Path
     rows: int
@@ -65,6 +71,7 @@ class _Shard:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
+        """The file's tensors, mapped from disk."""
         from safetensors import safe_open
 
         with safe_open(self.file, framework="pt") as opened:
@@ -72,6 +79,7 @@ class _Shard:
 
     @property
     def keys(self) -> NDArray[np.uint64]:
+        """The keys of the file's rows, ``(N, 2)``."""
         return self.tensors["keys"].numpy().view(np.uint64)
 
     @cached_property
@@ -165,7 +173,7 @@ class VectorStore:
         canonical = json.dumps(self._fingerprint, sort_keys=True)
         self.folder = root / xxhash.xxh3_128_hexdigest(canonical.encode())
         self.dimension: int | None = None
-        self._shards: list[_Shard] = []
+        self._shards: list[Shard] = []
         self._index = _Index()
         self._known: set[str] = set()
         self._manifest_seen: tuple[int, int] | None = None
@@ -182,7 +190,7 @@ class VectorStore:
         Raises:
             StoreError: If the folder is of another layout or its manifest is damaged.
         """
-        file = self.folder / _MANIFEST
+        file = self.folder / MANIFEST
         if not file.is_file():
             return
         stat = file.stat()
@@ -192,10 +200,10 @@ class VectorStore:
         self.dimension = manifest["dimension"]
         for entry in manifest["shards"]:
             if entry["file"] not in self._known:
-                self._take_in(_Shard(self.folder / entry["file"], entry["rows"], entry["xxh3"]))
+                self._take_in(Shard(self.folder / entry["file"], entry["rows"], entry["xxh3"]))
         self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
 
-    def _take_in(self, shard: _Shard) -> None:
+    def _take_in(self, shard: Shard) -> None:
         """Index a shard; its content is checked when one of its vectors is asked for."""
         try:
             keys = shard.keys
@@ -207,7 +215,7 @@ class VectorStore:
         self._index.add(keys, len(self._shards))
         self._shards.append(shard)
 
-    def _say_damaged(self, shard: _Shard) -> None:
+    def _say_damaged(self, shard: Shard) -> None:
         problem = shard.problem or "is no shard of this layout"
         logger.warning("%s %s; its %d vectors are computed again", shard.file, problem, shard.rows)
 
@@ -299,7 +307,7 @@ class VectorStore:
             raise StoreError(msg)
         if not self._writable or not self._prepare():
             return False
-        with FileLock(self.folder / _LOCK):
+        with FileLock(self.folder / LOCK):
             self.refresh()
             new = np.flatnonzero(self._locate(keys)[0] < 0)
             _, first = np.unique(keys[new], axis=0, return_index=True)
@@ -312,7 +320,7 @@ class VectorStore:
         """Make the folder; a store that is read-only is used as it is."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / _LOCK).touch()
+            (self.folder / LOCK).touch()
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 msg = f"cannot write {self.folder}: the disk is full; free space and run again to go on"
@@ -340,23 +348,23 @@ class VectorStore:
         manifest = self._manifest(vectors.shape[1])
         number = 1 + max((int(one["file"].split("-")[0]) for one in manifest["shards"]), default=0)
         name = f"{number:06d}-{checksum}.safetensors"
-        if not (self.folder / _MODEL).is_file():
-            write_whole(self.folder / _MODEL, _json({"layout": LAYOUT, **self._fingerprint}))
+        if not (self.folder / MODEL).is_file():
+            write_whole(self.folder / MODEL, as_json({"layout": LAYOUT, **self._fingerprint}))
         write_whole(self.folder / name, content)
         entry = {"file": name, "rows": len(keys), "dtype": str(stored.dtype).removeprefix("torch.")}
         manifest["shards"].append(entry | {"bytes": len(content), "xxh3": checksum})
-        write_whole(self.folder / _MANIFEST, _json(manifest))
+        write_whole(self.folder / MANIFEST, as_json(manifest))
         self.dimension = vectors.shape[1]
-        shard = _Shard(self.folder / name, len(keys), checksum)
+        shard = Shard(self.folder / name, len(keys), checksum)
         # What was hashed is what was written; the next opening checks what the disk kept.
         shard.__dict__["problem"] = None
         self._take_in(shard)
-        stat = (self.folder / _MANIFEST).stat()
+        stat = (self.folder / MANIFEST).stat()
         self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
 
     def _manifest(self, dimension: int) -> dict[str, Any]:
         """Return the manifest to add to, without the shards that were found to be damaged."""
-        if not (self.folder / _MANIFEST).is_file():
+        if not (self.folder / MANIFEST).is_file():
             return {"layout": LAYOUT, "dimension": dimension, "shards": []}
         manifest = read_manifest(self.folder)
         whole = [entry for entry in manifest["shards"] if entry["file"] in self._known]
@@ -393,7 +401,12 @@ class Found:
         return np.flatnonzero(self.shards < 0)
 
 
-def _json(content: Mapping[str, Any]) -> str:
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return what is written into a store's own files.
+
+    Args:
+        content: The content.
+    """
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
@@ -406,7 +419,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: If it is damaged or of another layout.
     """
-    file = folder / _MANIFEST
+    file = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         layout = manifest.get("layout")
@@ -420,139 +433,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
         raise StoreError(msg)
     return manifest
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """What the store holds of one model.
-
-    Attributes:
-        folder: Where.
-        fingerprint: Everything that decides the vectors; empty if it cannot be read.
-        rows: Number of vectors.
-        dimension: Their size.
-        dtypes: What they are stored as.
-        size: Bytes.
-        problems: One line for each thing that is wrong.
-    """
-
-    folder: Path
-    fingerprint: dict[str, Any]
-    rows: int
-    dimension: int
-    dtypes: tuple[str, ...]
-    size: int
-    problems: tuple[str, ...]
-
-
-def list_store(root: Path, *, verify: bool = False) -> list[ModelFolder]:
-    """Return what a store holds, model by model.
-
-    Args:
-        root: The store's folder.
-        verify: Read every shard and compare its checksum.
-
-    Raises:
-        StoreError: If there is no such folder.
-    """
-    if not root.is_dir():
-        msg = f"there is no store at {root}; `reasonembed run --store FOLDER` makes one"
-        raise StoreError(msg)
-    return [_examine(folder, verify) for folder in sorted(_model_folders(root))]
-
-
-def _model_folders(root: Path) -> Iterator[Path]:
-    for folder in root.iterdir():
-        if folder.is_dir() and ((folder / _MODEL).is_file() or (folder / _MANIFEST).is_file()):
-            yield folder
-
-
-def _examine(folder: Path, verify: bool) -> ModelFolder:
-    problems = []
-    fingerprint: dict[str, Any] = {}
-    try:
-        fingerprint = json.loads((folder / _MODEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(f"{folder / _MODEL} is damaged ({error})")
-    try:
-        manifest = _manifest_or_empty(folder)
-    except StoreError as error:
-        return ModelFolder(folder, fingerprint, 0, 0, (), 0, (*problems, str(error)))
-    shards = manifest["shards"]
-    for entry in shards:
-        shard = _Shard(folder / entry["file"], entry["rows"], entry["xxh3"])
-        if not shard.file.is_file() or shard.file.stat().st_size != entry["bytes"]:
-            problems.append(f"{shard.file} is missing or cut short")
-        elif verify and shard.problem is not None:
-            problems.append(f"{shard.file} {shard.problem}")
-    rows, size = (sum(entry[key] for entry in shards) for key in ("rows", "bytes"))
-    dtypes = tuple(sorted({entry["dtype"] for entry in shards}))
-    return ModelFolder(folder, fingerprint, rows, manifest["dimension"], dtypes, size, tuple(problems))
-
-
-def prune_store(root: Path, models: Sequence[str] = ()) -> list[str]:
-    """Remove what cannot be used: damaged and unnamed shards, folders of another layout; and whole models.
-
-    Args:
-        root: The store's folder.
-        models: Names of models whose vectors are removed too.
-
-    Returns:
-        One line for each thing removed.
-
-    Raises:
-        StoreError: If there is no such folder, or no vectors of a model named.
-    """
-    held = list_store(root)
-    known = {str(one.fingerprint.get("name")) for one in held}
-    for name in models:
-        if name not in known:
-            msg = f"{root} holds no vectors of {name!r}; it has {', '.join(sorted(known)) or 'none at all'}"
-            raise StoreError(msg)
-    said = []
-    for one in held:
-        if one.fingerprint.get("name") in models or one.fingerprint.get("layout") != LAYOUT:
-            _remove(one.folder)
-            said.append(f"removed {one.folder} ({one.fingerprint.get('name')}, {one.rows:,} vectors)")
-        else:
-            said += _prune_folder(one.folder)
-    return said
-
-
-def _manifest_or_empty(folder: Path) -> dict[str, Any]:
-    """Return a folder's manifest; one without has no vectors yet."""
-    if (folder / _MANIFEST).is_file():
-        return read_manifest(folder)
-    return {"layout": LAYOUT, "dimension": 0, "shards": []}
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    with FileLock(folder / _LOCK):
-        # The manifest goes first: without it the shards do not exist.
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
-
-
-def _prune_folder(folder: Path) -> list[str]:
-    with FileLock(folder / _LOCK):
-        try:
-            manifest = _manifest_or_empty(folder)
-        except StoreError:
-            (folder / _MANIFEST).unlink()
-            manifest = _manifest_or_empty(folder)
-        named = {entry["file"]: entry for entry in manifest["shards"]}
-        damaged = [
-            name
-            for name, entry in named.items()
-            if _Shard(folder / name, entry["rows"], entry["xxh3"]).problem is not None
-        ]
-        present = [file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".part")]
-        unnamed = [name for name in present if name not in named]
-        if damaged:
-            kept = [entry for name, entry in named.items() if name not in damaged]
-            write_whole(folder / _MANIFEST, _json(manifest | {"shards": kept}))
-        for name in [*damaged, *unnamed]:
-            (folder / name).unlink(missing_ok=True)
-    return [f"removed {folder / name}" for name in [*damaged, *unnamed]]
