@@ -29,13 +29,10 @@ def test_a_label(label: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<score>0</score>",
-        "<score>6</score>",
-        "<score>4.5</score>",
-        "<score>4/5</score>",
-        "<score>four</score>",
-    ]
-    + ["4", "<score>3</score><score>4</score>", "<score>-1</score>", "<score>²</score>", "", None],
+        *("<score>0</score>", "<score>6</score>", "<score>4.5</score>", "<score>4/5</score>"),
+        *("<score>four</score>", "<score>3</score><score>4</score>", "<score>-1</score>", "<score>²</score>"),
+        *("4", "", None),
+    ],
 )
 def test_anything_else_is_none(text: str | None) -> None:
     assert parse_label(text) == -1

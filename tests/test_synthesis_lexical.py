@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reasonembed_mteb.synthesis.corpus import Benchmark, Corpus
-from reasonembed_mteb.synthesis.lexical import LexicalSearch
+from reasonembed_mteb.synthesis.lexical import LexicalSearch, _of_language
 
 MINI = Path(__file__).resolve().parents[1] / "tasks" / "mini"
 
@@ -56,3 +56,12 @@ def test_scores_are_those_of_mteb(data: Any) -> None:
             assert ours.score(query, positions[name]) == pytest.approx(score)
     assert ours.score("xyzzy", 0) == 0.0
     assert found[-1] == found[-2] == {}
+
+
+def test_other_languages_take_their_own_words() -> None:
+    english, german = _of_language("eng-Latn"), _of_language("deu-Latn")
+    assert (english["stopwords"], german["stopwords"]) == ("en", "de")
+    assert german["stemmer"].stemWord("laufen") == "lauf"
+    assert english["stemmer"].stemWord("running") == "run"
+    # Nothing is known of this one.
+    assert _of_language("xxx-Latn") == {"stopwords": None, "stemmer": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from remixer_script import answer, document, make_config, tree, write_config, write_corpus
 from stub_server import StubServer, chat, failure
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
 FEW = "[clean]\nskip = true\n[sources]\nper_subset = 8\n"
-# Kills a step; twenty and more in all.
-KILLS = 4
+# Kills a step: twenty-four in all.
+KILLS, DOCUMENTS = 4, 300
 
 
 def test_a_second_run_asks_and_writes_nothing(tmp_path: Path) -> None:
@@ -290,39 +292,42 @@ MORE = "[annotate]\nsamples = 2\n"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], dict[str, float]]:
-    """Return the output of a run that nobody killed, and how long each step took."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """Return copies of the output after each step of a run that nobody killed, and the steps' seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    write_corpus(folder, 400)
+    write_corpus(folder, DOCUMENTS)
+    seconds = {}
+    shutil.copytree(folder, folder / "before" / STEPS[0])
     with StubServer(Timed(0.05)) as server:
         config = write_config(folder, server.base_url, MORE)
-        seconds = {step: finish(config, step) for step in STEPS}
-    return tree(folder / "out"), seconds
+        for step, after in pairwise([*STEPS, "end"]):
+            seconds[step] = finish(config, step)
+            shutil.copytree(folder / "out", folder / "before" / after / "out")
+    return folder / "before", seconds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_moment_the_output_is_the_same(
-    step: str, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path
+    step: str, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
-    expected, seconds = undisturbed
-    write_corpus(tmp_path, 400)
+    folder, seconds = undisturbed
+    shutil.copytree(folder / step, tmp_path, dirs_exist_ok=True)
+    write_corpus(tmp_path, DOCUMENTS)
     script, draw = Timed(0.05), random.Random(step)
     killed: list[float] = []
     with StubServer(script) as server:
         config = write_config(tmp_path, server.base_url, MORE)
-        for before in STEPS[: STEPS.index(step)]:
-            finish(config, before)
         for _ in range(KILLS):
             process = start(config, step)
-            time.sleep(draw.uniform(0.2, 0.95) * seconds[step])
+            time.sleep(draw.uniform(0.3, 0.95) * seconds[step])
             # Where nothing is left to do, it may be gone already.
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed.append(time.monotonic())
-        for after in STEPS[STEPS.index(step) :]:
-            finish(config, after)
-    assert tree(tmp_path / "out") == expected
+        finish(config, step)
+    after = [*STEPS, "end"][STEPS.index(step) + 1]
+    assert tree(tmp_path / "out") == tree(folder / after / "out")
     # What was answered half a second before a kill is never asked for again.
     for moments in script.moments.values():
         for first, second in pairwise(moments):
@@ -351,3 +356,52 @@ def test_from_bright_answers_to_samples(tmp_path: Path) -> None:
         assert all(sample["pos"] and sample["neg"] and sample["reasoning_query"] for sample in samples)
     card = json.loads((tmp_path / "remixer" / "card.json").read_text(encoding="utf-8"))
     assert card["subsets"]["biology"]["steps"]["clean"]["dropped"]["gold"] == 103
+
+
+@pytest.mark.slow
+def test_the_training_command_reads_what_is_made(tmp_path: Path) -> None:
+    from reasonembed_mteb.training.data import load_training_data
+
+    with StubServer(answer) as server:
+        synthesize(make_config(tmp_path, server.base_url, FEW))
+    data = load_training_data(tmp_path / "out" / "formatted", cache=tmp_path / "cache")
+    lines = (tmp_path / "out" / "formatted" / "biology-formatted.jsonl").read_text(encoding="utf-8")
+    samples = [json.loads(line) for line in lines.split("\n")[:-1]]
+    rows = data.subsets["biology"]
+    assert len(rows) == len(samples)
+
+
+# In a process of its own, whose peak is its own.
+_MEASURED = """
+import resource, sys
+from pathlib import Path
+from reasonembed_mteb.synthesis.config import read_config
+from reasonembed_mteb.synthesis.pipeline import synthesize
+(outcome,) = synthesize(read_config(Path(sys.argv[1])), sys.argv[2:])
+assert outcome.error is None, outcome.error
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_the_number_of_documents(tmp_path: Path) -> None:
+    # Words as rare as in text, so that the index is as large as one of text.
+    draw = np.random.default_rng(0)
+    vocabulary = np.array(["w" + "".join(chr(97 + n // 26**k % 26) for k in range(4)) for n in range(50_000)])
+    write_corpus(tmp_path)
+    with (tmp_path / "corpus.jsonl").open("w", encoding="utf-8") as stream:
+        for number in range(100_000):
+            text = " ".join(vocabulary[np.minimum(draw.zipf(1.25, 333) - 1, 49_999)])
+            stream.write(json.dumps({"id": f"d {number}", "text": text}) + "\n")
+    peaks = {}
+    with StubServer(answer, keep=False) as server:
+        more = "[clean]\nskip = true\n[sources]\nper_subset = 200\n"
+        config = write_config(tmp_path, server.base_url, more)
+        for step in STEPS:
+            command = [sys.executable, "-c", _MEASURED, str(config), step]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr
+            peaks[step] = int(done.stdout.split()[-1]) / 1024
+    assert max(peaks.values()) < 1024, peaks
+    # Twice the corpus and the libraries.
+    assert peaks["annotate"] < 600, peaks

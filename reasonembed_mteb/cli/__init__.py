@@ -19,6 +19,16 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# In the order of a user's work, not of the modules' names.
+_ORDER = ("demo", "run", "report", "inspect", "score", "tasks", "models", "download", "doctor", "mteb")
+app.registered_commands.sort(
+    key=lambda command: (
+        _ORDER.index(name)
+        if (name := command.name or getattr(command.callback, "__name__", "")) in _ORDER
+        else len(_ORDER)
+    )
+)
+
 
 def _wants_debug(arguments: Sequence[str]) -> bool:
     """Whether --debug is ours: what follows `mteb` belongs to mteb."""

@@ -106,6 +106,15 @@ def run(
     store_dtype: Annotated[
         str, typer.Option(help="float32, float16, bfloat16, or auto: the smallest that is exact.")
     ] = "auto",
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an encoding batch.  [default: the device's own]")
+    ] = None,
+    attn: Annotated[
+        str, typer.Option(help="auto, packed, padded, flash, or off: the library's own encoding.")
+    ] = "auto",
+    compile_layers: Annotated[
+        str, typer.Option("--compile", help="Compile decoder layers: auto, on or off.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again whatever is cached.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -118,8 +127,10 @@ def run(
         raise ReasonEmbedError(msg)
     connect(debug)
     from reasonembed_mteb import console
+    from reasonembed_mteb.encoding.planning import check_options
     from reasonembed_mteb.running import limits, planning, resolving, runner, variants
 
+    check_options(attn, batch_tokens, compile_layers)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,
@@ -131,6 +142,9 @@ def run(
         prediction_folder=prediction_folder,
         store=None if no_store else store or output_folder / "vectors",
         store_dtype=store_dtype,
+        batch_tokens=batch_tokens,
+        attn=attn,
+        compile_layers=compile_layers,
         progress=debug or sys.stderr.isatty(),
     )
     folders = _beir_tasks(beir, instruction)

@@ -45,6 +45,16 @@ class TextsError(ReasonEmbedError):
         """
         return TextsError([position + by for position in self.positions], self.what)
 
+    def named(self, ids: Sequence[str]) -> ReasonEmbedError:
+        """Return the same error with the texts' own names.
+
+        Args:
+            ids: Of all texts of the input.
+        """
+        shown = ", ".join(str(ids[position]) for position in self.positions[:10])
+        more = ", ..." if len(self.positions) > 10 else ""
+        return ReasonEmbedError(f"{len(self.positions)} text(s) ({shown}{more}) {self.what}")
+
 
 @dataclass
 class EncodingStats:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from reasonembed_mteb.encoding.results import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
 from reasonembed_mteb.retrieval.similarity import Similarity
@@ -216,14 +217,18 @@ class _DenseSearch:
     def _encode(self, model: EncoderProtocol, loader: DataLoader[Any], kind: str, **kwargs: Any) -> Any:  # noqa: ANN401 - mteb's Array
         from mteb.types import PromptType
 
-        return model.encode(
-            loader,
-            task_metadata=kwargs["task_metadata"],
-            hf_split=kwargs["hf_split"],
-            hf_subset=kwargs["hf_subset"],
-            prompt_type=PromptType(kind),
-            **kwargs["encode_kwargs"],
-        )
+        try:
+            return model.encode(
+                loader,
+                task_metadata=kwargs["task_metadata"],
+                hf_split=kwargs["hf_split"],
+                hf_subset=kwargs["hf_subset"],
+                prompt_type=PromptType(kind),
+                **kwargs["encode_kwargs"],
+            )
+        except TextsError as error:
+            rows: Any = loader.dataset
+            raise error.named(rows["id"][:]) from error
 
     def _check(self, scores: torch.Tensor, start: int) -> None:
         if bool(torch.isfinite(scores).all()):

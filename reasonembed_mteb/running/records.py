@@ -16,6 +16,7 @@ from reasonembed_mteb.files import write_whole
 from reasonembed_mteb.retrieval.tables import max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mteb.abstasks import AbsTask
@@ -163,7 +164,13 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
-def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> dict[str, Any]:  # noqa: ANN401
+def make_record(
+    now: dict[str, Any],
+    result: Any,  # noqa: ANN401 - mteb's TaskResult
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    task: AbsTask,
+    figures: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Return what to write beside a result.
 
     Args:
@@ -171,6 +178,7 @@ def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> 
         result: MTEB's result of the task.
         model: The loaded model.
         task: The task.
+        figures: Texts and tokens that were encoded, and how many were cut.
     """
     import torch
 
@@ -190,23 +198,28 @@ def make_record(now: dict[str, Any], result: Any, model: Any, task: AbsTask) -> 
         "device": str(parameter.device) if parameter is not None else None,
         # Nothing in a retrieval evaluation is drawn at random.
         "seed": None,
-        "cost": _cost(model, result, parameter),
+        "cost": _cost(model, result, parameter, figures or {}),
         "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _cost(model: Any, result: Any, parameter: Any) -> dict[str, Any]:  # noqa: ANN401 - model, TaskResult, Tensor
-    """Return what the scores cost: seconds, tokens after truncation, size of the vectors, the device."""
+def _cost(
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    result: Any,  # noqa: ANN401 - mteb's TaskResult
+    parameter: Any,  # noqa: ANN401 - Tensor
+    figures: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what the scores cost; tokens are those read now, not those of vectors from the store."""
     import torch
 
     on_gpu = parameter is not None and parameter.device.type == "cuda"
-    stats = getattr(getattr(model, "model", None), "encoding_stats", None)
     dimension = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)
     return {
         "seconds": result.evaluation_time,
-        "tokens": getattr(stats, "tokens", None),
-        "truncated": getattr(stats, "truncated", None),
+        "texts": figures.get("texts"),
+        "tokens": figures.get("tokens"),
+        "truncated": figures.get("truncated"),
         "dimensions": dimension(),
         "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else None,
     }

@@ -29,7 +29,7 @@ from reasonembed_mteb.running.records import (
 )
 from reasonembed_mteb.running.resolving import model_labels
 from reasonembed_mteb.running.scores import keep_scores, write_scores
-from reasonembed_mteb.running.variants import innermost, load_variant, with_store
+from reasonembed_mteb.running.variants import encoding_figures, innermost, load_variant, speed_up, with_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,6 +58,9 @@ class RunOptions:
             of their own in it.
         store: Folder of the embedding store; None computes every vector anew.
         store_dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: the smallest that is exact.
+        batch_tokens: Tokens of an encoding batch; None for the device's own.
+        attn: How the encoder attends; see `reasonembed_mteb.encoding.accelerate`.
+        compile_layers: Whether decoder layers are compiled: ``auto``, ``on`` or ``off``.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -71,6 +74,9 @@ class RunOptions:
     prediction_folder: Path | None = None
     store: Path | None = None
     store_dtype: str = "auto"
+    batch_tokens: int | None = None
+    attn: str = "auto"
+    compile_layers: str = "auto"
     progress: bool = True
 
 
@@ -128,7 +134,11 @@ class _Loaded:
         return self._model
 
     def _load(self) -> Any:  # noqa: ANN401
-        model = load_variant(self.meta, device=self._options.device)
+        chosen = self._options
+        model = load_variant(self.meta, device=chosen.device)
+        speed_up(
+            model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
+        )
         if self._options.store is None:
             return model
         return with_store(model, self._options.store, self._options.store_dtype)
@@ -246,8 +256,18 @@ def _run_task(
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     kept = keep_scores(task)
+    encoding_figures(model, reset=True)
     result = _evaluate(model, task, cache, options, predictions)
-    record = make_record(now, result, innermost(model), task) | {"predictions": saved and file_hash(saved)}
+    figures = encoding_figures(model)
+    if figures.get("truncated"):
+        cut, texts = figures["truncated"], figures["texts"]
+        say(
+            f"{loaded.meta.name} on {name}: {cut:,} of {texts:,} encoded texts were cut at the length"
+            " in force"
+        )
+    record = make_record(now, result, innermost(model), task, figures) | {
+        "predictions": saved and file_hash(saved)
+    }
     by_query = scores_path(record_path(cache, name, loaded.meta))
     write_scores(by_query, scores_info(record, task), kept)
     write_record(cache, task, loaded.meta, record | {"scores": file_hash(by_query)})

@@ -10,6 +10,7 @@ import torch
 import xxhash
 
 from reasonembed_mteb.encoding.lengths import current_length
+from reasonembed_mteb.encoding.results import TextsError
 from reasonembed_mteb.encoding.store import VectorStore, text_keys
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.mteb_encoder import ProtocolEncoder
@@ -256,7 +257,10 @@ class StoredEncoder:
     ) -> tuple[torch.Tensor, NDArray[np.int32]]:
         """Return vectors on the CPU, and token counts before truncation (-1 where not known)."""
         loader = column_loader(columns, call.get("batch_size", 32))
-        encoded = torch.as_tensor(self.model.encode(loader, **call)).detach().cpu()
+        try:
+            encoded = torch.as_tensor(self.model.encode(loader, **call)).detach().cpu()
+        except TextsError as error:
+            raise error.named(columns.get("id", columns["text"])) from error
         broken = (~torch.isfinite(encoded)).any(dim=1).nonzero().flatten().tolist()
         if broken:
             names = columns.get("id", columns["text"])

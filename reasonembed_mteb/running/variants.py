@@ -164,6 +164,41 @@ def with_store(model: Any, root: Path, dtype: str) -> Any:  # noqa: ANN401 - any
     return model
 
 
+def speed_up(model: Any, *, batch_tokens: int | None, attn: str, compile_layers: str) -> None:  # noqa: ANN401
+    """Let every SentenceTransformer inside a model encode by token budget, baselines too.
+
+    Args:
+        model: A loaded MTEB model; changed in place.
+        batch_tokens: Tokens of a batch; None for the device's own.
+        attn: See `reasonembed_mteb.encoding.accelerate`.
+        compile_layers: Whether decoder layers are compiled.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    from reasonembed_mteb.encoding import accelerate
+    from reasonembed_mteb.encoding.lengths import sized_models
+
+    for inner in sized_models(model):
+        if isinstance(inner, SentenceTransformer):
+            accelerate(inner, batch_tokens=batch_tokens, attn=attn, compile=compile_layers)
+
+
+def encoding_figures(model: Any, *, reset: bool = False) -> dict[str, int]:  # noqa: ANN401
+    """Return how many tokens a model read since the last reset, and how many texts it cut.
+
+    Args:
+        model: A loaded MTEB model.
+        reset: Start again from zero afterwards.
+    """
+    from reasonembed_mteb.encoding.lengths import sized_models
+
+    every = [stats for one in sized_models(model) if (stats := getattr(one, "encoding_stats", None))]
+    figures = {name: sum(getattr(one, name) for one in every) for name in ("texts", "tokens", "truncated")}
+    for one in every if reset else ():
+        one.reset()
+    return figures if every else {}
+
+
 def innermost(model: Any) -> Any:  # noqa: ANN401 - any of mteb's model protocols
     """Return the model inside compression and store.
 

@@ -5,7 +5,7 @@ MTEB's own class holds every document and every token in lists; 100,000 document
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 # The defaults of mteb 2.26.24's BM25Search.
 _OPTIONS = {"k1": 1.5, "b": 0.75, "delta": 0.5, "method": "lucene"}
+
+
+def _of_language(language: str) -> dict[str, Any]:
+    """Return the stop words and the stemmer that MTEB takes."""
+    if language == "eng-Latn":
+        from Stemmer import Stemmer  # type: ignore[import-not-found]
+
+        # Without mteb, whose import takes a third of a gigabyte.
+        return {"stopwords": "en", "stemmer": Stemmer("english")}
+    from mteb.models.model_implementations.bm25 import BM25Tokenizer
+
+    of_language = BM25Tokenizer(language.partition("-")[0])
+    return {"stopwords": of_language.stopwords_key, "stemmer": of_language.stemmer}
 
 
 class LexicalSearch:
@@ -36,10 +49,7 @@ class LexicalSearch:
             import bm25s
         except ImportError:
             raise missing_extra("bm25s", "synthesis") from None
-        from mteb.models.model_implementations.bm25 import BM25Tokenizer
-
-        of_language = BM25Tokenizer(language.partition("-")[0])
-        self._options = {"stopwords": of_language.stopwords_key, "stemmer": of_language.stemmer}
+        self._options = _of_language(language)
         self._corpus = corpus
         tokenizer = bm25s.tokenization.Tokenizer(**self._options)
         texts = (text for _, _, text in corpus.documents())

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # Queries a file.
 SIZE = 256
-# Scores in memory at a time, 4 bytes each.
+# Documents and scores in memory at a time; a score has 4 bytes.
+_CHUNK = 4096
 _SCORES = 1 << 24
 # Scores that are one number on every machine worth the name.
 _DIGITS = 6
@@ -234,9 +235,9 @@ def _file_rows(shards: Shards, index: int) -> Iterator[Row]:
 
 
 def _search(run: Run, subset: SubsetSection, model: Any, rows: list[Row], data: Any) -> Iterator[Row]:  # noqa: ANN401
-    from reasonembed_mteb.retrieval.search import CHUNK_SIZE, excluding_search
+    from reasonembed_mteb.retrieval.search import excluding_search
 
-    chunk = max(1, min(CHUNK_SIZE, _SCORES // max(1, len(rows))))
+    chunk = max(1, min(_CHUNK, _SCORES // max(1, len(rows))))
     arguments = _search_arguments(run, subset)
     search = excluding_search(model, {}, chunk_size=chunk)
     search.index(data, **arguments)
