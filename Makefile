@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## Install, then score BM25 and all-MiniLM on the embe
 	$(BIN)/reasonembed demo
 
 test: $(VENV)/.installed  ## Install, then run the fast tests
-	$(BIN)/python -m pytest -m "$(FAST)"
+	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2 --dist worksteal
 
 test-all: $(VENV)/.installed  ## Run every test that needs neither a GPU nor the network
 	$(BIN)/python -m pytest -m "not gpu and not network"

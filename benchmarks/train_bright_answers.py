@@ -1,13 +1,15 @@
 """Real training on the StackExchange subsets of a BRIGHT-shaped folder: before, InfoNCE, Redapter.
 
-Every subset but one is trained on: the query, the query with its human reasoning, its gold answer as the
-positive, and negatives out of the subset's own documents, the best of BM25 and of the model itself. Documents
-that are relevant to or excluded for the query, and every answer of the held-out subset, are no negatives. Each
-seed is trained once by each loss on the same rows, batches and negatives; then the tasks of the held-out subset
-and of another domain are scored by the package's own runner, without an instruction.
+Every subset but one is trained on: the query, the query with its human reasoning, its gold answer as
+the positive, and negatives out of the subset's own documents, the best of BM25 and of the model itself.
+Documents that are relevant to or excluded for the query, and every answer of the held-out subset, are no
+negatives. Each seed is trained once by each loss on the same rows, batches and negatives; then the tasks
+of the held-out subset and of another domain are scored by the package's own runner, without an
+instruction.
 
-What is done stays in the output folder: a killed run goes on, and several processes may share the work by
-`--losses` or `--seeds` (let one mine the rows first, by `--losses` alone). The table is over all that is there.
+What is done stays in the output folder: a killed run goes on, and several processes may share the work
+by `--losses` or `--seeds` (let one mine the rows first, by `--losses` alone). The table is over all that
+is there.
 
     python benchmarks/train_bright_answers.py --data FOLDER --model DIRECTORY --output FOLDER
 """
@@ -19,6 +21,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -91,7 +94,7 @@ def mine_subset(row: Any, barred: set[str], model: Any, depth: int) -> list[dict
                 "query": text,
                 "reasoning_query": f"{text}\n{reasoning}" if reasoning.strip() else None,
                 "pos": [texts[name] for name in gold],
-                "neg": [texts[name] for name in dict.fromkeys(sum(found, []))],
+                "neg": [texts[name] for name in dict.fromkeys(chain.from_iterable(found))],
             }
         )
     return rows

@@ -237,7 +237,7 @@ def test_models_are_filtered_everywhere(opened: Any) -> None:
 
 @pytest.mark.browser
 def test_the_explorer_shows_what_two_models_found(opened: Any) -> None:
-    from selenium.webdriver.support.ui import Select
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 
     Select(opened.find_element("id", "subset")).select_by_value("biology")
     items = opened.find_elements("css selector", "#query-list > li")
@@ -248,7 +248,8 @@ def test_the_explorer_shows_what_two_models_found(opened: Any) -> None:
         "25.0 against 25.0 (+0.0)",
     ]
     items[0].find_element("css selector", "summary").click()
-    inside = items[0].find_element("class name", "open").text
+    # The page fills an opened query when the browser tells it so, which is after the click returns.
+    inside = WebDriverWait(opened, 10).until(lambda _: items[0].find_elements("class name", "open"))[0].text
     assert "x/best: 90.0" in inside
     assert "cell_notes/mitochondria_1.txt" in inside
     # The text of a document of the embedded benchmark, and of its first query.
@@ -261,12 +262,16 @@ def test_the_explorer_shows_what_two_models_found(opened: Any) -> None:
 
 @pytest.mark.browser
 def test_a_script_in_a_name_an_id_or_a_document_stays_text(opened: Any) -> None:
-    from selenium.webdriver.support.ui import Select
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 
     assert any("<script>" in name for name in names(opened))
     Select(opened.find_element("id", "subset")).select_by_value("biology")
-    for summary in opened.find_elements("css selector", "#query-list summary"):
+    summaries = opened.find_elements("css selector", "#query-list summary")
+    for summary in summaries:
         summary.click()
+    WebDriverWait(opened, 10).until(
+        lambda _: len(opened.find_elements("css selector", "#query-list .open")) == len(summaries)
+    )
     assert "<script>" in opened.find_element("id", "query-list").text
     assert len(opened.find_elements("css selector", "script")) == 2
     assert opened.find_elements("css selector", "img") == []

@@ -8,6 +8,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from filelock import FileLock
+
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class AnswerCache:
         except OSError as error:
             msg = f"cannot make {folder}: {error.strerror or error}; choose another folder"
             raise ReasonEmbedError(msg) from error
-        with self._told():
+        # SQLite does not wait for a lock while it changes the journal, whatever its timeout.
+        with self._told(), FileLock(self.file.with_suffix(".lock"), timeout=_PATIENCE):
             self._connection = sqlite3.connect(
                 self.file, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
@@ -94,7 +97,7 @@ class AnswerCache:
         """Say what SQLite met in our words."""
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             msg = (
                 f"cannot write {self.file}: {error}; free space or see to the disk, and run again: "
                 "what was answered before is kept"

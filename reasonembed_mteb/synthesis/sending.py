@@ -199,7 +199,7 @@ class Sender:
     def _settle(self) -> None:
         """Make doubtful failures final."""
         for slot, error in self._doubtful:
-            logger.warning("No answer for %s: the endpoint %s", slot.request.key, error)
+            logger.warning("No answer for %r: the endpoint %s", slot.request.key, error)
             self._keep(slot, Outcome(None, error.error))
         self._doubtful.clear()
 
