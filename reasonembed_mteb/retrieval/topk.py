@@ -39,8 +39,8 @@ class ExcludedPairs:
         found = pc.index_in(pa.array(names, document_ids.type), value_set=document_ids)
         columns = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         known = columns >= 0
-        # One number a pair sorts by column and drops repetitions much faster than two would.
-        pairs = np.unique(columns[known] * len(query_ids) + rows[known])
+        # One number a pair sorts by column much faster than two would; repetitions do no harm.
+        pairs = np.sort(columns[known] * len(query_ids) + rows[known])
         self._columns: NDArray[np.int64] = pairs // len(query_ids)
         self._rows: NDArray[np.int64] = pairs % len(query_ids)
 
