@@ -2,8 +2,8 @@
 
 The reference encodes sub-batches of 4 rows, all padded to the longest text of the batch, and keeps every
 sub-batch's activations (FlagEmbedding's decoder-only embedder, written here as a plain function). Ours
-encodes queries and documents at once, or with cached gradients in mini-batches of a token budget. Each way
-runs in a fresh process; the rows' lengths are drawn from a seed. Prints one table; `--json` prints the rows.
+encodes queries and documents at once, packed without padding (`packed`, decoders alone), or with cached
+gradients in mini-batches of a token budget. Each way runs in a fresh process; the rows' lengths are drawn from a seed. Prints one table; `--json` prints the rows.
 
     python benchmarks/train.py --model sentence-transformers/all-MiniLM-L6-v2 --steps 5
     python benchmarks/train.py --model Qwen/Qwen3-4B --lora 32 --bf16 --checkpointing --queries 8 --group 16
@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-WAYS = ("reference", "ours", "cached")
+WAYS = ("reference", "ours", "packed", "cached", "cached-packed")
 SUB_BATCH = 4
 
 
@@ -37,7 +37,7 @@ def recipe_of(options: argparse.Namespace, way: str) -> Any:  # noqa: ANN401
             "loss": {
                 "start_step": 0,
                 "gather_across_devices": False,
-                "mini_batch_tokens": options.budget if way == "cached" else 0,
+                "mini_batch_tokens": options.budget if "cached" in way else 0,
             },
             "data": {"query_tokens": options.tokens, "document_tokens": options.tokens},
             "training": {
@@ -122,6 +122,7 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
     from reasonembed_mteb.training.adapters import load_model
     from reasonembed_mteb.training.building import make_loss
     from reasonembed_mteb.training.collator import GroupCollator
+    from reasonembed_mteb.training.packed import pack_texts
 
     torch.manual_seed(0)
     recipe = recipe_of(options, way)
@@ -131,6 +132,8 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
     for module in model.modules():
         # Checkpointing works in training mode only.
         module.training = options.checkpointing and not isinstance(module, torch.nn.Dropout)
+    if "packed" in way:
+        pack_texts(model, torch.device(device), half=options.bf16)
     loss = make_loss(model, recipe)
     rows = rows_of(options)
     collator = GroupCollator(
@@ -165,7 +168,7 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
         values.append(value.item())
         if index:  # The first step warms up.
             seconds += time.perf_counter() - started
-            tokens += sum(int(one["attention_mask"].sum()) for one in columns)
+            tokens += sum(int(one.get("attention_mask", one["input_ids"] != -1).sum()) for one in columns)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gib = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else (peak - before) / 2**20
     return {
@@ -196,13 +199,14 @@ def main() -> None:
     parser.add_argument("--attention", default="")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--way", choices=WAYS, help="run this one here")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         print(json.dumps(run_way(options, options.way)))
         return
     found = []
-    for way in WAYS:
+    for way in options.ways:
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))

@@ -61,11 +61,11 @@ def _varlen(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend by torch's variable-length kernel; ``query`` is (1, H, T, D), the output (1, T, H, D)."""
+    # Under mixed precision norms give float32, which the kernel does not take.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
     # (T, H, D): views, since transformers made the inputs by transposing.
     mixed = varlen_attn(
-        query.transpose(1, 2).squeeze(0),
-        key.transpose(1, 2).squeeze(0),
-        value.transpose(1, 2).squeeze(0),
+        *(one.to(dtype).transpose(1, 2).squeeze(0) for one in (query, key, value)),
         cu_seq_lens_q,
         cu_seq_lens_q,
         max_length_q,
@@ -93,9 +93,8 @@ def _documents(
 ) -> tuple[Tensor, None]:
     """Attend text by text; shapes as in `_varlen`."""
     grouped = query.shape[1] != key.shape[1]
-    mixed = torch.empty_like(query.transpose(1, 2))
-    ends = cu_seq_lens_q.tolist()
-    for start, stop in pairwise(ends):
+    mixed = []
+    for start, stop in pairwise(cu_seq_lens_q.tolist()):
         mask = _window_mask(stop - start, sliding_window, query.device)
         one = scaled_dot_product_attention(
             query[:, :, start:stop],
@@ -106,8 +105,9 @@ def _documents(
             scale=scaling,
             enable_gqa=grouped,
         )
-        mixed[:, start:stop] = one.transpose(1, 2)
-    return mixed, None
+        mixed.append(one.transpose(1, 2))
+    # Not written in place, which in training would keep a copy for each text.
+    return torch.cat(mixed, dim=1), None
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:

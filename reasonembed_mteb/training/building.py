@@ -57,15 +57,19 @@ def build_trainer(
     from transformers import set_seed
 
     from reasonembed_mteb.training.adapters import load_model
+    from reasonembed_mteb.training.packed import pack_texts
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
     set_seed(recipe.training.seed)
     model = load_model(recipe)
+    arguments = _arguments(recipe, output, plan)
+    if recipe.training.packed:
+        pack_texts(model, arguments.device, half=recipe.training.precision == "bf16")
     collator = make_collator(model, recipe, plan)
     return RedapterTrainer(
         model=model,
-        args=_arguments(recipe, output, plan),
+        args=arguments,
         plans=plan.subsets,
         train_dataset=data.subsets,
         data_collator=collator,

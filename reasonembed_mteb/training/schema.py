@@ -166,6 +166,8 @@ class TrainingPart(_Section):
         precision: ``bf16``: bf16 base weights under adapters, bf16 autocast; ``fp32``: neither.
         checkpointing: Whether activations are recomputed instead of kept.
         attention: Attention implementation, by transformers' name; empty for its default.
+        packed: Whether texts are packed without padding (Qwen2, Qwen3, Llama and Mistral decoders; on CUDA
+            in bf16).
         save_steps: Steps between checkpoints; 0 for one at the end.
         keep: Checkpoints kept.
         log_steps: Steps between lines on the console.
@@ -185,6 +187,7 @@ class TrainingPart(_Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     checkpointing: bool = True
     attention: str = ""
+    packed: bool = False
     save_steps: Count = 0
     keep: Positive = 2
     log_steps: Positive = 10

@@ -226,11 +226,24 @@ class _Steps(TrainerCallback):
 def _sizes(inputs: Mapping[str, Any]) -> dict[str, int]:
     """Count a batch: queries and documents, and their tokens without padding."""
     masks = {name: value for name, value in inputs.items() if name.endswith("attention_mask")}
-    return {
-        "queries": len(inputs["query_input_ids"]) if "query_input_ids" in inputs else 0,
-        "documents": len(inputs["documents_input_ids"]) if "documents_input_ids" in inputs else 0,
-        "tokens": int(sum(int(mask.sum()) for mask in masks.values())),
+    # Packed rows have no mask, since they have no padding.
+    packed = {
+        name: value
+        for name, value in inputs.items()
+        if name.endswith("input_ids") and name.replace("input_ids", "cu_seq_lens_q") in inputs
     }
+    return {
+        "queries": _rows(inputs, "query"),
+        "documents": _rows(inputs, "documents"),
+        "tokens": int(sum(int(mask.sum()) for mask in masks.values()))
+        + sum(ids.numel() for ids in packed.values()),
+    }
+
+
+def _rows(inputs: Mapping[str, Any], column: str) -> int:
+    """Count a column's texts."""
+    ends = inputs.get(f"{column}_cu_seq_lens_q")
+    return len(inputs.get(f"{column}_input_ids", ())) if ends is None else len(ends) - 1
 
 
 def _line(logs: Mapping[str, float], step: int, steps: int) -> str:
