@@ -262,6 +262,8 @@ def report(rows: list[dict[str, Any]], ceiling: float, options: argparse.Namespa
         vectors = np.load(folder / f"{row['way']}.npy")
         row["difference"] = float(np.abs(vectors - base).max())
         row["share"] = row["flops"] / row["seconds"] / ceiling
+    if options.plot:
+        plot(rows, options.plot)
     if options.json:
         print(json.dumps(rows))
         return
@@ -285,6 +287,26 @@ def report(rows: list[dict[str, Any]], ceiling: float, options: argparse.Namespa
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw speed and memory, a bar a way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.9 + 0.4 * len(rows)), layout="constrained")
+    speed, memory = figure.subplots(1, 2, sharey=True)
+    names = [WAYS[row["way"]] for row in rows][::-1]
+    for axes, values, title in (
+        (speed, [row["tokens"] / row["seconds"] for row in rows][::-1], "tokens a second"),
+        (memory, [row["peak_mib"] / 1024 for row in rows][::-1], "peak memory, GiB"),
+    ):
+        bars = axes.barh(names, values, color="#4c72b0")
+        axes.bar_label(bars, labels=[f"{value:,.0f}" if value > 100 else f"{value:.1f}" for value in values])
+        axes.set_title(title, fontsize=10)
+        axes.margins(x=0.15)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_xticks([])
+    figure.savefig(file, dpi=130)
+
+
 def main() -> None:
     """Measure every way asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -300,6 +322,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, help="PNG of the table; needs matplotlib")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--seed-folder", help=argparse.SUPPRESS)
     options = parser.parse_args()

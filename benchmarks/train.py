@@ -3,9 +3,10 @@
 The reference encodes sub-batches of 4 rows, all padded to the longest text of the batch, and keeps every
 sub-batch's activations (FlagEmbedding's decoder-only embedder, written here as a plain function). Ours
 encodes queries and documents at once, packed without padding (`packed`, decoders alone), or with cached
-gradients in mini-batches of a token budget. Each way runs in a fresh process; the rows' lengths are drawn from a seed. Prints one table; `--json` prints the rows.
+gradients in mini-batches of a token budget. Each way runs in a fresh process; the rows' lengths are drawn
+from a seed. Prints one table; `--json` prints the rows.
 
-    python benchmarks/train.py --model sentence-transformers/all-MiniLM-L6-v2 --steps 5
+    python benchmarks/train.py --model sentence-transformers/all-MiniLM-L6-v2 --ways reference ours cached
     python benchmarks/train.py --model Qwen/Qwen3-4B --lora 32 --bf16 --checkpointing --queries 8 --group 16
 """
 

@@ -135,3 +135,17 @@ def test_a_picture_needs_metrics(
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     assert call(monkeypatch, "plot-training", tmp_path) == 2
     assert "no file of metrics of ours" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_told_how_to_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reasonembed_mteb.training.run.train", interrupted)
+    command = ["train", recipe, "--data", tmp_path, "--output", tmp_path / "out"]
+    assert call(monkeypatch, *command) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert call(monkeypatch, *command, "--resume") == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -65,9 +65,7 @@ def gradients(folder: Path, loss: str, *, packed: bool, recompute: bool) -> tupl
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_gradients_are_those_of_padded_texts(
-    family: str, loss: str, recompute: bool, tmp_path: Path
-) -> None:
+def test_gradients_are_those_of_padded_texts(family: str, loss: str, recompute: bool, tmp_path: Path) -> None:
     folder = save_decoder(tmp_path, family)
     expected, wanted = gradients(folder, "plain", packed=False, recompute=False)
     value, found = gradients(folder, loss, packed=True, recompute=recompute)

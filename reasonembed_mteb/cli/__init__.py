@@ -52,7 +52,10 @@ def main() -> None:
     except Exception as error:
         status = _report(error, debug)
     if status == INTERRUPTED:
-        say("reasonembed: interrupted; the same command goes on where this one stopped")
+        # A training run is gone on with only when asked to, since its folder may hold another one.
+        unasked = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
+        how = "the same command" + (" with --resume" if unasked else "")
+        say(f"reasonembed: interrupted; {how} goes on where this one stopped")
     sys.exit(status if isinstance(status, int) else 0)
 
 
