@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from training_data import make_rows
+from training_data import checked_rows as rows
 
 from reasonembed_mteb.model import ReasonEmbed
 from reasonembed_mteb.training.collator import GroupCollator, document_id, instruction_of
@@ -20,22 +20,6 @@ TEMPLATE = "Instruct: {instruction}\nQuery: "
 @pytest.fixture(scope="module")
 def model(qwen3_dir: Path) -> ReasonEmbed:
     return ReasonEmbed(str(qwen3_dir), device="cpu")
-
-
-def rows(count: int = 4, subset: str = "biology", **fields: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "subset": subset,
-            "row": index,
-            "query": row["query"],
-            "reasoning": row["reasoning_query"],
-            "instruction": row["prompt"],
-            "positives": row["pos"],
-            "negatives": row["neg"],
-        }
-        | fields
-        for index, row in enumerate(make_rows(count))
-    ]
 
 
 def collator(model: ReasonEmbed, **options: Any) -> GroupCollator:

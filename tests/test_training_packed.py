@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import save_decoder
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
-from training_data import make_rows, tiny_recipe, write_folder
+from training_data import checked_rows, tiny_recipe, write_folder
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.model import ReasonEmbed
@@ -41,19 +41,7 @@ def gradients(folder: Path, loss: str, *, packed: bool, recompute: bool) -> tupl
     collator = GroupCollator(
         preprocess_fn=model.preprocess, groups={"biology": 4}, template="Instruct: {instruction}\nQuery: "
     )
-    rows = [
-        {
-            "subset": "biology",
-            "row": index,
-            "query": row["query"],
-            "reasoning": row["reasoning_query"],
-            "instruction": row["prompt"],
-            "positives": row["pos"],
-            "negatives": row["neg"],
-        }
-        for index, row in enumerate(make_rows(3))
-    ]
-    batch = collator(rows)
+    batch = collator(checked_rows(3))
     assert ("documents_cu_seq_lens_q" in batch) is packed
     columns, _ = SentenceTransformerTrainer.collect_features(None, batch)  # type: ignore[arg-type]
     model.train()

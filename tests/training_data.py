@@ -37,6 +37,23 @@ def make_rows(count: int, seed: int = 0, negatives: int = 5) -> list[dict[str, A
     ]
 
 
+def checked_rows(count: int = 4, subset: str = "biology", **fields: Any) -> list[dict[str, Any]]:
+    """Return rows as `TrainingData` holds them."""
+    return [
+        {
+            "subset": subset,
+            "row": index,
+            "query": row["query"],
+            "reasoning": row["reasoning_query"],
+            "instruction": row["prompt"],
+            "positives": row["pos"],
+            "negatives": row["neg"],
+        }
+        | fields
+        for index, row in enumerate(make_rows(count))
+    ]
+
+
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
