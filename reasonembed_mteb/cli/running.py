@@ -89,6 +89,10 @@ def run(
     prediction_folder: Annotated[
         Path | None, typer.Option(help="Save predictions here (several models: a folder for each).")
     ] = None,
+    run_file: Annotated[
+        str | None,
+        typer.Option(help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several."),
+    ] = None,
     truncate_dim: Annotated[
         int | None, typer.Option(min=1, help="Keep the first dimensions of each vector.")
     ] = None,
@@ -140,6 +144,7 @@ def run(
         rerank_from=rerank_from,
         rerank_top_k=rerank_top_k,
         prediction_folder=prediction_folder,
+        run_file=run_file,
         store=None if no_store else store or output_folder / "vectors",
         store_dtype=store_dtype,
         batch_tokens=batch_tokens,

@@ -28,6 +28,7 @@ from reasonembed_mteb.running.records import (
     write_record,
 )
 from reasonembed_mteb.running.resolving import model_labels
+from reasonembed_mteb.running.runs import check_pattern, write_runs
 from reasonembed_mteb.running.scores import keep_scores, write_scores
 from reasonembed_mteb.running.variants import encoding_figures, innermost, load_variant, speed_up, with_store
 
@@ -56,6 +57,7 @@ class RunOptions:
         rerank_top_k: Candidates a query.
         prediction_folder: Where to save predictions; several models, smoke runs and rerankings have folders
             of their own in it.
+        run_file: Where to write TREC runs; see `reasonembed_mteb.running.runs.check_pattern`.
         store: Folder of the embedding store; None computes every vector anew.
         store_dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: the smallest that is exact.
         batch_tokens: Tokens of an encoding batch; None for the device's own.
@@ -72,6 +74,7 @@ class RunOptions:
     rerank_from: Path | None = None
     rerank_top_k: int = 100
     prediction_folder: Path | None = None
+    run_file: str | None = None
     store: Path | None = None
     store_dtype: str = "auto"
     batch_tokens: int | None = None
@@ -163,8 +166,13 @@ def run(
 
     Returns:
         One outcome per model and task, in the order given.
+
+    Raises:
+        ReasonEmbedError: If several rankings would be written to one run file.
     """
     labels = model_labels(models)
+    if options.run_file is not None:
+        check_pattern(options.run_file, labels, tasks)
     folders = [_prediction_folder(options, label if len(models) > 1 else "") for label in labels]
     return [
         outcome
@@ -213,6 +221,10 @@ def _run_model(
         try:
             own = own_copy(task)
             outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+            if options.run_file is not None:
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                for file in write_runs(options.run_file, label, kept):
+                    say(f"{label} on {outcome.task}: run {file}")
             how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
             say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")
         except Exception as error:

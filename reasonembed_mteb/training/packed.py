@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -32,7 +32,7 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
 
     from reasonembed_mteb.encoding.packing import can_pack, kernel_for
 
-    transformer = model[0]
+    transformer: Any = model[0]
     if not can_pack(model):
         kind = getattr(getattr(transformer, "auto_model", None), "config", None)
         msg = (
