@@ -46,7 +46,7 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
         raise ReasonEmbedError(msg)
     transformer.auto_model.config._attn_implementation = kernel  # noqa: SLF001 - read at each forward
     # What the library sets when it unpads by itself; it knows flash-attn's names alone.
-    transformer.data_collator = DataCollatorWithFlattening(
+    transformer.data_collator = DataCollatorWithFlattening(  # type: ignore[no-untyped-call]
         return_flash_attn_kwargs=True, return_position_ids=True
     )
     transformer._flatten_position_offset = 0  # noqa: SLF001 - these families count positions from 0
