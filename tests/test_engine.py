@@ -329,7 +329,9 @@ with open(sys.argv[3], "wb") as disk:
     for vectors in encode_stream(model, texts):
         disk.write(vectors.astype(np.float16).tobytes())
         total += len(vectors)
-print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Not by getrusage, whose peak is inherited from the process that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(total, int(peak) // 1024)
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -11,12 +10,10 @@ from scipy import stats
 
 from reasonembed_mteb.reporting import significance
 from reasonembed_mteb.reporting.significance import (
-    bootstrap_intervals,
     compare,
     holm,
     paired_test,
     pairwise_pvalues,
-    pool,
     significance_marks,
 )
 
@@ -201,20 +198,3 @@ def test_letters_go_on_after_the_alphabet() -> None:
         "a2",
         "a3",
     ]
-
-
-@pytest.mark.slow
-def test_fifty_models_on_28_tasks_in_seconds() -> None:
-    draw = np.random.default_rng(0)
-    start = time.process_time()
-    tasks = [{f"m{m}": by_query(draw.random(115)) for m in range(50)} for _ in range(28)]
-    for scores in tasks:
-        significance_marks(scores)
-        bootstrap_intervals(scores)
-    pooled = {
-        model: pool({str(t): scores[model] for t, scores in enumerate(tasks[:12])}) for model in tasks[0]
-    }
-    significance_marks(pooled)
-    bootstrap_intervals(pooled)
-    # Of the 15 s that a whole report may take; processor time, so that a busy machine does not matter.
-    assert time.process_time() - start < 10
