@@ -26,7 +26,7 @@ test: $(VENV)/.installed  ## Install, then run the fast tests
 	$(BIN)/python -m pytest -m "$(FAST)" --numprocesses 2 --dist worksteal
 
 test-all: $(VENV)/.installed  ## Run every test that needs neither a GPU nor the network
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(BIN)/python -m pytest -m "not gpu and not network" --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.installed  ## Check style
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ def recipe_of(loss: str, seed: int, options: argparse.Namespace) -> Any:  # noqa
         "loss.kind": loss,
         "loss.start_step": options.start_step,
         "data.document_tokens": options.tokens,
-        "data.query_tokens": options.tokens,
+        "data.query_tokens": options.query_tokens,
         "batch.group": options.group,
         "batch.queries": options.queries,
         "training.epochs": options.epochs,
@@ -245,7 +245,7 @@ def difference(one: str, other: str, found: dict[str, list[dict[str, Any]]], sub
 
     first, second = (by_query(found[arm], subset, metric) for arm in (one, other))
     gaps = {query: 100 * (first[query] - second[query]) for query in first}
-    interval = bootstrap_interval(gaps)
+    interval = bootstrap_interval(list(gaps.values()))
     tested = paired_test(first, second)
     better, worse = sum(gap > 1e-9 for gap in gaps.values()), sum(gap < -1e-9 for gap in gaps.values())
     return (
@@ -275,7 +275,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--depth", type=int, default=10, help="negatives a query from each retriever, at most"
     )
-    parser.add_argument("--tokens", type=int, default=128, help="of a query and of a document, in training")
+    parser.add_argument("--tokens", type=int, default=128, help="of a document, in training")
+    parser.add_argument("--query-tokens", type=int, default=256, help="of a query with its reasoning")
     parser.add_argument("--group", type=int, default=4, help="documents a query")
     parser.add_argument("--queries", type=int, default=16, help="a batch")
     parser.add_argument("--epochs", type=int, default=2)
