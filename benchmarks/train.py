@@ -6,6 +6,7 @@ encodes queries and documents at once, packed without padding (`packed`, decoder
 gradients in mini-batches of a token budget. Each way runs in a fresh process; the rows' lengths are drawn
 from a seed. Prints one table; `--json` prints the rows.
 
+    python benchmarks/train.py --queries 4 --lora 32
     python benchmarks/train.py --model sentence-transformers/all-MiniLM-L6-v2 --ways reference ours cached
     python benchmarks/train.py --model Qwen/Qwen3-4B --lora 32 --bf16 --checkpointing --queries 8 --group 16
 """
@@ -17,8 +18,12 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
+
+import encode
 
 WAYS = ("reference", "ours", "packed", "cached", "cached-packed")
 SUB_BATCH = 4
@@ -28,7 +33,7 @@ def recipe_of(options: argparse.Namespace, way: str) -> Any:  # noqa: ANN401
     """Build the recipe of a way."""
     from reasonembed_mteb.training.recipes import check_recipe
 
-    lora = {"rank": options.lora}
+    lora: dict[str, Any] = {"rank": options.lora}
     if options.targets:
         lora["targets"] = options.targets.split(",")
     return check_recipe(
@@ -51,12 +56,23 @@ def recipe_of(options: argparse.Namespace, way: str) -> Any:  # noqa: ANN401
     )
 
 
+def random_model(size: str, folder: Path) -> str:
+    """Save a random Qwen3 whose tokenizer has one word a token; return its directory."""
+    seed, target = folder / "seed", folder / "model"
+    encode.save_seed(seed, encode.SIZES[size][-1])
+    chosen = argparse.Namespace(
+        model=None, size=size, seed_folder=str(seed), dtype="float32", device="cpu", seed=0, max_tokens=8192
+    )
+    encode.load(chosen).save_pretrained(str(target))
+    return str(target)
+
+
 def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Draw rows; lengths are log-normal, as passages' are."""
     import numpy as np
 
     random = np.random.default_rng(options.seed)
-    words = ["".join(random.choice(list("abcdefghij"), 4)) for _ in range(500)]
+    words = [f"word{number}" for number in range(500)]
 
     def text(median: int) -> str:
         return " ".join(random.choice(words, max(3, int(random.lognormal(np.log(median), 0.7)))))
@@ -186,11 +202,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument(
+        "--model", default="6x512", help=f"name, directory, or a random Qwen3: {', '.join(encode.SIZES)}"
+    )
     parser.add_argument("--queries", type=int, default=8)
-    parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512, help="longest text")
-    parser.add_argument("--median", type=int, default=40, help="words of a passage, about 3 tokens each")
+    parser.add_argument("--median", type=int, default=120, help="words of a passage")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--budget", type=int, default=16384, help="tokens of a cached mini-batch")
     parser.add_argument("--lora", type=int, default=0)
@@ -207,10 +225,12 @@ def main() -> None:
         print(json.dumps(run_way(options, options.way)))
         return
     found = []
-    for way in options.ways:
-        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(options.model, Path(folder)) if options.model in encode.SIZES else options.model
+        for way in options.ways:
+            command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--model", model]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
     if options.json:
         print(json.dumps(found, indent=1))
         return
