@@ -14,6 +14,8 @@ _LISTED_BY = {
     "benchmark": "reasonembed tasks",
     "model": "reasonembed models",
 }
+# Names that an error shows where none is near.
+_SHOWN = 8
 
 
 class ReasonEmbedError(Exception):
@@ -37,7 +39,7 @@ class UnknownNameError(ReasonEmbedError, KeyError):
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
-    """Build the error for an unknown name, with the nearest known one.
+    """Build the error for an unknown name, with the nearest known one, or else with some of them.
 
     Args:
         kind: What the name names: ``"task"``, ``"model"``, ``"benchmark"``, ``"key"`` ...
@@ -50,6 +52,9 @@ def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameEr
     lowered = {name.lower(): name for name in allowed}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.5)
     hint = f"; did you mean {lowered[nearest[0]]!r}?" if nearest else "."
+    if not nearest and kind not in _LISTED_BY and lowered:
+        shown = sorted(lowered.values())
+        hint = f"; known: {', '.join(shown[:_SHOWN])}{' ...' if len(shown) > _SHOWN else ''}"
     where = f" `{_LISTED_BY[kind]}` lists all." if kind in _LISTED_BY else ""
     return UnknownNameError(f"unknown {kind} {given!r}{hint}{where}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reasonembed_mteb.errors import UnknownNameError
+from reasonembed_mteb.errors import UnknownNameError, unknown_name
 from reasonembed_mteb.retrieval import tables
 
 POSTS = {
@@ -112,3 +112,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
         tables.row("reasonembedbrightbiolgy")
     with pytest.raises(UnknownNameError, match="did you mean 'biology'"):
         tables.instruction_for("bioligy")
+    far = unknown_name("fusion", "zzz", ["rrf", "dbsf"])
+    assert str(far) == "unknown fusion 'zzz'; known: dbsf, rrf"
+    many = unknown_name("column", "zzz", [f"c{n}" for n in range(9)])
+    assert str(many).endswith("c6, c7 ...")
