@@ -306,7 +306,7 @@ def test_two_processes_give_the_same_vectors_counts_and_errors(model: ReasonEmbe
 
 
 MILLION = """
-import resource, sys, torch, numpy as np
+import sys, torch, numpy as np
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.encoding import encode_stream
 

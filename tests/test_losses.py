@@ -566,25 +566,25 @@ def test_gathering_without_processes_is_the_same() -> None:
     assert values[0] == values[1]
 
 
-@pytest.mark.parametrize("kind", [RedapterLoss, CachedRedapterLoss])
+OUT_OF_RANGE = [
+    ("temperature", 0, "above 0"),
+    ("temperature", -0.02, "above 0"),
+    ("temperature", math.nan, "above 0"),
+    ("temperature", math.inf, "above 0"),
+    ("max_intensity", 0.0, "above 0"),
+    ("max_intensity", -5, "above 0"),
+    ("max_intensity", math.nan, "above 0"),
+    ("start_step", -1, "0 or more"),
+]
+OF_THE_CACHE = [("mini_batch_size", 0, "1 row or more"), ("mini_batch_num_tokens", 0, "1 or more")]
+
+
 @pytest.mark.parametrize(
-    ("setting", "value", "allowed"),
-    [
-        ("temperature", 0, "above 0"),
-        ("temperature", -0.02, "above 0"),
-        ("temperature", math.nan, "above 0"),
-        ("temperature", math.inf, "above 0"),
-        ("max_intensity", 0.0, "above 0"),
-        ("max_intensity", -5, "above 0"),
-        ("max_intensity", math.nan, "above 0"),
-        ("start_step", -1, "0 or more"),
-        ("mini_batch_size", 0, "1 row or more"),
-        ("mini_batch_num_tokens", 0, "1 or more"),
-    ],
+    ("kind", "setting", "value", "allowed"),
+    [(RedapterLoss, *case) for case in OUT_OF_RANGE]
+    + [(CachedRedapterLoss, *case) for case in OUT_OF_RANGE + OF_THE_CACHE],
 )
 def test_settings_out_of_range(kind: type, setting: str, value: float, allowed: str) -> None:
-    if kind is RedapterLoss and setting.startswith("mini"):
-        pytest.skip("a setting of the cached loss")
     with pytest.raises(ReasonEmbedError, match=f"{setting}={value}; allowed is .*{allowed}") as caught:
         kind(bag_model(), **{setting: value})
     assert isinstance(caught.value, ValueError)

@@ -14,7 +14,12 @@ from tqdm import tqdm
 
 from reasonembed_mteb.encoding import compiling
 from reasonembed_mteb.encoding.batching import Batch, Budget, batch_cost, prefetched, token_batches
-from reasonembed_mteb.encoding.packing import named_attention, packed_features, padded_features
+from reasonembed_mteb.encoding.packing import (
+    PACKED_KEYS,
+    named_attention,
+    packed_features,
+    padded_features,
+)
 from reasonembed_mteb.encoding.results import EncodingStats, Results, TextsError
 from reasonembed_mteb.encoding.tokenizing import Tokenizing
 
@@ -226,11 +231,10 @@ def _attending(transformer: Any, kernel: str | None) -> Iterator[None]:  # noqa:
     """Attend by a kernel; sentence-transformers' own flattening would undo our rows."""
     flattens = transformer.can_flatten_inputs
     named = transformer.model_forward_params
-    packed = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"}
     try:
         transformer.can_flatten_inputs = False
         if named is not None:
-            transformer.model_forward_params = named | packed
+            transformer.model_forward_params = named | PACKED_KEYS
         with named_attention(transformer.auto_model.config, kernel):
             yield
     finally:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DataCollatorWithFlattening
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -39,6 +39,8 @@ except ImportError:
 
 # Decoders whose attention hands `cu_seq_lens_q` on, has no soft cap, and rotates by position_ids.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+# What packed rows bring, beside their tokens.
+PACKED_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"})
 # Modules that read one vector a text, so that they need not know how the tokens lay.
 _PER_TEXT = frozenset({"Dense", "Dropout", "LayerNorm", "Normalize"})
 VARLEN, DOCUMENTS, CAUSAL = (f"reasonembed_{name}" for name in ("varlen", "documents", "causal"))
@@ -215,6 +217,25 @@ def named_attention(config: Any, name: str | None) -> Iterator[None]:  # noqa: A
         yield
     finally:
         config._attn_implementation = before  # noqa: SLF001
+
+
+def keep_packed(transformer: Any, kernel: str) -> None:  # noqa: ANN401 - a Transformer module
+    """Have a module tokenise into packed rows and attend by a kernel, for good.
+
+    This is what sentence-transformers sets when it unpads by itself, for flash-attn's names alone.
+
+    Args:
+        transformer: Of a model that `can_pack`, changed in place.
+        kernel: See `kernel_for`.
+    """
+    transformer.auto_model.config._attn_implementation = kernel  # noqa: SLF001
+    transformer.data_collator = DataCollatorWithFlattening(  # type: ignore[no-untyped-call]
+        return_flash_attn_kwargs=True, return_position_ids=True
+    )
+    transformer._flatten_position_offset = 0  # noqa: SLF001 - these families count positions from 0
+    transformer.can_flatten_inputs = True
+    if transformer.model_forward_params is not None:
+        transformer.model_forward_params = transformer.model_forward_params | PACKED_KEYS
 
 
 def packed_features(rows: Sequence[NDArray[np.int32]]) -> dict[str, Any]:

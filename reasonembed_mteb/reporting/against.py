@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonembed_mteb.reporting.boards import SHORT
 from reasonembed_mteb.reporting.formats import MISSING, Grid
-from reasonembed_mteb.reporting.published import MEAN, Beside, published_for, within_noise
+from reasonembed_mteb.reporting.published import MEAN, Beside, compare, published_for
 from reasonembed_mteb.reporting.significance import bootstrap_intervals, pool, significance_marks
 
 if TYPE_CHECKING:
@@ -60,10 +60,8 @@ def beside(board: Board) -> list[Source]:
             ours = _ours(row, score.subset)
             if ours is None or row.model.options:
                 continue
-            difference = 100 * ours - score.value
-            near = within_noise(difference, is_mean=score.subset == MEAN)
             held = sources.setdefault((score.source, score.model), {})
-            held[score.subset] = Beside(score, 100 * ours, difference, near)
+            held[score.subset] = compare(score, 100 * ours)
         for (source, model), scores in sources.items():
             first = next(iter(scores.values())).published
             found.append(Source(place, f"{source}: {model}", first.url, first.note, scores))

@@ -162,29 +162,12 @@ def within_noise(difference: float, *, is_mean: bool) -> bool:
     return abs(difference) <= noise(is_mean=is_mean) + 1e-9
 
 
-def beside_published(
-    model: str, benchmark: str, ours: Mapping[str, float], metric: str = "ndcg_at_10"
-) -> tuple[Beside, ...]:
-    """Put our scores beside the first source that published this model's, which is the paper for ours.
+def compare(published: PublishedScore, ours: float) -> Beside:
+    """Put our score beside a published one.
 
     Args:
-        model: See `published_for`.
-        benchmark: Our benchmark, or MTEB's.
-        ours: Scores in percent by subset. The mean is compared if every published subset is there.
-        metric: MTEB's name.
-
-    Returns:
-        One for each subset that both have, in the source's order, then the mean.
+        published: The published score.
+        ours: In percent.
     """
-    found = published_for(model, benchmark, metric)
-    first = [score for score in found if score.source == found[0].source and score.model == found[0].model]
-    wanted = [score.subset for score in first if score.subset != MEAN]
-    scores = {subset: ours[subset] for subset in wanted if subset in ours}
-    if wanted and len(scores) == len(wanted):
-        scores[MEAN] = math.fsum(scores.values()) / len(scores)
-    return tuple(
-        Beside(score, value, value - score.value, within_noise(value - score.value, is_mean=is_mean))
-        for score in first
-        if score.subset in scores
-        for value, is_mean in [(scores[score.subset], score.subset == MEAN)]
-    )
+    difference = ours - published.value
+    return Beside(published, ours, difference, within_noise(difference, is_mean=published.subset == MEAN))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from reasonembed_mteb.reporting.results import Model, Result
+    from reasonembed_mteb.reporting.results import Result
     from reasonembed_mteb.reporting.tables import Board
 
 # Files are small and decompressed outside the interpreter's lock.
@@ -196,12 +196,3 @@ def read_found(result: Result, queries: Collection[str], top: int | None = None)
         hits = list(zip(documents.to_pylist(), scores.to_pylist(), strict=True))
         found[wanted["query_id"][row].as_py()] = Found(wanted["gold_ids"][row].as_py(), hits)
     return found
-
-
-def results_by_task(found: Sequence[Result]) -> dict[tuple[Model, str], Result]:
-    """Return results that have scores of record, by model and task.
-
-    Args:
-        found: Results.
-    """
-    return {(result.model, result.task): result for result in found if result.scores_file is not None}

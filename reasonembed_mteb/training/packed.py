@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"})
-
 
 def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) -> None:
     """Have a model tokenise into packed rows and attend by a kernel that takes them.
@@ -28,9 +26,8 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
         ReasonEmbedError: If the model or the device has no packed path.
     """
     import torch
-    from transformers import DataCollatorWithFlattening
 
-    from reasonembed_mteb.encoding.packing import can_pack, kernel_for
+    from reasonembed_mteb.encoding.packing import can_pack, keep_packed, kernel_for
 
     transformer: Any = model[0]
     if not can_pack(model):
@@ -44,12 +41,4 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
     if kernel is None:
         msg = f"training.packed: no packed attention on {device.type} in this precision; set it to false"
         raise ReasonEmbedError(msg)
-    transformer.auto_model.config._attn_implementation = kernel  # noqa: SLF001 - read at each forward
-    # What the library sets when it unpads by itself; it knows flash-attn's names alone.
-    transformer.data_collator = DataCollatorWithFlattening(  # type: ignore[no-untyped-call]
-        return_flash_attn_kwargs=True, return_position_ids=True
-    )
-    transformer._flatten_position_offset = 0  # noqa: SLF001 - these families count positions from 0
-    transformer.can_flatten_inputs = True
-    if transformer.model_forward_params is not None:
-        transformer.model_forward_params = transformer.model_forward_params | _KEYS
+    keep_packed(transformer, kernel)
