@@ -49,7 +49,7 @@ def make_results(folder: Path, models: int, hits: int, seed: int = 0) -> int:
     """
     import numpy as np
 
-    from reasonembed_mteb.retrieval.tables import benchmarks
+    from reasonembed_mteb.retrieval.rows import benchmarks
 
     draw = np.random.default_rng(seed)
     tasks = [row for name in BENCHMARKS for row in benchmarks()[name]]
@@ -79,7 +79,7 @@ def _write_task(
     hits: int,
     draw: Any,  # noqa: ANN401 - Generator
 ) -> None:
-    from reasonembed_mteb.running.scores import Kept, write_scores
+    from reasonembed_mteb.evaluation.scores import Kept, write_scores
 
     metrics = [f"{name}_at_{k}" for name in ("ndcg", "recall", "map", "mrr") for k in (1, 10, 100, 1000)]
     score = round(float(scores.mean()), 5)

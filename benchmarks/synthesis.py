@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.synthesis.client import Endpoint, LLMClient, Request
+from reasonembed_mteb.llm.client import Endpoint, LLMClient, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -136,10 +136,9 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
     import torch
     from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
-    from reasonembed_mteb.training.adapters import load_model
+    from reasonembed_mteb.training.adapters import load_model, pack_texts
     from reasonembed_mteb.training.building import make_loss
     from reasonembed_mteb.training.collator import GroupCollator
-    from reasonembed_mteb.training.packed import pack_texts
 
     torch.manual_seed(0)
     recipe = recipe_of(options, way)

@@ -37,7 +37,7 @@ KIND = "bright"
 
 def task_row(subset: str) -> Any:  # noqa: ANN401
     """Return our task of a subset's passages."""
-    from reasonembed_mteb.retrieval.tables import load_rows
+    from reasonembed_mteb.retrieval.rows import load_rows
 
     return next(row for row in load_rows() if row.kind == KIND and row.subset == subset)
 
@@ -53,7 +53,7 @@ def mine(options: argparse.Namespace) -> None:
     """Write one file of rows for each training subset."""
     from sentence_transformers import SentenceTransformer
 
-    from reasonembed_mteb.retrieval.data import load_split
+    from reasonembed_mteb.retrieval.labels import load_split
 
     held = task_row(options.held_out)
     answers = {name for gold in load_split(held)["relevant_docs"].values() for name in gold}
@@ -72,7 +72,7 @@ def mine(options: argparse.Namespace) -> None:
 
 def mine_subset(row: Any, barred: set[str], model: Any, depth: int) -> list[dict[str, Any]]:  # noqa: ANN401
     """Return a subset's rows: negatives are the first documents of BM25 and of the model that may be."""
-    from reasonembed_mteb.retrieval.data import load_split
+    from reasonembed_mteb.retrieval.labels import load_split
     from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
     split = load_split(row)
@@ -170,10 +170,10 @@ def train(loss: str, seed: int, options: argparse.Namespace) -> tuple[Path, dict
 
 def score(model: Path | str, name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return each metric of each subset by query."""
+    from reasonembed_mteb.evaluation.resolving import resolve_models, resolve_tasks
+    from reasonembed_mteb.evaluation.runner import RunOptions, run
+    from reasonembed_mteb.evaluation.scores import read_scores
     from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.running.resolving import resolve_models, resolve_tasks
-    from reasonembed_mteb.running.runner import RunOptions, run
-    from reasonembed_mteb.running.scores import read_scores
 
     register()
     output = options.output / "scores" / name
@@ -240,7 +240,7 @@ def spread(values: list[float]) -> str:
 
 def difference(one: str, other: str, found: dict[str, list[dict[str, Any]]], subset: str, metric: str) -> str:
     """Compare two arms query by query, each query's score averaged over the seeds."""
-    from reasonembed_mteb.reporting.intervals import bootstrap_interval
+    from reasonembed_mteb.reporting.bootstrap import bootstrap_interval
     from reasonembed_mteb.reporting.significance import paired_test
 
     first, second = (by_query(found[arm], subset, metric) for arm in (one, other))

@@ -10,18 +10,18 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
-    from reasonembed_mteb.model import ReasonEmbed
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
     from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.retrieval.tasks import load_tasks
+    from reasonembed_mteb.retrieval.task import load_tasks
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DataError": "reasonembed_mteb.errors",
-    "ReasonEmbed": "reasonembed_mteb.model",
+    "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
     "UnknownNameError": "reasonembed_mteb.errors",
-    "load_tasks": "reasonembed_mteb.retrieval.tasks",
+    "load_tasks": "reasonembed_mteb.retrieval.task",
     "register": "reasonembed_mteb.plugin",
 }
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 MTEB_MIN, MTEB_BELOW = "2.26", "3"
 _OURS = "_reasonembed_mteb"
 _TASK_MODULE = "reasonembed_mteb.retrieval.task"
-_deferred: list[ModuleType] = []
 
 
 def check_mteb_version() -> None:
@@ -75,9 +74,9 @@ def register_tasks(module: ModuleType) -> None:
     check_mteb_version()
     if _is_loading(_TASK_MODULE):
         # Our task module was imported first and is importing mteb just now; it ends with the rest.
-        _deferred.append(module)
+        vars(sys.modules[_TASK_MODULE]).setdefault("when_imported", []).append(register)
         return
-    from reasonembed_mteb.retrieval.tasks import build_tasks
+    from reasonembed_mteb.retrieval.task import build_tasks
 
     held = {task.metadata.name for task in vars(module).values() if hasattr(task, "metadata")}
     tasks = build_tasks()
@@ -91,13 +90,6 @@ def _is_loading(name: str) -> bool:
     return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
 
 
-def finish_deferred() -> None:
-    """Register what the hook had to leave; called at the end of our task module."""
-    if _deferred:
-        _deferred.clear()
-        register()
-
-
 def register_models(module: ModuleType) -> None:
     """Put our models into MTEB's registry, and let it take local directories.
 
@@ -105,7 +97,7 @@ def register_models(module: ModuleType) -> None:
         module: ``mteb.models.model_implementations``, just executed.
     """
     check_mteb_version()
-    from reasonembed_mteb.zoo import model_metas
+    from reasonembed_mteb.models.zoo import model_metas
 
     registry: dict[str, Any] = _private(module, "MODEL_REGISTRY")
     metas = model_metas()
@@ -127,7 +119,7 @@ def _take_local_folders() -> None:
     def from_hub(cls: type[ModelMeta], model: str, *args: Any, **kwargs: Any) -> ModelMeta:
         if not Path(str(model)).expanduser().is_dir():
             return original(model, *args, **kwargs)
-        from reasonembed_mteb.zoo import local_meta
+        from reasonembed_mteb.models.zoo import local_meta
 
         return local_meta(model)
 
@@ -144,7 +136,7 @@ def register_benchmarks(module: ModuleType) -> None:
     check_mteb_version()
     from mteb.benchmarks.benchmark import Benchmark
 
-    from reasonembed_mteb.retrieval.tasks import build_benchmarks
+    from reasonembed_mteb.retrieval.task import build_benchmarks
 
     held = {b.name: b for b in vars(module).values() if isinstance(b, Benchmark)}
     ours = {name for name in held if hasattr(module, _attribute(name))}
@@ -180,7 +172,7 @@ def register() -> None:
 
 def _add_tasks_afterwards() -> None:
     """Add our tasks to the registries that mteb built without them."""
-    from reasonembed_mteb.retrieval.tasks import build_tasks
+    from reasonembed_mteb.retrieval.task import build_tasks
 
     # `import mteb.get_tasks as m` would give the function of that name.
     import_module("mteb.get_tasks")
@@ -216,8 +208,8 @@ def _forget_benchmark_caches() -> None:
 
 def registration_state() -> dict[str, bool]:
     """Say which of our names mteb knows right now, for ``reasonembed doctor``."""
-    from reasonembed_mteb.retrieval.tables import benchmarks, load_rows
-    from reasonembed_mteb.zoo import CHECKPOINTS
+    from reasonembed_mteb.models.zoo import CHECKPOINTS
+    from reasonembed_mteb.retrieval.rows import benchmarks, load_rows
 
     import_module("mteb")
     registry = sys.modules["mteb.get_tasks"]._TASKS_REGISTRY  # noqa: SLF001

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.reporting.boards import row_of_task
-from reasonembed_mteb.retrieval.tables import row
-from reasonembed_mteb.running.scores import Kept, write_scores
+from reasonembed_mteb.evaluation.scores import Kept, write_scores
+from reasonembed_mteb.reporting.tables import row_of_task
+from reasonembed_mteb.retrieval.rows import row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from reasonembed_mteb.encoding.batching import Budget, batch_cost, prefetched, token_batches
+from reasonembed_mteb.encoding.loop import Budget, batch_cost, prefetched, token_batches
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 1, 500).astype(np.int64) + 1
 

@@ -12,16 +12,15 @@ import pytest
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.model import ReasonEmbed
+from reasonembed_mteb.evaluation import record as records
+from reasonembed_mteb.evaluation.resolving import resolve_model
+from reasonembed_mteb.evaluation.runner import RunOptions, run
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.plugin import register
-from reasonembed_mteb.retrieval.beir import BeirEncoder, beir_task, export_beir
-from reasonembed_mteb.retrieval.beir_folder import read_folder
-from reasonembed_mteb.retrieval.beir_writing import write_folder
-from reasonembed_mteb.retrieval.tables import row
-from reasonembed_mteb.retrieval.tasks import build_tasks
-from reasonembed_mteb.running import records
-from reasonembed_mteb.running.resolving import resolve_model
-from reasonembed_mteb.running.runner import RunOptions, run
+from reasonembed_mteb.retrieval.beir import read_folder, write_folder
+from reasonembed_mteb.retrieval.beir_task import BeirEncoder, beir_task, export_beir
+from reasonembed_mteb.retrieval.rows import row
+from reasonembed_mteb.retrieval.task import build_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

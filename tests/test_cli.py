@@ -13,8 +13,9 @@ import mteb
 import pytest
 from mteb.models.model_meta import ModelMeta
 
-from reasonembed_mteb import cli, console
-from reasonembed_mteb.running import doctor, runner
+from reasonembed_mteb import cli
+from reasonembed_mteb.cli import show as console
+from reasonembed_mteb.evaluation import doctor, runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,14 @@ RANDOM = "mteb/baseline-random-encoder"
 @pytest.fixture(autouse=True)
 def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what the command does to the process: its environment and its loggers."""
-    names = ("", "mteb", "sentence_transformers", "reasonembed_mteb", "reasonembed_mteb.model", "bm25s")
+    names = (
+        "",
+        "mteb",
+        "sentence_transformers",
+        "reasonembed_mteb",
+        "reasonembed_mteb.models.reason_embed",
+        "bm25s",
+    )
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
     environment = dict(os.environ)
@@ -215,7 +223,7 @@ def test_template_of_a_shell_user_gets_its_line_break(
         seen.update(options, names=names)
         return []
 
-    monkeypatch.setattr("reasonembed_mteb.running.resolving.resolve_models", resolved)
+    monkeypatch.setattr("reasonembed_mteb.evaluation.resolving.resolve_models", resolved)
     template = r"Instruct: {instruction}\nQuery: "
     command("run", "-m", "x/y", "-t", BIOLOGY, "--dry-run", "--instruction-template", template)
     assert seen["template"] == "Instruct: {instruction}\nQuery: "
@@ -308,7 +316,7 @@ def test_mixed_metrics_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_scores_what_is_installed_and_its_second_run_is_cached(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from reasonembed_mteb.running import demo
+    from reasonembed_mteb.evaluation import demo
 
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     status, out, err = command("demo")

@@ -16,7 +16,8 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb import ReasonEmbed
-from reasonembed_mteb.encoding import EncodingStats, TextsError, accelerate, encode_stream, engine
+from reasonembed_mteb.encoding import EncodingStats, TextsError, accelerate, encode_stream
+from reasonembed_mteb.encoding import loop as engine
 from reasonembed_mteb.encoding.tokenizing import Tokenizing
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 

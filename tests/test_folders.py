@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.folders import content_revision, local_name, model_kind
+from reasonembed_mteb.models.folders import content_revision, local_name, model_kind
 
 if TYPE_CHECKING:
     from pathlib import Path

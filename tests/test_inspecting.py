@@ -12,8 +12,8 @@ from reporting_data import write_result, write_run
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.reporting.inspecting import differ, look_at, worst
-from reasonembed_mteb.reporting.reading import read_results
-from reasonembed_mteb.reporting.texts import local_texts
+from reasonembed_mteb.reporting.queries import local_texts
+from reasonembed_mteb.reporting.results import read_results
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reasonembed_mteb.reporting.intervals import bootstrap_interval, bootstrap_intervals
+from reasonembed_mteb.reporting.bootstrap import bootstrap_interval, bootstrap_intervals
 
 
 def by_query(values: object) -> dict[str, float]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reasonembed_mteb.encoding.lengths import capped_length, current_length
+from reasonembed_mteb.retrieval.lengths import capped_length, current_length
 
 
 class Sized:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.synthesis import batch
-from reasonembed_mteb.synthesis.batch import BatchFiles, MissingAnswersError
-from reasonembed_mteb.synthesis.client import Endpoint, LLMClient, Request
+from reasonembed_mteb.llm import batch
+from reasonembed_mteb.llm.batch import BatchFiles, MissingAnswersError
+from reasonembed_mteb.llm.client import Endpoint, LLMClient, Request
 
 if TYPE_CHECKING:
     from pathlib import Path

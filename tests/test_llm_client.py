@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from stub_server import Reply, Seen, StubServer, chat, failure
 
+from reasonembed_mteb.endpoints.endpoint import request_hash
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
-from reasonembed_mteb.synthesis import asking
-from reasonembed_mteb.synthesis.answers import FILE, AnswerCache, Outcome
-from reasonembed_mteb.synthesis.client import (
+from reasonembed_mteb.llm import asking
+from reasonembed_mteb.llm.cache import FILE, AnswerCache, Outcome
+from reasonembed_mteb.llm.client import (
     Answer,
     Budget,
     BudgetExceeded,
@@ -32,7 +33,6 @@ from reasonembed_mteb.synthesis.client import (
     LLMClient,
     Request,
 )
-from reasonembed_mteb.synthesis.endpoint import request_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -580,7 +580,7 @@ def test_what_is_no_file_of_answers(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from reasonembed_mteb.synthesis.client import Endpoint, LLMClient, Request
+from reasonembed_mteb.llm.client import Endpoint, LLMClient, Request
 url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 prompts = (({"role": "user", "content": str(i)},) for i in range(count))
 requests = (Request(f"item {i}", prompt, 1.0, 0.6, 100, 7) for i, prompt in enumerate(prompts))

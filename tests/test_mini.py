@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reasonembed_mteb.retrieval.data import load_split
+from reasonembed_mteb.retrieval.labels import load_split
+from reasonembed_mteb.retrieval.rows import benchmarks
 from reasonembed_mteb.retrieval.sources import content_hash
-from reasonembed_mteb.retrieval.tables import benchmarks
 
 ROWS = benchmarks()["ReasonMini"]
 FOLDER = Path(__file__).resolve().parents[1] / "tasks" / "mini"
@@ -73,9 +73,9 @@ def test_the_recorded_revision_is_the_contents() -> None:
     reason="needs the demo extra",
 )
 def test_it_tells_models_apart(tmp_path: Path) -> None:
+    from reasonembed_mteb.evaluation.demo import run_demo
+    from reasonembed_mteb.evaluation.runner import RunOptions
     from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.running.demo import run_demo
-    from reasonembed_mteb.running.runner import RunOptions
 
     register()
     outcomes = run_demo(RunOptions(output=tmp_path, progress=False), lambda _: None)

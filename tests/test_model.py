@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.retrieval.tables import task_instructions
+from reasonembed_mteb.retrieval.rows import task_instructions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,10 @@ from mteb.models import ModelMeta
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.model import ReasonEmbed
-from reasonembed_mteb.reporting.modelmeta import MODULE, PROMPTS, REQUEST, export_modelmeta
-from reasonembed_mteb.retrieval.tables import instruction_for
-from reasonembed_mteb.zoo import CHECKPOINTS, model_meta, training_tasks
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
+from reasonembed_mteb.models.zoo import CHECKPOINTS, model_meta, training_tasks
+from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.sharing.modelmeta import MODULE, PROMPTS, REQUEST, export_modelmeta
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -219,7 +219,7 @@ def test_half_a_second_at_most(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["reasonembed_mteb", "reasonembed_mteb.cli", "reasonembed_mteb.retrieval.tables"]
+    "module", ["reasonembed_mteb", "reasonembed_mteb.cli", "reasonembed_mteb.retrieval.rows"]
 )
 def test_nothing_heavy_is_imported(module: str) -> None:
     code = f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))"

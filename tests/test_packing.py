@@ -14,7 +14,9 @@ from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb import ReasonEmbed
-from reasonembed_mteb.encoding import accelerate, compiling, packing, planning
+from reasonembed_mteb.encoding import accelerate, packing
+from reasonembed_mteb.encoding import plan as compiling
+from reasonembed_mteb.encoding import plan as planning
 
 if TYPE_CHECKING:
     from pathlib import Path

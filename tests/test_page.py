@@ -12,11 +12,11 @@ import pytest
 from reporting_data import write_result, write_run
 
 from reasonembed_mteb.reporting import explorer
-from reasonembed_mteb.reporting.making import Wanted, write_report
 from reasonembed_mteb.reporting.page import make_page
-from reasonembed_mteb.reporting.reading import read_results
+from reasonembed_mteb.reporting.report import Wanted, write_report
+from reasonembed_mteb.reporting.results import read_results
 from reasonembed_mteb.reporting.tables import make_boards
-from reasonembed_mteb.retrieval.tables import benchmarks
+from reasonembed_mteb.retrieval.rows import benchmarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.reporting.pairing import pool, score_matrix
+from reasonembed_mteb.reporting.bootstrap import pool, score_matrix
 
 
 def test_queries_must_be_the_same_and_scores_finite() -> None:

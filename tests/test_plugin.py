@@ -14,8 +14,8 @@ import pytest
 
 from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.retrieval.tables import benchmarks, load_rows
-from reasonembed_mteb.zoo import CHECKPOINTS
+from reasonembed_mteb.models.zoo import CHECKPOINTS
+from reasonembed_mteb.retrieval.rows import benchmarks, load_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

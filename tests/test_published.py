@@ -9,15 +9,9 @@ from pathlib import Path
 import mteb
 import pytest
 
-from reasonembed_mteb.reporting.published import (
-    MEAN,
-    compare,
-    published_for,
-    published_scores,
-    within_noise,
-)
-from reasonembed_mteb.retrieval.tables import benchmarks
-from reasonembed_mteb.zoo import CHECKPOINTS, Checkpoint
+from reasonembed_mteb.models.zoo import CHECKPOINTS, Checkpoint
+from reasonembed_mteb.reporting.published import MEAN, compare, published_for, published_scores, within_noise
+from reasonembed_mteb.retrieval.rows import benchmarks
 
 SHARED = Path(__file__).parents[2] / "shared/data/published"
 BRIGHT, R2MED = "BRIGHT(ReasonEmbed)", "R2MED(ReasonEmbed)"

@@ -14,13 +14,12 @@ from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.reporting import formats
-from reasonembed_mteb.reporting.against import beside, compare_rows, published_grids, significance_grids
-from reasonembed_mteb.reporting.boards import GROUPS, metric_name
-from reasonembed_mteb.reporting.making import Wanted, draw_report, write_report
+from reasonembed_mteb.reporting.comparison import beside, compare_rows, published_grids, significance_grids
 from reasonembed_mteb.reporting.queries import read_frames
-from reasonembed_mteb.reporting.reading import read_results
-from reasonembed_mteb.reporting.tables import make_boards
-from reasonembed_mteb.retrieval.tables import benchmarks
+from reasonembed_mteb.reporting.report import Wanted, draw_report, write_report
+from reasonembed_mteb.reporting.results import read_results
+from reasonembed_mteb.reporting.tables import GROUPS, make_boards, metric_name
+from reasonembed_mteb.retrieval.rows import benchmarks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

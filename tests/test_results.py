@@ -11,7 +11,7 @@ from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.reporting.queries import read_columns, read_found, read_scores_by_query
-from reasonembed_mteb.reporting.reading import read_results
+from reasonembed_mteb.reporting.results import read_results
 
 if TYPE_CHECKING:
     from pathlib import Path

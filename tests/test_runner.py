@@ -12,7 +12,11 @@ from mteb.types import PromptType
 
 from reasonembed_mteb import files, plugin
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.running import demo, downloads, limits, planning, prefixes, records, resolving, runner
+from reasonembed_mteb.evaluation import demo, limits, resolving, runner
+from reasonembed_mteb.evaluation import plan as planning
+from reasonembed_mteb.evaluation import record as records
+from reasonembed_mteb.evaluation import resolving as downloads
+from reasonembed_mteb.models import instructions as prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,9 @@ import pytest
 
 from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.evaluation import resolving, runner
+from reasonembed_mteb.evaluation.scores import Kept, check_pattern, read_scores, write_runs, write_scores
 from reasonembed_mteb.retrieval.trec import read_run
-from reasonembed_mteb.running import resolving, runner
-from reasonembed_mteb.running.runs import check_pattern, write_runs
-from reasonembed_mteb.running.scores import Kept, read_scores, write_scores
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ import pytrec_eval
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import DataError, UnknownNameError
-from reasonembed_mteb.reporting import score
-from reasonembed_mteb.reporting.score import judge, score_run, strip_prefix
+from reasonembed_mteb.evaluation import score_run as score
+from reasonembed_mteb.evaluation.score_run import judge, score_run, strip_prefix
 from reasonembed_mteb.retrieval.trec import write_run
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 
 def test_a_tasks_labels_are_those_it_is_evaluated_with() -> None:
-    from reasonembed_mteb.retrieval.data import load_split
+    from reasonembed_mteb.retrieval.labels import load_split
 
     for name in ("ReasonMiniLeetcode", "ReasonMiniAops", "ReasonMiniBiology"):
         row = score.find_row(name)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from reasonembed_mteb import cli
-from reasonembed_mteb.encoding import store as stores
-from reasonembed_mteb.encoding.store import StoreError, VectorStore, text_keys
-from reasonembed_mteb.encoding.upkeep import list_store, prune_store
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.store import vectors as stores
+from reasonembed_mteb.store.upkeep import list_store, prune_store
+from reasonembed_mteb.store.vectors import StoreError, VectorStore, text_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

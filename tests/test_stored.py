@@ -19,9 +19,10 @@ from datasets import Dataset
 
 from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.model import ReasonEmbed
+from reasonembed_mteb.evaluation import resolving, runner, scores, variants
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.retrieval import search
-from reasonembed_mteb.running import resolving, runner, scores, stored, variants
+from reasonembed_mteb.store import encoder as stored
 from tests.conftest import save_decoder
 
 if TYPE_CHECKING:

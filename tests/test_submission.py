@@ -12,9 +12,9 @@ import pytest
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.plugin import register
-from reasonembed_mteb.reporting.modelmeta import mteb_training_tasks
-from reasonembed_mteb.reporting.submission import check_submission, submit_command
-from reasonembed_mteb.retrieval import tables
+from reasonembed_mteb.retrieval import rows as tables
+from reasonembed_mteb.sharing.modelmeta import mteb_training_tasks
+from reasonembed_mteb.sharing.submission import check_submission, submit_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,9 @@ from stub_server import StubServer
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.synthesis.agreement import agreements, measure, read_labels
-from reasonembed_mteb.synthesis.annotating import labelled
+from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

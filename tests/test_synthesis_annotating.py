@@ -8,9 +8,9 @@ import pytest
 from remixer_script import answer, document, make_config
 from stub_server import StubServer, failure
 
-from reasonembed_mteb.synthesis.annotating import labelled, median_label, parse_label, second_labelled
+from reasonembed_mteb.synthesis.annotate import labelled, median_label, parse_label, second_labelled
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

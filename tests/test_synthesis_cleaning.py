@@ -8,9 +8,9 @@ import pytest
 from remixer_script import document, make_config
 from stub_server import StubServer, failure
 
-from reasonembed_mteb.synthesis.cleaning import cleaned, rank
+from reasonembed_mteb.synthesis.clean import cleaned, rank
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

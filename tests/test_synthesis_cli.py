@@ -10,7 +10,7 @@ import pytest
 from remixer_script import answer, make_config, write_config, write_corpus
 from stub_server import StubServer
 
-from reasonembed_mteb.synthesis.estimating import estimate
+from reasonembed_mteb.synthesis.pipeline import estimate
 
 if TYPE_CHECKING:
     from pathlib import Path

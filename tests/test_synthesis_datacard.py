@@ -10,7 +10,7 @@ import pytest
 from remixer_script import answer, make_config
 from stub_server import StubServer
 
-from reasonembed_mteb.synthesis.datacard import _cell, _histogram, _table
+from reasonembed_mteb.synthesis.card import _cell, _histogram, _table
 from reasonembed_mteb.synthesis.pipeline import synthesize
 from reasonembed_mteb.synthesis.prompts import load_prompts
 from reasonembed_mteb.synthesis.shards import read_rows

@@ -9,12 +9,12 @@ import pytest
 from remixer_script import answer, make_config
 from stub_server import StubServer
 
-from reasonembed_mteb.synthesis.annotating import labelled
+from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.config import FormatSection
-from reasonembed_mteb.synthesis.formatting import formatted, formatted_file
+from reasonembed_mteb.synthesis.format import formatted, formatted_file
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.reasoning import refusal, sides
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.reason import refusal, sides
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

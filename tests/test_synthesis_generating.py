@@ -10,9 +10,9 @@ from remixer_script import answer, document, make_config, write_corpus, write_li
 from stub_server import StubServer
 
 from reasonembed_mteb.synthesis.config import LEVEL_WEIGHTS, WORD_WEIGHTS, GenerateSection
-from reasonembed_mteb.synthesis.generating import _target, points_at_a_text, queries, sources
+from reasonembed_mteb.synthesis.generate import _target, points_at_a_text, queries, sources
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reasonembed_mteb.synthesis.corpus import Benchmark, Corpus
-from reasonembed_mteb.synthesis.lexical import LexicalSearch, _of_language
+from reasonembed_mteb.synthesis.mine import LexicalSearch, _of_language
 
 MINI = Path(__file__).resolve().parents[1] / "tasks" / "mini"
 

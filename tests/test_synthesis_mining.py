@@ -10,9 +10,9 @@ from stub_server import StubServer
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.config import MineSection
-from reasonembed_mteb.synthesis.mining import _candidates, _QueryMemory, mined
+from reasonembed_mteb.synthesis.mine import _candidates, _QueryMemory, mined
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
-from reasonembed_mteb.synthesis.running import Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from stub_server import StubServer, chat, failure
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.config import read_config
 from reasonembed_mteb.synthesis.pipeline import batch_clients, check_steps, synthesize, take_answers
-from reasonembed_mteb.synthesis.running import STEPS
+from reasonembed_mteb.synthesis.step import STEPS
 from reasonembed_mteb.training.metrics import read_metrics
 from reasonembed_mteb.training.recipes import load_recipe
 from reasonembed_mteb.training.run import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reasonembed_mteb.errors import UnknownNameError, unknown_name
-from reasonembed_mteb.retrieval import tables
+from reasonembed_mteb.retrieval import rows as tables
 
 POSTS = {
     "Biology": "a Biology",

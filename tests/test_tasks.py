@@ -12,8 +12,8 @@ import pytest
 
 from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.retrieval.tasks import load_tasks
-from reasonembed_mteb.zoo import local_meta
+from reasonembed_mteb.models.zoo import local_meta
+from reasonembed_mteb.retrieval.task import load_tasks
 
 ANSWERS = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
 needs_answers = pytest.mark.skipif(

@@ -66,7 +66,7 @@ def test_a_dry_run_knows_the_processes(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from reasonembed_mteb.training.data import load_training_data
-    from reasonembed_mteb.training.planning import plan_training
+    from reasonembed_mteb.training.plan import plan_training
     from reasonembed_mteb.training.recipes import load_recipe
 
     data = load_training_data([write_folder(tmp_path / "rows", biology=9)], cache=tmp_path / "cache")

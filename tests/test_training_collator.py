@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_data import checked_rows as rows
 
-from reasonembed_mteb.model import ReasonEmbed
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.training.collator import GroupCollator, document_id, instruction_of
 
 if TYPE_CHECKING:

@@ -14,11 +14,13 @@ from training_data import make_rows, write_folder, write_rows
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.training.data import (
+    ReadOptions,
     describe_counts,
     from_datasets,
     load_training_data,
+    read_file,
+    subset_name,
 )
-from reasonembed_mteb.training.reading import ReadOptions, read_file, subset_name
 from reasonembed_mteb.training.rows import BadRowError, parse_row
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n"], "reasoning_query": "r"}

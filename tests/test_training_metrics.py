@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.training.metrics import COLUMNS, METRICS, MetricsFile, Window, read_metrics
+from reasonembed_mteb.training.metrics import (
+    COLUMNS,
+    METRICS,
+    MetricsFile,
+    Window,
+    plot_training,
+    read_metrics,
+    smooth,
+)
 from reasonembed_mteb.training.modelcard import public_name
-from reasonembed_mteb.training.plot import plot_training, smooth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +97,7 @@ def test_cards_name_no_folder_of_this_machine(tmp_path: Path) -> None:
 def test_memory_is_the_arithmetic_of_the_parts() -> None:
     from transformers import Qwen3Config
 
-    from reasonembed_mteb.training.planning import SubsetTokens, TrainingPlan, estimate_memory
+    from reasonembed_mteb.training.plan import SubsetTokens, TrainingPlan, estimate_memory
     from reasonembed_mteb.training.recipes import load_recipe
     from reasonembed_mteb.training.sampling import SubsetPlan
 

@@ -11,12 +11,11 @@ from sentence_transformers.sentence_transformer.trainer import SentenceTransform
 from training_data import checked_rows, tiny_recipe, write_folder
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.model import ReasonEmbed
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
-from reasonembed_mteb.training.adapters import recompute_activations
+from reasonembed_mteb.training.adapters import pack_texts, recompute_activations
 from reasonembed_mteb.training.collator import GroupCollator
 from reasonembed_mteb.training.metrics import read_metrics
-from reasonembed_mteb.training.packed import pack_texts
 from reasonembed_mteb.training.recipes import check_recipe
 from reasonembed_mteb.training.run import train
 

@@ -16,8 +16,7 @@ from training_data import MARK, make_rows, tiny_recipe, write_folder, write_rows
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.training.checkpoints import is_whole, last_whole, mark_whole
 from reasonembed_mteb.training.recipes import check_recipe
-from reasonembed_mteb.training.run import train
-from reasonembed_mteb.training.saving import training_prompts
+from reasonembed_mteb.training.run import train, training_prompts
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.run import Trained
@@ -59,7 +58,7 @@ def straight(qwen3_dir: Path, folder: Path, tmp_path_factory: pytest.TempPathFac
 def test_the_model_is_a_plain_directory(straight: Trained, qwen3_dir: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from reasonembed_mteb.model import ReasonEmbed
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
     assert (straight.steps, straight.resumed) == (10, 0)
     plain = SentenceTransformer(str(straight.model), device="cpu")

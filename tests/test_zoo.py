@@ -12,10 +12,11 @@ import pytest
 import torch
 from mteb.types import PromptType
 
-from reasonembed_mteb import plugin, zoo
+from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.mteb_encoder import ReasonEmbedEncoder, load_other
-from reasonembed_mteb.retrieval.tables import load_rows, max_tokens_for, task_instructions
+from reasonembed_mteb.models import zoo
+from reasonembed_mteb.models.mteb_encoder import ReasonEmbedEncoder, load_other
+from reasonembed_mteb.retrieval.rows import load_rows, max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +103,7 @@ def test_other_tasks_keep_their_own_instruction(
 
 
 def test_the_revision_is_what_was_loaded(encoder: ReasonEmbedEncoder, qwen3_dir: Path) -> None:
-    from reasonembed_mteb.folders import content_revision
+    from reasonembed_mteb.models.folders import content_revision
 
     assert encoder.mteb_model_meta.revision == content_revision(qwen3_dir)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reasonembed_mteb.console import set_up_logging
+from reasonembed_mteb.cli.show import set_up_logging
 
 app = typer.Typer(
     help="Reasoning-intensive retrieval for MTEB: score models by one protocol, exactly.",

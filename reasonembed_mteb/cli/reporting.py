@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say
-from reasonembed_mteb.console import set_up_logging
+from reasonembed_mteb.cli.show import set_up_logging
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def report(
     _check_output(output, format, overwrite)
     _set_up(debug)
     from reasonembed_mteb.files import write_whole
-    from reasonembed_mteb.reporting.making import Wanted, draw_report, write_report
-    from reasonembed_mteb.reporting.reading import read_results
+    from reasonembed_mteb.reporting.report import Wanted, draw_report, write_report
+    from reasonembed_mteb.reporting.results import read_results
 
     found = read_results(results)
     if output is not None and format in (Format.PNG, Format.SVG):
@@ -103,7 +103,7 @@ def _check_output(output: Path | None, format: Format, overwrite: bool) -> None:
 
 def _set_up(debug: bool) -> None:
     """Quiet, and offline: a report reads what is here."""
-    from reasonembed_mteb.reporting.texts import stay_offline
+    from reasonembed_mteb.reporting.queries import stay_offline
 
     stay_offline()
     set_up_logging(debug)
@@ -151,7 +151,7 @@ def inspect(
         raise ReasonEmbedError(msg)
     _set_up(debug)
     from reasonembed_mteb.reporting import inspecting
-    from reasonembed_mteb.reporting.reading import read_results
+    from reasonembed_mteb.reporting.results import read_results
 
     found = read_results(results)
     if query is not None and task is not None:
@@ -173,7 +173,8 @@ def _about(found: Results, task: str | None) -> list[str]:
 def _show(look: Look, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from reasonembed_mteb.reporting import formats, looks
+    from reasonembed_mteb.reporting import formats
+    from reasonembed_mteb.reporting import formats as looks
 
     if as_json:
         typer.echo(formats.as_json(asdict(look)), nl=False)
@@ -184,7 +185,8 @@ def _show(look: Look, *, as_json: bool) -> None:
 def _list(listed: Sequence[Listed], models: Sequence[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from reasonembed_mteb.reporting import formats, looks
+    from reasonembed_mteb.reporting import formats
+    from reasonembed_mteb.reporting import formats as looks
 
     if as_json:
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]

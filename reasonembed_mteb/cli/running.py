@@ -20,7 +20,7 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
 )
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.running.runner import Outcome
+    from reasonembed_mteb.evaluation.runner import Outcome
 
 
 @app.callback(invoke_without_command=True)
@@ -47,9 +47,9 @@ def demo(output_folder: OutputFolder = Path("results"), debug: Debug = False) ->
     # Everything takes a second or less.
     os.environ.setdefault("TQDM_DISABLE", "1")
     connect(debug)
-    from reasonembed_mteb.retrieval.tables import benchmarks
-    from reasonembed_mteb.running.demo import run_demo
-    from reasonembed_mteb.running.runner import RunOptions
+    from reasonembed_mteb.evaluation.demo import run_demo
+    from reasonembed_mteb.evaluation.runner import RunOptions
+    from reasonembed_mteb.retrieval.rows import benchmarks
 
     outcomes = run_demo(RunOptions(output=output_folder, progress=debug), say)
     groups = {"ReasonMini": [row.name for row in benchmarks()["ReasonMini"]]}
@@ -130,9 +130,10 @@ def run(
         )
         raise ReasonEmbedError(msg)
     connect(debug)
-    from reasonembed_mteb import console
-    from reasonembed_mteb.encoding.planning import check_options
-    from reasonembed_mteb.running import limits, planning, resolving, runner, variants
+    from reasonembed_mteb.cli import show as console
+    from reasonembed_mteb.encoding.plan import check_options
+    from reasonembed_mteb.evaluation import limits, resolving, runner, variants
+    from reasonembed_mteb.evaluation import plan as planning
 
     check_options(attn, batch_tokens, compile_layers)
     options = runner.RunOptions(
@@ -196,7 +197,7 @@ def _check_tasks_given(names: Sequence[str], folders: Sequence[Path], instructio
 def _beir_tasks(folders: Sequence[Path], instruction: str | None) -> list[AbsTask]:
     if not folders:
         return []
-    from reasonembed_mteb.retrieval.beir import beir_task
+    from reasonembed_mteb.retrieval.beir_task import beir_task
 
     return [beir_task(folder, instruction) for folder in folders]
 
@@ -205,7 +206,7 @@ def _say_ignored(
     metas: Sequence[ModelMeta], labels: Sequence[str], tasks: Sequence[AbsTask], instruction: str | None
 ) -> None:
     """Say which models do not take the instruction that was given."""
-    from reasonembed_mteb.running.prefixes import planned_prefix
+    from reasonembed_mteb.models.instructions import planned_prefix
 
     for meta, label in zip(metas, labels, strict=True) if instruction is not None and tasks else ():
         prefix = planned_prefix(meta, tasks[0].metadata)
@@ -226,7 +227,7 @@ def _finish(
     outcomes: Sequence[Outcome], groups: Mapping[str, Sequence[str]], title: str, output: Path
 ) -> None:
     """Print the scores, and exit with 1 if something failed."""
-    from reasonembed_mteb import console
+    from reasonembed_mteb.cli import show as console
 
     console.show_outcomes(outcomes, groups, title)
     say(f"Results, in MTEB's own layout: {output / 'results'}")
@@ -244,7 +245,7 @@ def tasks(
     """List our benchmarks and tasks."""
     set_up_logging(debug)
     from reasonembed_mteb.errors import unknown_name
-    from reasonembed_mteb.retrieval.tables import benchmarks
+    from reasonembed_mteb.retrieval.rows import benchmarks
 
     grouped = benchmarks()
     for name in benchmark:
@@ -262,7 +263,7 @@ def tasks(
 def models(debug: Debug = False) -> None:
     """List the published ReasonEmbed checkpoints."""
     set_up_logging(debug)
-    from reasonembed_mteb.zoo import CHECKPOINTS
+    from reasonembed_mteb.models.zoo import CHECKPOINTS
 
     rows = [
         [c.name, c.backbone, f"{c.embed_dim:,}", c.loss, f"{c.bright:.1f}", f"{c.r2med:.2f}"]
@@ -276,7 +277,7 @@ def models(debug: Debug = False) -> None:
 def doctor(debug: Debug = False) -> None:
     """Check versions, registration, data and device."""
     set_up_logging(debug)
-    from reasonembed_mteb.running.doctor import examine
+    from reasonembed_mteb.evaluation.doctor import examine
 
     findings = examine()
     rows = [["ok" if finding.ok else "BROKEN", finding.what, finding.found] for finding in findings]
@@ -297,8 +298,8 @@ def download(
         msg = "nothing to fetch: give -b BENCHMARK, -t TASK or -m MODEL"
         raise ReasonEmbedError(msg)
     connect(debug)
-    from reasonembed_mteb.running.downloads import download as fetch
-    from reasonembed_mteb.running.resolving import resolve_tasks
+    from reasonembed_mteb.evaluation.resolving import download as fetch
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
 
     fetch(resolve_tasks(benchmark, task), model, say)
 

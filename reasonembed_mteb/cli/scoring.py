@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from reasonembed_mteb.cli.common import Debug, app, say
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reasonembed_mteb.reporting.score import Judgements, RunScores
+    from reasonembed_mteb.evaluation.score_run import Judgements, RunScores
 
 _NO_FILE = "-"
 # What a table has room for; JSON has all.
@@ -53,7 +53,7 @@ def score(
     if exclude and len(exclude) != len(qrels):
         msg = f"{len(exclude)} --exclude for {len(qrels)} --qrels; give one for each (- for none)"
         raise ReasonEmbedError(msg)
-    from reasonembed_mteb.reporting.score import score_run, strip_prefix
+    from reasonembed_mteb.evaluation.score_run import score_run, strip_prefix
     from reasonembed_mteb.retrieval.trec import read_run
 
     prefixes = _one_each(prefix or [""], len(run), "--prefix")
@@ -83,7 +83,7 @@ def _judgements(
     tasks: Sequence[str], qrels: Sequence[Path], exclude: Sequence[Path], runs: int
 ) -> list[Judgements]:
     """Return each run's labels and exclusions; what several runs share is read once."""
-    from reasonembed_mteb.reporting.score import judgements_from_files, judgements_of_task
+    from reasonembed_mteb.evaluation.score_run import judgements_from_files, judgements_of_task
 
     wanted: list[Any]
     if tasks:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, connect, say
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reasonembed_mteb.reporting.result_checks import Finding
+    from reasonembed_mteb.sharing.submission import Finding
 
 
 @app.command("export-beir")
@@ -27,9 +27,9 @@ def export_beir(
     connect(debug)
     import shlex
 
-    from reasonembed_mteb.retrieval.beir import export_beir as export
-    from reasonembed_mteb.retrieval.tables import task_instructions
-    from reasonembed_mteb.running.resolving import resolve_tasks
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.retrieval.beir_task import export_beir as export
+    from reasonembed_mteb.retrieval.rows import task_instructions
 
     (found,) = resolve_tasks([], [task])
     counts = export(found, folder)
@@ -48,7 +48,7 @@ def submit(
     debug: Debug = False,
 ) -> None:
     """Check results against the rules of MTEB's results repository; mteb itself submits them."""
-    from reasonembed_mteb.reporting import submission
+    from reasonembed_mteb.sharing import submission
 
     if not check:
         command = submission.submit_command(results)
@@ -90,7 +90,7 @@ def export_modelmeta(
     """Write the file and the prompts that a pull request to mteb needs for the checkpoints."""
     set_up_logging(debug)
     from reasonembed_mteb.files import write_whole
-    from reasonembed_mteb.reporting import modelmeta
+    from reasonembed_mteb.sharing import modelmeta
 
     contents = modelmeta.export_modelmeta(model or (), revisions=_pairs(revision))
     if output is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 
 group = typer.Typer(help="Look into the embedding store, check it, remove from it.", no_args_is_help=True)
 app.add_typer(group, name="store")
@@ -25,7 +25,7 @@ def _root(folder: Path) -> Path:
 def info(folder: Folder = Path("results"), debug: Debug = False) -> None:
     """List the models whose vectors are stored."""
     set_up_logging(debug)
-    from reasonembed_mteb.encoding.upkeep import list_store
+    from reasonembed_mteb.store.upkeep import list_store
 
     rows = [
         [
@@ -47,7 +47,7 @@ def info(folder: Folder = Path("results"), debug: Debug = False) -> None:
 def verify(folder: Folder = Path("results"), debug: Debug = False) -> None:
     """Read every shard and compare its checksum; exit with 1 if something is damaged."""
     set_up_logging(debug)
-    from reasonembed_mteb.encoding.upkeep import list_store
+    from reasonembed_mteb.store.upkeep import list_store
 
     held = list_store(_root(folder), verify=True)
     problems = [problem for one in held for problem in one.problems]
@@ -72,7 +72,7 @@ def prune(
 ) -> None:
     """Remove what cannot be used (damaged, left over, of an older layout), and whole models if named."""
     set_up_logging(debug)
-    from reasonembed_mteb.encoding.upkeep import prune_store
+    from reasonembed_mteb.store.upkeep import prune_store
 
     removed = prune_store(_root(folder), model)
     for line in removed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def synthesize(
 def _show_estimates(content: Config) -> None:
     """Print what a run would ask, at most."""
     from reasonembed_mteb.synthesis import pipeline
-    from reasonembed_mteb.synthesis.estimating import estimate
+    from reasonembed_mteb.synthesis.pipeline import estimate
 
     pipeline.check_names(content)
     rows = [

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import Debug, app, say
-from reasonembed_mteb.console import set_up_logging, show_table
+from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.data import TrainingData
-    from reasonembed_mteb.training.planning import TrainingPlan
+    from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.schema import Recipe
 
 
@@ -51,7 +51,7 @@ def train(
     from reasonembed_mteb.training.building import is_main
 
     if dry_run:
-        from reasonembed_mteb.training.planning import measure, plan_training
+        from reasonembed_mteb.training.plan import measure, plan_training
 
         rows = run.read_data(loaded, data, data_cache)
         plan = plan_training(loaded, rows, int(os.environ.get("WORLD_SIZE", "1")))
@@ -80,7 +80,7 @@ def plot_training(
 ) -> None:
     """Draw a run's loss and reasoning intensity by subset."""
     set_up_logging(debug)
-    from reasonembed_mteb.training.plot import plot_training as draw
+    from reasonembed_mteb.training.metrics import plot_training as draw
 
     say(f"picture: {draw(run, output)}")
 
@@ -88,7 +88,7 @@ def plot_training(
 def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
     """Print a dry run."""
     from reasonembed_mteb.training.data import describe_counts
-    from reasonembed_mteb.training.planning import SAMPLE, start_name
+    from reasonembed_mteb.training.plan import SAMPLE, start_name
 
     head = [
         "subset",

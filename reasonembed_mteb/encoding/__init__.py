@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from reasonembed_mteb.encoding.fast import FastSentenceTransformer, accelerate, encode_stream
-    from reasonembed_mteb.encoding.results import EncodingStats, TextsError
+    from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 
 __all__ = ["EncodingStats", "FastSentenceTransformer", "TextsError", "accelerate", "encode_stream"]
 

@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
-from reasonembed_mteb.encoding.engine import Encoding, Request
+from reasonembed_mteb.encoding.loop import Encoding, Request
+from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 from reasonembed_mteb.encoding.packing import can_pack
-from reasonembed_mteb.encoding.planning import check_options, make_plan
-from reasonembed_mteb.encoding.results import EncodingStats, TextsError
+from reasonembed_mteb.encoding.plan import check_options, make_plan
 from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS
 from reasonembed_mteb.errors import ReasonEmbedError
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.reporting.queries import Frame, read_found, read_frames
-from reasonembed_mteb.reporting.texts import local_texts
+from reasonembed_mteb.reporting.queries import Frame, local_texts, read_found, read_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
-from reasonembed_mteb.reporting.boards import metric_name
-from reasonembed_mteb.reporting.queries import main_metric, read_found, read_scores_by_query
-from reasonembed_mteb.reporting.texts import Texts, local_texts
+from reasonembed_mteb.reporting.queries import (
+    Texts,
+    local_texts,
+    main_metric,
+    read_found,
+    read_scores_by_query,
+)
+from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

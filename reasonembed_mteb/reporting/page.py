@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb import __version__
 from reasonembed_mteb.errors import missing_extra
-from reasonembed_mteb.reporting.against import published_data
-from reasonembed_mteb.reporting.boards import SHORT, metric_name
+from reasonembed_mteb.reporting.comparison import published_data
 from reasonembed_mteb.reporting.explorer import explore
 from reasonembed_mteb.reporting.published import noise
+from reasonembed_mteb.reporting.tables import SHORT, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.reporting.against import Tested
+    from reasonembed_mteb.reporting.comparison import Tested
     from reasonembed_mteb.reporting.tables import Board, Mean, Row
 
 # Decimals of a score in [0, 1]: what a file holds, and more than a page shows.

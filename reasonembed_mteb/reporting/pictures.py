@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
-from reasonembed_mteb.reporting.against import beside
-from reasonembed_mteb.reporting.boards import SHORT, metric_name
+from reasonembed_mteb.reporting.comparison import beside
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
+from reasonembed_mteb.reporting.tables import SHORT, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

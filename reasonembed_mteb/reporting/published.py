@@ -72,7 +72,7 @@ def _content() -> dict[str, Any]:
 @cache
 def _task_names() -> dict[tuple[str, str], str]:
     """Return task names by benchmark and subset."""
-    from reasonembed_mteb.retrieval.tables import load_rows
+    from reasonembed_mteb.retrieval.rows import load_rows
 
     found = {}
     for row in load_rows():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.retrieval.rows import load_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, order=True)
@@ -122,3 +129,253 @@ class Results:
 
 def _label(model: Model) -> str:
     return f"{model.name} ({model.options})" if model.options else model.name
+
+
+# Beside MTEB's `results` tree in an output folder, and no results themselves.
+_OTHER_FOLDERS = frozenset({"records", "remote", "predictions"})
+_NO_RESULTS = frozenset({"model_meta.json"})
+_NO_REVISION = "no_revision_available"
+# Metrics of retrieval are shares; whoever edits a file tends to write per cent.
+_SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate")
+# MTEB rounds what it writes to five or six decimals.
+_ROUNDING = 2e-5
+
+
+def read_results(folders: Sequence[Path]) -> Results:
+    """Read every result below some folders.
+
+    Args:
+        folders: Output folders, ``results`` trees, folders of one model, or single files.
+
+    Returns:
+        The results, and what was left out. Where two folders hold different scores of one model and task,
+        the folder is added to the model.
+
+    Raises:
+        ReasonEmbedError: If a folder does not exist or holds no result at all.
+    """
+    results = Results()
+    for folder in folders:
+        files = list(_result_files(folder))
+        if not files:
+            msg = f"{folder} holds no MTEB results; give an output folder, as `reasonembed run` leaves it"
+            raise ReasonEmbedError(msg)
+        metas: dict[Path, dict[str, Any]] = {}
+        for file in files:
+            try:
+                results.found += _read(file, folder, metas)
+            except DataError as error:
+                results.problems.append(f"{file}: {error}")
+    results.found = _apart(results.found)
+    return results
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    """Yield what may be a result, in order of path."""
+    if not folder.exists():
+        msg = f"no folder {folder}; give an output folder of `reasonembed run` or `mteb run`"
+        raise ReasonEmbedError(msg)
+    if folder.is_file():
+        yield folder
+        return
+    inner = folder / "results"
+    root = inner if inner.is_dir() else folder
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in _OTHER_FOLDERS and name[0] != ".")
+        for name in sorted(names):
+            if name.endswith(".json") and name not in _NO_RESULTS and name[0] != ".":
+                yield Path(parent, name)
+
+
+def _read(file: Path, folder: Path, metas: dict[Path, dict[str, Any]]) -> list[Result]:
+    content = file.read_bytes()
+    loaded = _load(file, content)
+    if file.parent not in metas:
+        metas[file.parent] = _json(file.parent / "model_meta.json")
+    meta = metas[file.parent]
+    beside = _beside(file)
+    record = _checked(_json(beside), beside) if beside is not None else {}
+    digest = hashlib.sha256(content, usedforsecurity=False).hexdigest()
+    if record and record.get("result") != digest:
+        msg = f"it changed since it was recorded: run it again, or delete {beside} to take it as it is"
+        raise DataError(msg)
+    scores_file = beside.with_suffix(".parquet") if beside is not None and record else None
+    base = Result(
+        model=_model(file, meta, record, str(folder)),
+        task=loaded.task_name,
+        split="",
+        subset="",
+        score=0.0,
+        metric=_metric(loaded.task_name),
+        file=file,
+        mteb_version=str(loaded.mteb_version or "unknown"),
+        data_revision=loaded.dataset_revision,
+        seconds=_seconds(record, loaded.evaluation_time),
+        limit=_limit(record, loaded.dataset_revision),
+        record=record,
+        meta=meta,
+        scores_file=scores_file if scores_file is not None and scores_file.is_file() else None,
+    )
+    return [
+        replace(base, split=split, subset=str(entry.get("hf_subset", "default")), score=_score(entry, base))
+        for split, entries in _splits(loaded)
+        for entry in entries
+    ]
+
+
+def _load(file: Path, content: bytes) -> Any:  # noqa: ANN401 - TaskResult
+    """Read a result of any MTEB version by MTEB's own loader; say in a few words what is wrong."""
+    from mteb.results.task_result import TaskResult
+
+    try:
+        raw = json.loads(content)
+    except ValueError as error:
+        msg = f"it is half-written or no JSON ({error}); run the task again"
+        raise DataError(msg) from error
+    if not isinstance(raw, dict) or not {"task_name", "mteb_dataset_name"} & raw.keys():
+        msg = "it is no MTEB result (it names no task)"
+        raise DataError(msg)
+    try:
+        return TaskResult.from_disk(file)
+    except Exception as error:
+        # Old formats end in whatever exception the missing part makes.
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        msg = f"MTEB cannot read it ({type(error).__name__}: {cause}); run the task again"
+        raise DataError(msg) from error
+
+
+def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
+    """Return the splits that count: of a task of the tables its own alone."""
+    expected = _known().get(loaded.task_name)
+    scores = loaded.scores
+    if not any(scores.values()):
+        msg = "it holds no scores; run the task again"
+        raise DataError(msg)
+    if expected is not None and expected.split not in scores:
+        msg = f"it has split {', '.join(scores)}, and the task's is {expected.split}; run the task again"
+        raise DataError(msg)
+    if expected is not None:
+        scores = {expected.split: scores[expected.split]}
+    return list(scores.items())
+
+
+@cache
+def _known() -> dict[str, Any]:
+    rows = {row.mteb_name: row for row in reversed(load_rows()) if row.mteb_name}
+    return rows | {row.name: row for row in load_rows()}
+
+
+@cache
+def _metric(task: str) -> str | None:
+    if task in _known():
+        return str(_known()[task].main_score)
+    import mteb
+
+    try:
+        return str(mteb.get_task(task).metadata.main_score)
+    except KeyError:
+        return None
+
+
+def _score(entry: dict[str, Any], result: Result) -> float:
+    """Return a checked main score."""
+    value = entry.get("main_score")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"its main score is {value!r}, not a number; run the task again"
+        raise DataError(msg)
+    if not math.isfinite(value):
+        msg = "its main score is NaN or infinite: the vectors were broken (a half-precision overflow?)"
+        raise DataError(msg)
+    metric = result.metric
+    if metric is None:
+        return float(value)
+    if metric.startswith(_SHARES) and not 0 <= value <= 1:
+        msg = f"its main score is {value}, and {metric} lies in [0, 1]: it was edited; run the task again"
+        raise DataError(msg)
+    named = entry.get(metric, value)
+    if isinstance(named, (int, float)) and abs(named - value) > _ROUNDING:
+        msg = f"its main score {value} is not its {metric} {named}: it was edited; run the task again"
+        raise DataError(msg)
+    return float(value)
+
+
+def _model(file: Path, meta: dict[str, Any], record: dict[str, Any], source: str) -> Model:
+    folder = file.parent
+    experiment = folder.name if folder.parent.name == "experiments" else ""
+    own = folder.parent.parent if experiment else folder
+    # Before revisions had folders, results lay in the model's own.
+    bare = "__" in own.name and "__" not in own.parent.name
+    name = (own if bare else own.parent).name.replace("__", "/", 1)
+    options = [experiment] if experiment else []
+    causes = record.get("causes") or {}
+    if causes.get("rerank"):
+        options.append(f"reranks the {str(causes['rerank']).partition(' ')[2] or 'first stage'}")
+    return Model(
+        name=str(meta.get("name") or name),
+        revision=str(meta.get("revision") or (_NO_REVISION if bare else own.name)),
+        options=", ".join(options),
+        source=source,
+    )
+
+
+def _beside(file: Path) -> Path | None:
+    """Return where the record of a result lies, if its folder is an output folder of ours."""
+    for parent in file.parents:
+        if parent.name == "results":
+            record = parent.parent / "records" / file.relative_to(parent)
+            if record.is_file():
+                return record
+    return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Return what a JSON file says, or nothing: results count without it."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Refuse a record whose parts are not what `reasonembed run` writes."""
+    parts = [record.get(name) or {} for name in ("causes", "cost")]
+    if not all(isinstance(part, dict) for part in parts) or not all(
+        value is None or _is_number(value) for name, value in parts[1].items() if name != "device_name"
+    ):
+        msg = f"its record {file} is damaged; run the task again, or delete the record"
+        raise DataError(msg)
+    return record
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _seconds(record: dict[str, Any], evaluation_time: float | None) -> float | None:
+    recorded = (record.get("cost") or {}).get("seconds")
+    seconds: Any = recorded if recorded is not None else evaluation_time
+    return float(seconds) if _is_number(seconds) else None
+
+
+def _limit(record: dict[str, Any], data_revision: str) -> int | None:
+    recorded = (record.get("causes") or {}).get("limit")
+    if recorded:
+        return int(recorded)
+    marked = data_revision.rpartition("+limit")[2]
+    return int(marked) if "+limit" in data_revision and marked.isdigit() else None
+
+
+def _apart(found: Sequence[Result]) -> list[Result]:
+    """Drop what several folders hold alike; keep the folder in the model where they disagree."""
+    unnamed = [replace(result, model=replace(result.model, source="")) for result in found]
+    scores: dict[tuple[Any, ...], set[float]] = {}
+    for result in unnamed:
+        key = (result.model, result.task, result.split, result.subset, result.limit)
+        scores.setdefault(key, set()).add(result.score)
+    torn = {key[0] for key, values in scores.items() if len(values) > 1}
+    kept: dict[tuple[Any, ...], Result] = {}
+    for result, bare in zip(found, unnamed, strict=True):
+        chosen = result if bare.model in torn else bare
+        kept.setdefault((chosen.model, result.task, result.split, result.subset, result.limit), chosen)
+    return list(kept.values())

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.reporting.intervals import (
+from reasonembed_mteb.reporting.bootstrap import (
     RESAMPLES,
     Interval,
     bootstrap_interval,
     bootstrap_intervals,
+    pool,
+    score_matrix,
 )
-from reasonembed_mteb.reporting.pairing import pool, score_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

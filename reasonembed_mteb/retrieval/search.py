@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from reasonembed_mteb.encoding.results import TextsError
+from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
-from reasonembed_mteb.retrieval.similarity import Similarity
-from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK
+from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.synthesis.annotating import UNJUDGED, labelled, second_labelled
+from reasonembed_mteb.synthesis.annotate import UNJUDGED, labelled, second_labelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from reasonembed_mteb.synthesis.config import SubsetSection
-    from reasonembed_mteb.synthesis.running import Run
     from reasonembed_mteb.synthesis.shards import Row
+    from reasonembed_mteb.synthesis.step import Run
 
 LABELS = (1, 2, 3, 4, 5)
 Pair = tuple[str, str]

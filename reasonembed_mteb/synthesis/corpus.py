@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import write_whole
-from reasonembed_mteb.retrieval.data import last_of_each_id
+from reasonembed_mteb.retrieval.labels import last_of_each_id
 from reasonembed_mteb.retrieval.sources import content_hash, data_files, read_files
 
 if TYPE_CHECKING:

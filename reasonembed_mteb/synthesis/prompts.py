@@ -11,7 +11,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
-from reasonembed_mteb.retrieval.tables import instruction_for
+from reasonembed_mteb.retrieval.rows import instruction_for
 from reasonembed_mteb.synthesis.config import DomainSection, digest
 
 if TYPE_CHECKING:

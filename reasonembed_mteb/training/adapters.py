@@ -1,4 +1,4 @@
-"""The model to train: loading, low-rank adapters in float32, merging."""
+"""Training on packed texts: one row of tokens a column, each text attending to itself alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,46 @@ from reasonembed_mteb.training.recipes import model_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from sentence_transformers import SentenceTransformer
     from torch import nn
     from transformers import PreTrainedModel
 
     from reasonembed_mteb.training.schema import LoraPart, Recipe
+
+
+def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) -> None:
+    """Have a model tokenise into packed rows and attend by a kernel that takes them.
+
+    sentence-transformers does so by itself where flash-attn is installed and asked for. This gives the same
+    rows to the kernels of the encoding room, which need no package.
+
+    Args:
+        model: The model, changed in place.
+        device: Where it is to be trained.
+        half: Whether its forward pass runs in bf16.
+
+    Raises:
+        ReasonEmbedError: If the model or the device has no packed path.
+    """
+    import torch
+
+    from reasonembed_mteb.encoding.packing import can_pack, keep_packed, kernel_for
+
+    transformer: Any = model[0]
+    if not can_pack(model):
+        kind = getattr(getattr(transformer, "auto_model", None), "config", None)
+        msg = (
+            f"training.packed: a {getattr(kind, 'model_type', 'model of this kind')} cannot be packed; "
+            "set it to false"
+        )
+        raise ReasonEmbedError(msg)
+    kernel = kernel_for(transformer.auto_model.config, device, torch.bfloat16 if half else torch.float32)
+    if kernel is None:
+        msg = f"training.packed: no packed attention on {device.type} in this precision; set it to false"
+        raise ReasonEmbedError(msg)
+    keep_packed(transformer, kernel)
+
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +73,7 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
     """
     import torch
 
-    from reasonembed_mteb.model import ReasonEmbed
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
     # With adapters the base stays as it is and may be bf16; weights that are trained stay in fp32, where
     # steps as small as a learning rate of 1e-5 are not rounded away.

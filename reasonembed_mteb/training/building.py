@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
-    from reasonembed_mteb.training.evaluating import TaskEvaluator
+    from reasonembed_mteb.training.evaluator import TaskEvaluator
     from reasonembed_mteb.training.losses import RedapterLoss
-    from reasonembed_mteb.training.planning import TrainingPlan
+    from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.schema import Recipe
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
@@ -56,8 +56,7 @@ def build_trainer(
     """
     from transformers import set_seed
 
-    from reasonembed_mteb.training.adapters import load_model
-    from reasonembed_mteb.training.packed import pack_texts
+    from reasonembed_mteb.training.adapters import load_model, pack_texts
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
@@ -127,9 +126,9 @@ def make_loss(model: SentenceTransformer, recipe: Recipe) -> RedapterLoss:
 def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
     if not recipe.evaluation.tasks:
         return None
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
     from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.running.resolving import resolve_tasks
-    from reasonembed_mteb.training.evaluating import TaskEvaluator
+    from reasonembed_mteb.training.evaluator import TaskEvaluator
 
     register()
     tasks = resolve_tasks([], recipe.evaluation.tasks)

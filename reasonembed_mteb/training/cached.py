@@ -9,9 +9,9 @@ import torch
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 
+from reasonembed_mteb.training.devices import Replay, autocast_like_now, device_type
 from reasonembed_mteb.training.features import Columns, LossError, split_columns
 from reasonembed_mteb.training.losses import RedapterLoss
-from reasonembed_mteb.training.precision import Replay, autocast_like_now, device_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

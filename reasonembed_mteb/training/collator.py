@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 
 from reasonembed_mteb.errors import UnknownNameError
 from reasonembed_mteb.prompts import query_prefix
-from reasonembed_mteb.retrieval.tables import instruction_for
+from reasonembed_mteb.retrieval.rows import instruction_for
 from reasonembed_mteb.training.sampling import draw_group, generator
 
 if TYPE_CHECKING:

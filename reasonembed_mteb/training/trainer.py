@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weights
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
-from reasonembed_mteb.training.evaluating import same_random_numbers
+from reasonembed_mteb.training.evaluator import same_random_numbers
 from reasonembed_mteb.training.metrics import METRICS, Window
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 

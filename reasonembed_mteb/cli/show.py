@@ -1,0 +1,205 @@
+"""What the command line shows: tables, and how much of the libraries' own chatter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.evaluation.plan import Plan
+    from reasonembed_mteb.evaluation.runner import Outcome
+
+# Columns of a table that goes into a pipe, which has no width of its own.
+_PIPE_WIDTH = 200
+
+
+def set_up_logging(debug: bool) -> None:
+    """Keep the libraries quiet, whose advice is for programmers; our own warnings are shown.
+
+    Args:
+        debug: Show everything.
+    """
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    if debug:
+        logging.getLogger("reasonembed_mteb").setLevel(logging.DEBUG)
+        return
+    for name in ("HF_HUB", "DATASETS", "TRANSFORMERS"):
+        # These set their own levels when they are imported.
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", category=UserWarning, module="mteb")
+    # The last one warns where a model gets no instruction; the table before the run says so.
+    for name in ("mteb", "sentence_transformers", "reasonembed_mteb.models.reason_embed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # It sets its own level as well, and heeds no variable.
+    logging.getLogger("bm25s").disabled = True
+
+
+def show_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], title: str, *, sections: Sequence[int] = ()
+) -> None:
+    """Print a table; columns of numbers are set to the right.
+
+    Args:
+        head: Column names.
+        rows: The cells.
+        title: What the table shows.
+        sections: Indices of rows that end a section.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), box=box.SIMPLE, title_justify="left")
+    for index, name in enumerate(head):
+        justify = "right" if index and all(_is_number(row[index]) for row in rows) else "left"
+        table.add_column(Text(name), overflow="fold", justify=justify)  # type: ignore[arg-type]
+    for index, row in enumerate(rows):
+        # Text, not strings: rich would take brackets in a name as mark-up.
+        table.add_row(*map(Text, row), end_section=index in sections)
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return (
+        cell in ("-", "failed", "incomplete")
+        or cell.lstrip("~").rstrip("%").replace(",", "").replace(".", "").isdigit()
+    )
+
+
+def show_instructions(models: Sequence[ModelMeta], labels: Sequence[str], tasks: Sequence[AbsTask]) -> None:
+    """Print what each model gets before the queries of each task; equal ones share a row.
+
+    Args:
+        models: MTEB metadata.
+        labels: A name for each.
+        tasks: MTEB tasks.
+    """
+    from reasonembed_mteb.models.instructions import describe_prefix, planned_prefix
+
+    rows = []
+    for meta, label in zip(models, labels, strict=True):
+        grouped: dict[str, list[str]] = {}
+        for task in tasks:
+            grouped.setdefault(describe_prefix(planned_prefix(meta, task.metadata)), []).append(
+                task.metadata.name
+            )
+        for prefix, names in grouped.items():
+            which = (
+                names[0]
+                if len(names) == 1
+                else f"all {len(names)} tasks"
+                if len(grouped) == 1
+                else ", ".join(names)
+            )
+            rows.append([label, which, prefix])
+    show_table(["model", "task", "before each query"], rows, "Instructions")
+
+
+def show_plans(plans: Sequence[Plan], title: str) -> None:
+    """Print what a run would do.
+
+    Args:
+        plans: One per task.
+        title: Which model.
+    """
+    from reasonembed_mteb.evaluation.plan import SAMPLE
+    from reasonembed_mteb.models.instructions import describe_prefix
+
+    rows = [
+        [
+            plan.task,
+            f"{plan.queries:,}",
+            f"{plan.documents:,}",
+            _count(plan.query_tokens),
+            ("~" if plan.sampled else "") + _count(plan.document_tokens),
+            "-" if plan.truncated is None else f"{plan.truncated:.1%}",
+            _count(plan.length),
+            describe_prefix(plan.prefix),
+        ]
+        for plan in plans
+    ]
+    head = [
+        "task",
+        "queries",
+        "documents",
+        "query tokens",
+        "document tokens",
+        "cut",
+        "length",
+        "before each query",
+    ]
+    counted = f"tokens counted in full, ~ from {SAMPLE:,} documents; cut: share of documents over the length"
+    show_table(head, rows, f"{title}: would run ({counted})")
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def show_outcomes(outcomes: Sequence[Outcome], groups: Mapping[str, Sequence[str]], title: str) -> None:
+    """Print tasks by models, with the macro mean of each benchmark.
+
+    Args:
+        outcomes: One per model and task.
+        groups: Task names by benchmark; tasks of none have no mean.
+        title: What the table shows.
+    """
+    models = list(dict.fromkeys(outcome.model for outcome in outcomes))
+    found = {(outcome.task, outcome.model): outcome for outcome in outcomes}
+    tasks = dict.fromkeys(outcome.task for outcome in outcomes)
+    alone = [task for task in tasks if not any(task in names for names in groups.values())]
+    rows: list[list[str]] = []
+    sections = []
+    for name, members in [*groups.items(), ("", alone)]:
+        for task in members:
+            metric = found[task, models[0]].metric
+            rows.append([task, metric, *(_cell(found[task, model]) for model in models)])
+        if name:
+            sections += [len(rows) - 1, len(rows)]
+            rows.append(_mean_row(name, [[found[task, model] for task in members] for model in models]))
+    show_table(["task", "metric", *models], rows, title, sections=sections)
+
+
+def _cell(outcome: Outcome) -> str:
+    return "failed" if outcome.score is None else f"{100 * outcome.score:.2f}"
+
+
+def _mean_row(name: str, columns: Sequence[Sequence[Outcome]]) -> list[str]:
+    metrics = {outcome.metric for outcome in columns[0]}
+    label = f"{name}, macro mean of {len(columns[0])}"
+    if len(metrics) > 1:
+        # Such as MTEB's BRIGHT(v1.1), whose long tasks have another main score.
+        return [label, "mixed", *("-" for _ in columns)]
+    return [label, metrics.pop(), *map(_mean, columns)]
+
+
+def _mean(outcomes: Sequence[Outcome]) -> str:
+    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
+    return f"{100 * sum(scores) / len(scores):.2f}" if len(scores) == len(outcomes) else "incomplete"
+
+
+def failure_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return one line for each model and error.
+
+    Args:
+        outcomes: One per model and task.
+    """
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            grouped.setdefault((outcome.model, outcome.error), []).append(outcome.task)
+    return [f"FAILED {model} on {', '.join(tasks)}: {error}" for (model, error), tasks in grouped.items()]

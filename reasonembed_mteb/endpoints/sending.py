@@ -1,0 +1,263 @@
+"""Sending at a bounded concurrency and storing what comes back, in a thread with its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reasonembed_mteb.endpoints.endpoint import EndpointError
+from reasonembed_mteb.llm.asking import Asker, AttemptError
+from reasonembed_mteb.llm.budget import BudgetExceeded
+from reasonembed_mteb.llm.cache import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openai import AsyncOpenAI
+
+    from reasonembed_mteb.endpoints.endpoint import Endpoint, Request
+    from reasonembed_mteb.llm.budget import Budget, Counts
+    from reasonembed_mteb.llm.cache import AnswerCache
+
+logger = logging.getLogger(__name__)
+
+# Seconds in which finished answers gather for one transaction.
+_GATHERING = 0.01
+# So many requests that fail by themselves, one after the other, are the endpoint's fault.
+_FAILURES_IN_A_ROW = 16
+# Most seconds in which requests on their way may end after an error.
+_GRACE = 30.0
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A request on its way.
+
+    Attributes:
+        request: The request.
+        hash: Its hash.
+        outcome: What it came to, once that is on disk.
+    """
+
+    request: Request
+    hash: bytes
+    outcome: Outcome | None = None
+
+
+class Sender:
+    """Sends what is submitted and stores what comes back, until it is closed or fails."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: AnswerCache,
+        budget: Budget | None,
+        counts: Counts,
+        *,
+        known: Callable[[], bool],
+    ) -> None:
+        """Make the clients and start the thread.
+
+        Args:
+            endpoint: Whom to ask.
+            cache: Where answers go.
+            budget: What may be spent.
+            counts: What to add to.
+            known: Whether an answer has been found on disk, so that the endpoint is known to work.
+
+        Raises:
+            MissingExtraError: If openai or tenacity is not installed.
+            EndpointError: If the key cannot be one.
+        """
+        self._endpoint, self._cache, self._budget = endpoint, cache, budget
+        self._counts, self._known = counts, known
+        self._asker = Asker(endpoint, counts)
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._news = threading.Condition()
+        # Only the loop's thread touches these.
+        self._queue: asyncio.Queue[Slot] = asyncio.Queue()
+        self._done: list[tuple[Slot, Outcome]] = []
+        self._doubtful: list[tuple[Slot, AttemptError]] = []
+        self._open = 0
+        self._workers: list[asyncio.Task[None]] = []
+        self._storing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._end_by = 0.0
+        self._disk = ThreadPoolExecutor(1, "answers")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="llm-client", daemon=True)
+        self._thread.start()
+
+    # What the caller's thread does.
+
+    def submit(self, slots: list[Slot]) -> None:
+        """Send these, as soon as there is room."""
+        self._loop.call_soon_threadsafe(self._accept, slots)
+
+    def wait(self, slot: Slot) -> Outcome:
+        """Wait for a slot's outcome.
+
+        Raises:
+            BaseException: What ended the sender, if it ended without that outcome.
+        """
+        with self._news:
+            self._news.wait_for(lambda: slot.outcome is not None or self._ended)
+        if slot.outcome is None:
+            assert self._failure is not None
+            raise self._failure
+        return slot.outcome
+
+    def close(self) -> None:
+        """Store what has come back, break off the rest, end the thread."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._disk.shutdown()
+
+    # What the loop's thread does.
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        clients = self._asker.clients
+        for number in range(self._endpoint.concurrency):
+            self._workers.append(self._loop.create_task(self._work(clients[number % len(clients)])))
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _accept(self, slots: list[Slot]) -> None:
+        self._open += len(slots)
+        for slot in slots:
+            self._queue.put_nowait(slot)
+
+    async def _work(self, client: AsyncOpenAI) -> None:
+        """Answer one slot after the other."""
+        while self._failure is None:
+            slot = await self._queue.get()
+            try:
+                outcome = await self._answer(client, slot.request)
+            except AttemptError as error:
+                self._doubt(slot, error)
+            except Exception as error:
+                self._fail(error)
+            else:
+                self._keep(slot, outcome)
+                # Those that failed by themselves waited for such a sign of life.
+                self._settle()
+
+    async def _answer(self, client: AsyncOpenAI, request: Request) -> Outcome:
+        """Send a request and book what it used; see `Asker.ask`.
+
+        Raises:
+            BudgetExceeded: If nothing more may be sent.
+        """
+        if self._budget is not None:
+            self._budget.reserve()
+        outcome = None
+        try:
+            outcome = await self._asker.ask(client, self._endpoint.body(request))
+        finally:
+            self._book(outcome)
+        return outcome
+
+    def _book(self, outcome: Outcome | None) -> None:
+        """Count what a request used; None where it was not answered."""
+        used = (outcome.prompt_tokens, outcome.completion_tokens) if outcome else (0, 0)
+        self._counts.prompt_tokens += used[0]
+        self._counts.completion_tokens += used[1]
+        if self._budget is None:
+            return
+        if outcome is None:
+            self._budget.settle()
+            return
+        if outcome.text and not any(used):
+            logger.warning("The endpoint counts no tokens: the budget cannot see what is spent.")
+        self._budget.settle(sum(used), self._endpoint.cost(*used))
+
+    def _doubt(self, slot: Slot, error: AttemptError) -> None:
+        """Take a request that failed by itself: final only if the endpoint answers others."""
+        if self._failure is not None:
+            return
+        self._doubtful.append((slot, error))
+        if len(self._doubtful) >= _FAILURES_IN_A_ROW:
+            msg = f"{error}, and so {len(self._doubtful)} requests in a row"
+            self._fail(EndpointError(self._asker.told(msg)))
+        elif self._open == len(self._doubtful):
+            if self._counts.requests or self._known():
+                self._settle()
+            else:
+                self._fail(EndpointError(self._asker.told(str(error))))
+
+    def _settle(self) -> None:
+        """Make doubtful failures final."""
+        for slot, error in self._doubtful:
+            logger.warning("No answer for %r: the endpoint %s", slot.request.key, error)
+            self._keep(slot, Outcome(None, error.error))
+        self._doubtful.clear()
+
+    def _keep(self, slot: Slot, outcome: Outcome) -> None:
+        """Store an outcome with the next transaction."""
+        self._open -= 1
+        self._counts.requests += 1
+        self._done.append((slot, outcome))
+        if self._storing is None:
+            self._storing = self._loop.create_task(self._store())
+
+    async def _store(self) -> None:
+        """Store what is done, then hand it out, until nothing is left."""
+        try:
+            while self._done:
+                await asyncio.sleep(_GATHERING)
+                done, self._done = self._done, []
+                rows = [(slot.hash, outcome) for slot, outcome in done]
+                await self._loop.run_in_executor(self._disk, self._cache.add, rows)
+                with self._news:
+                    for slot, outcome in done:
+                        slot.outcome = outcome
+                    self._news.notify_all()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._storing = None
+
+    def _fail(self, error: BaseException) -> None:
+        """Send nothing more; end once what is on its way has come back."""
+        if self._failure is None:
+            self._failure = error
+            self._doubtful.clear()
+            self._asker.stopping = True
+            paid = isinstance(error, BudgetExceeded)
+            self._start_ending(self._endpoint.timeout if paid else min(_GRACE, self._endpoint.timeout))
+
+    def _start_ending(self, grace: float) -> asyncio.Task[None]:
+        self._end_by = time.monotonic() + grace
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end())
+        return self._ending
+
+    async def _close(self) -> None:
+        await self._start_ending(0.0)
+
+    async def _end(self) -> None:
+        """Wait for what is on its way, store it and release everything."""
+        while self._asker.on_their_way and time.monotonic() < self._end_by:
+            await asyncio.sleep(_GATHERING)
+        for worker in self._workers:
+            worker.cancel()
+        for worker in self._workers:
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+        while self._storing is not None:
+            await asyncio.wait([self._storing])
+        for client in self._asker.clients:
+            await client.close()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()

@@ -1,0 +1,324 @@
+"""What a result was made with, kept beside it, so that a cached one is reused only where nothing changed.
+
+Records lie in ``<output>/records/``, outside MTEB's ``results/`` tree, at the same relative path.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mteb.abstasks import AbsTask
+    from mteb.cache import ResultCache
+    from mteb.models import ModelMeta
+
+PROTOCOL = "ReasonEmbed"
+_PACKAGES = ("reasonembed-mteb", "mteb", "sentence-transformers", "transformers", "torch", "datasets")
+# A difference in one of these makes a cached result stale; the words are for the message.
+_REASONS = {
+    "protocol": "the protocol",
+    "instruction": "the task's instruction",
+    "max_tokens": "the protocol's length",
+    "data_revision": "the data",
+    "model_revision": "the model's content",
+    "loader": "how the model is loaded (template or prompts)",
+    "rerank": "the first stage",
+    "limit": "the limit",
+}
+
+
+def causes(
+    meta: ModelMeta, task: AbsTask, *, rerank: str | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """Return everything that decides a result and is known before the model is loaded.
+
+    Args:
+        meta: The model; its revision must be resolved.
+        task: The task.
+        rerank: What identifies the first stage of a reranking.
+        limit: Number of queries of a smoke run.
+    """
+    options = {key: _plain(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
+    extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
+    name = task.metadata.name
+    row = getattr(task, "row", None)
+    return {
+        "protocol": PROTOCOL,
+        "instruction": task_instructions().get(name) or json.dumps(task.metadata.prompt),
+        # A BEIR folder is in no table.
+        "max_tokens": row.max_tokens if row is not None and row.kind == "beir" else max_tokens_for(name),
+        "data_revision": _data_revision(task),
+        "model_revision": meta.revision,
+        "loader": options | extra,
+        "rerank": rerank,
+        "limit": limit,
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of a model loader
+    """Return an option as JSON that is the same in every process; a function is known by its name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_plain(one)) for one in value)
+    if callable(value):
+        return (
+            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        )
+    return str(value)
+
+
+def _data_revision(task: AbsTask) -> str:
+    from reasonembed_mteb.retrieval.sources import data_revision
+
+    row = getattr(task, "row", None)
+    return data_revision(row) if row is not None else str(task.metadata.dataset["revision"])
+
+
+def record_path(cache: ResultCache, task: str, meta: ModelMeta) -> Path:
+    """Return where a result's record lies.
+
+    Args:
+        cache: MTEB's result cache of the output folder.
+        task: Task name.
+        meta: The model.
+    """
+    result = cache.get_task_result_path(task, meta)
+    return cache.cache_path / "records" / result.relative_to(cache.cache_path / "results")
+
+
+def scores_path(record: Path) -> Path:
+    """Return where the scores of record lie; see `reasonembed_mteb.evaluation.scores`.
+
+    Args:
+        record: The record; see `record_path`.
+    """
+    return record.with_suffix(".parquet")
+
+
+def why_stale(
+    cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str, Any], predictions: Path | None = None
+) -> str | None:
+    """Say why a cached result may not be reused.
+
+    Args:
+        cache: MTEB's result cache of the output folder.
+        task: The task.
+        meta: The model, its revision resolved.
+        now: What would be recorded now; see `causes`.
+        predictions: Where the predictions behind the result must lie, if they are wanted.
+
+    Returns:
+        The reason in a few words, or None if the result is missing or still holds.
+    """
+    name = task.metadata.name
+    if not cache.get_task_result_path(name, meta).is_file():
+        return None
+    file = record_path(cache, name, meta)
+    if not file.is_file():
+        return "it has no record of how it was made"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        before, result = dict(record["causes"]), record["result"]
+    except (ValueError, KeyError, TypeError):
+        return "its record is damaged"
+    if result != file_hash(cache.get_task_result_path(name, meta)):
+        return "it was written by another program since its record was made"
+    changed = [words for key, words in _REASONS.items() if before.get(key) != now[key]]
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    kept = record.get("scores")
+    if kept is None or kept != file_hash(scores_path(file)):
+        return "its scores by query are missing or damaged"
+    if predictions is not None and (file_hash(predictions) or "none") != record.get("predictions"):
+        return f"its predictions are not in {predictions.parent}"
+    return None
+
+
+def file_hash(file: Path) -> str | None:
+    """Return a hash of a file, which ties a record to it, or None where there is none.
+
+    Args:
+        file: A result or predictions.
+    """
+    return hashlib.sha256(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a score depends on."""
+    return {package: importlib.metadata.version(package) for package in _PACKAGES}
+
+
+def make_record(
+    now: dict[str, Any],
+    result: Any,  # noqa: ANN401 - mteb's TaskResult
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    task: AbsTask,
+    figures: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return what to write beside a result.
+
+    Args:
+        now: See `causes`.
+        result: MTEB's result of the task.
+        model: The loaded model.
+        task: The task.
+        figures: Texts and tokens that were encoded, and how many were cut.
+    """
+    import torch
+
+    from reasonembed_mteb.models.instructions import loaded_prefix
+
+    inner = getattr(model, "model", None)
+    parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
+    return {
+        "causes": now,
+        "model": model.mteb_model_meta.name,
+        "task": task.metadata.name,
+        "query_prefix": loaded_prefix(model, task.metadata),
+        "max_tokens_in_force": _length_in_force(model, result, task),
+        "main_score": result.get_score(),
+        "dataset_revision": result.dataset_revision,
+        "dtype": str(parameter.dtype) if parameter is not None else None,
+        "device": str(parameter.device) if parameter is not None else None,
+        # Nothing in a retrieval evaluation is drawn at random.
+        "seed": None,
+        "cost": _cost(model, result, parameter, figures or {}),
+        "versions": versions(),
+        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cost(
+    model: Any,  # noqa: ANN401 - any of mteb's model protocols
+    result: Any,  # noqa: ANN401 - mteb's TaskResult
+    parameter: Any,  # noqa: ANN401 - Tensor
+    figures: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return what the scores cost; tokens are those read now, not those of vectors from the store."""
+    import torch
+
+    on_gpu = parameter is not None and parameter.device.type == "cuda"
+    dimension = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)
+    return {
+        "seconds": result.evaluation_time,
+        "texts": figures.get("texts"),
+        "tokens": figures.get("tokens"),
+        "truncated": figures.get("truncated"),
+        "dimensions": dimension(),
+        "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else None,
+    }
+
+
+def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # noqa: ANN401
+    """Return the length that our tasks report, or that our encoders keep to on MTEB's tasks."""
+    from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
+    from reasonembed_mteb.retrieval.lengths import current_length
+
+    reported = [
+        scores["max_tokens"]
+        for splits in result.scores.values()
+        for scores in splits
+        if "max_tokens" in scores
+    ]
+    if reported:
+        length: int | None = reported[0]
+        return length
+    own = current_length(model)
+    if own is None or not isinstance(model, ProtocolEncoder):
+        return own
+    return min(own, max_tokens_for(task.metadata.name, default=own))
+
+
+def scores_info(record: dict[str, Any], task: AbsTask) -> dict[str, Any]:
+    """Return what the scores of record say about how they were made: the record without dates and costs.
+
+    Args:
+        record: See `make_record`.
+        task: The task.
+    """
+    made = record["causes"]
+    return {
+        "protocol": made["protocol"],
+        "task": record["task"],
+        "model": record["model"],
+        "model_revision": made["model_revision"],
+        "data_revision": made["data_revision"],
+        "instruction": made["instruction"],
+        "query_prefix": record["query_prefix"],
+        "max_tokens": record["max_tokens_in_force"],
+        "dtype": record["dtype"],
+        "loader": made["loader"],
+        "rerank": made["rerank"],
+        "limit": made["limit"],
+        "main_score": task.metadata.main_score,
+        "versions": record["versions"],
+    }
+
+
+def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: dict[str, Any]) -> Path:
+    """Write a result's record, whole or not at all.
+
+    Args:
+        cache: MTEB's result cache of the output folder.
+        task: The task.
+        meta: The model, its revision resolved.
+        content: What to record; a hash of the result file is added.
+
+    Returns:
+        The file.
+    """
+    name = task.metadata.name
+    file = record_path(cache, name, meta)
+    content = content | {"result": file_hash(cache.get_task_result_path(name, meta))}
+    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return file
+
+
+def first_stage_file(folder: Path, task: AbsTask) -> Path:
+    """Return the saved predictions of one task.
+
+    Args:
+        folder: A folder of MTEB predictions, or one such file.
+        task: The task.
+
+    Raises:
+        ReasonEmbedError: If there are none.
+    """
+    file = folder / task.prediction_file_name if folder.is_dir() else folder
+    if not file.is_file():
+        msg = (
+            f"no first-stage predictions {file}; make them with `reasonembed run -m FIRST_STAGE "
+            f"-t {task.metadata.name} --prediction-folder FOLDER`"
+        )
+        raise ReasonEmbedError(msg)
+    return file
+
+
+def first_stage_id(folder: Path, task: AbsTask, top_k: int) -> str:
+    """Return what identifies the candidates that a reranking starts from.
+
+    Args:
+        folder: A folder of MTEB predictions, or one such file.
+        task: The task.
+        top_k: Candidates a query.
+
+    Raises:
+        ReasonEmbedError: If there are none for the task.
+    """
+    return f"{file_hash(first_stage_file(folder, task))} top {top_k}"

@@ -1,0 +1,243 @@
+"""Fetching what a run needs, for machines that are offline later."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises when it cannot reach the hub or finds nothing there."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Offline mode and missing entries are kinds of OSError; the other base belongs to the HTTP library,
+    # which differs between versions of the client.
+    return (OSError, HFValidationError, *HfHubHTTPError.__bases__)
+
+
+def download(
+    tasks: Sequence[AbsTask], models: Sequence[str], say: Callable[[str], None], folder: str | None = None
+) -> None:
+    """Fetch tasks' data and models' weights into the hub's local cache.
+
+    Args:
+        tasks: MTEB tasks, ours or MTEB's; each is loaded, and so checked, once.
+        models: Hub names; a model of MTEB's registry comes at the commit that MTEB names.
+        say: Takes one line at a time about what happens.
+        folder: The hub cache for models, where it is not the usual one.
+
+    Raises:
+        ReasonEmbedError: If something cannot be fetched.
+    """
+    for task in tasks:
+        task.load_data()
+        task.unload_data()
+        say(f"{task.metadata.name}: data is there")
+    for model in models:
+        say(f"{model}: {_fetch(model, folder)}")
+
+
+def _fetch(model: str, folder: str | None) -> str:
+    import huggingface_hub
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    meta = MODEL_REGISTRY.get(model)
+    revision = meta.revision if meta is not None else None
+    try:
+        return str(huggingface_hub.snapshot_download(model, revision=revision, cache_dir=folder))
+    except hub_errors() as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        msg = f"cannot fetch {model}: {cause}; check the name (org/name on the hub) and go online"
+        raise ReasonEmbedError(msg) from error
+
+
+_BM25 = "mteb/baseline-bm25s"
+_SHORT_NAMES = {"bm25": _BM25, "bm25s": _BM25}
+
+
+def benchmark_tasks(benchmarks: Sequence[str]) -> dict[str, list[AbsTask]]:
+    """Return the tasks of each benchmark.
+
+    Args:
+        benchmarks: Benchmark names, ours or MTEB's.
+
+    Raises:
+        UnknownNameError: If a name is not known; the nearest is named.
+    """
+    import mteb
+
+    found = {}
+    for name in benchmarks:
+        try:
+            found[name] = list(mteb.get_benchmark(name).tasks)
+        except KeyError:
+            known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+            raise unknown_name("benchmark", name, known) from None
+    return found
+
+
+def resolve_tasks(benchmarks: Sequence[str], tasks: Sequence[str]) -> list[AbsTask]:
+    """Return MTEB tasks by benchmark and task names, each once.
+
+    Args:
+        benchmarks: Benchmark names, ours or MTEB's.
+        tasks: Task names, ours or MTEB's.
+
+    Raises:
+        UnknownNameError: If a name is not known; the nearest is named.
+    """
+    import mteb
+
+    grouped = benchmark_tasks(benchmarks)
+    found = {task.metadata.name: task for group in grouped.values() for task in group}
+    for name in tasks:
+        try:
+            found.setdefault(name, mteb.get_task(name))
+        except KeyError:
+            every = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)]
+            raise unknown_name("task", name, every) from None
+    return list(found.values())
+
+
+def resolve_models(
+    names: Sequence[str],
+    *,
+    filed_as: str | None = None,
+    template: str | None = None,
+    no_instruction: bool = False,
+) -> list[ModelMeta]:
+    """Return MTEB metadata of models by name, each once.
+
+    Args:
+        names: See `resolve_model`.
+        filed_as: ``org/name`` under which a local directory's results are filed; for one model only.
+        template: See `resolve_model`.
+        no_instruction: See `resolve_model`.
+
+    Raises:
+        ReasonEmbedError: If a name is not known, or an option does not fit.
+    """
+    unique = list(dict.fromkeys(names))
+    if filed_as is not None:
+        if len(unique) != 1 or not Path(unique[0]).expanduser().is_dir():
+            msg = "--name names the results of one local directory: give it with a single -m DIRECTORY"
+            raise ReasonEmbedError(msg)
+        if filed_as.count("/") != 1 or not all(filed_as.split("/")):
+            msg = f"--name {filed_as!r} must be of the form org/name, such as my/model"
+            raise ReasonEmbedError(msg)
+    return [
+        resolve_model(n, filed_as=filed_as, template=template, no_instruction=no_instruction) for n in unique
+    ]
+
+
+def resolve_model(
+    name: str, *, filed_as: str | None = None, template: str | None = None, no_instruction: bool = False
+) -> ModelMeta:
+    """Return MTEB metadata of a model by name.
+
+    Args:
+        name: A published checkpoint, any model of MTEB's registry, a hub name, or a local directory.
+        filed_as: ``org/name`` under which a local directory's results are filed.
+        template: Give each task's instruction in this template to a model that MTEB does not know.
+        no_instruction: Give no instruction to a model that MTEB does not know.
+
+    Raises:
+        UnknownNameError: If it is none of these; the nearest is named.
+        ReasonEmbedError: If instruction options are given for a model that has its own.
+    """
+    import mteb
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    from reasonembed_mteb.models.zoo import local_meta, with_instruction
+
+    registered = _SHORT_NAMES.get(name, name)
+    if registered in MODEL_REGISTRY:
+        if template is not None or no_instruction:
+            msg = (
+                f"MTEB's entry of {name} sets its own instructions, and another one makes another model: "
+                "leave out --instruction-template and --no-instruction, or give a local directory"
+            )
+            raise ReasonEmbedError(msg)
+        return mteb.get_model_meta(registered)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        meta = local_meta(folder, filed_as)
+    elif name.startswith((".", "/", "~")) or ("/" in name and folder.parent.is_dir()):
+        raise _no_directory(folder)
+    elif name.count("/") != 1:
+        raise unknown_name("model", name, [*MODEL_REGISTRY, *_SHORT_NAMES])
+    else:
+        meta = _hub_meta(name)
+    return with_instruction(meta, template, none=no_instruction)
+
+
+def _no_directory(folder: Path) -> ReasonEmbedError:
+    parent = folder.parent
+    beside = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
+    nearest = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.5)
+    hint = f"did you mean {parent / nearest[0]}?" if nearest else "give a directory that holds a saved model"
+    return ReasonEmbedError(f"no model directory {folder}; {hint}")
+
+
+def _hub_meta(name: str) -> ModelMeta:
+    """Return metadata of a hub model that MTEB does not know."""
+    import mteb
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    try:
+        meta = mteb.get_model_meta(name, fetch_from_hf=True)
+    except hub_errors() as error:
+        cached = _downloaded_meta(name)
+        if cached is not None:
+            return cached
+        nearest = str(unknown_name("model", name, MODEL_REGISTRY))
+        msg = f"{nearest} MTEB has no entry, and the hub cannot be asked ({type(error).__name__}): go online"
+        raise ReasonEmbedError(msg) from error
+    if meta.loader is None:
+        raise unknown_name("model", name, MODEL_REGISTRY)
+    return meta
+
+
+def _downloaded_meta(name: str) -> ModelMeta | None:
+    """Return metadata of a hub model that was downloaded before, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from reasonembed_mteb.models.zoo import local_meta
+
+    try:
+        # The folder is named by its commit.
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return local_meta(folder, name)
+
+
+def model_labels(models: Sequence[ModelMeta]) -> list[str]:
+    """Return a name for each model, told apart by revision where two share one.
+
+    Args:
+        models: MTEB metadata.
+    """
+    names = [_name(meta) for meta in models]
+    return [
+        f"{name} @{(meta.revision or 'newest')[:8]}" if names.count(name) > 1 else name
+        for name, meta in zip(names, models, strict=True)
+    ]
+
+
+def _name(meta: ModelMeta) -> str:
+    chosen = meta.experiment_kwargs or {}
+    for option in ("instruction_template", "no_instruction"):
+        if option in chosen:
+            return f"{meta.name} (--{option.replace('_', '-')})"
+    return meta.model_name_with_experiment or str(meta.name)

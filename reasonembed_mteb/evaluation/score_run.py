@@ -1,0 +1,310 @@
+"""Scoring runs by the protocol, with pytrec_eval and under MTEB's metric names.
+
+Excluded documents leave before any cut, and out of the labels too. Ties are pytrec_eval's: document id
+descending. The mean is over every labelled query; one that a run has no rows for scores 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reasonembed_mteb.errors import DataError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from reasonembed_mteb.retrieval.rows import TaskRow
+
+# `k_values` of MTEB's AbsTaskRetrieval.
+CUTS = (1, 3, 5, 10, 20, 100, 1000)
+# pytrec_eval's names and MTEB's, in the order of MTEB's result files.
+_MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision"}
+_LAST = {"success": "hit_rate"}
+METRICS = tuple(f"{name}_at_{k}" for name in (*_MEASURES.values(), "mrr", *_LAST.values()) for k in CUTS)
+DEFAULT_METRIC = "ndcg_at_10"
+# Both spellings of "no document" occur in BRIGHT.
+_NONE: tuple[list[str], ...] = (["N/A"], [])
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What runs are scored against.
+
+    Attributes:
+        name: Task or file, for people.
+        labels: Labels by query and document id.
+        excluded: Documents that do not count, by query id.
+        main_score: MTEB's name of the main metric.
+        suspects: What scorers must know of the labels, one line each.
+    """
+
+    name: str
+    labels: dict[str, dict[str, int]]
+    excluded: Mapping[str, Collection[str]]
+    main_score: str = DEFAULT_METRIC
+    suspects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """One run, scored.
+
+    Attributes:
+        per_query: MTEB's metrics by query id, for every labelled query.
+        scores: Their means, not rounded.
+        main_score: Name of the main metric.
+        without_rows: Labelled queries that the run has no rows for; they score 0.
+        without_labels: Queries of the run that have no labels; they are left out.
+        removed: Excluded documents that the run held.
+        shortened: Queries that hold fewer documents than the deepest cut since those left.
+    """
+
+    per_query: dict[str, dict[str, float]]
+    scores: dict[str, float]
+    main_score: str
+    without_rows: tuple[str, ...]
+    without_labels: tuple[str, ...]
+    removed: int
+    shortened: int
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the scores must know, one line each."""
+        found = []
+        if self.without_rows:
+            found.append(f"{_queries(self.without_rows)} of the labels not in the run: counted with score 0")
+        if self.without_labels:
+            found.append(f"{_queries(self.without_labels)} of the run without labels: left out")
+        if self.shortened:
+            found.append(
+                f"{self.removed:,} excluded documents taken out, after which {self.shortened:,} queries hold "
+                f"fewer than {CUTS[-1]:,}: deep metrics are lower bounds if the run was cut before"
+            )
+        return found
+
+
+def _queries(ids: tuple[str, ...]) -> str:
+    shown = ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
+    return f"{len(ids):,} {'query' if len(ids) == 1 else 'queries'} ({shown})"
+
+
+def per_query_metrics(
+    run: Mapping[str, Mapping[str, float]], labels: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, float]]:
+    """Compute MTEB's retrieval metrics of every query that has both rows and labels.
+
+    Args:
+        run: Scores by query and document id.
+        labels: Labels by query and document id.
+
+    Returns:
+        By query id, the metrics of `METRICS`.
+    """
+    import pytrec_eval
+
+    cuts = ",".join(map(str, CUTS))
+    measures = {f"{name}.{cuts}" for name in (*_MEASURES, *_LAST)} | {"recip_rank"}
+    evaluated = pytrec_eval.RelevanceEvaluator(labels, measures).evaluate(run)
+    return {query: _mteb_names(found) for query, found in evaluated.items()}
+
+
+def _mteb_names(found: Mapping[str, float]) -> dict[str, float]:
+    named = {f"{mteb}_at_{k}": found[f"{trec}_{k}"] for trec, mteb in _MEASURES.items() for k in CUTS}
+    # trec_eval's has no cut.
+    reciprocal = found["recip_rank"]
+    first = round(1 / reciprocal) if reciprocal else CUTS[-1] + 1
+    named |= {f"mrr_at_{k}": reciprocal if first <= k else 0.0 for k in CUTS}
+    return named | {f"{mteb}_at_{k}": found[f"{trec}_{k}"] for trec, mteb in _LAST.items() for k in CUTS}
+
+
+def score_run(run: Mapping[str, Mapping[str, float]], judgements: Judgements) -> RunScores:
+    """Score a run by the protocol.
+
+    Args:
+        run: Scores by query and document id.
+        judgements: What to score it against.
+
+    Raises:
+        DataError: If the run and the labels have no query in common.
+    """
+    labels = judgements.labels
+    if not run.keys() & labels.keys():
+        raise _nothing_in_common(run, judgements)
+    counting: dict[str, Mapping[str, float]] = {}
+    removed = shortened = 0
+    for query in labels:
+        # No rows is an empty ranking: pytrec_eval would leave the query out of the mean.
+        found = run.get(query, {})
+        out = found.keys() & judgements.excluded.get(query, ())
+        if out:
+            found = {document: score for document, score in found.items() if document not in out}
+            removed += len(out)
+            shortened += len(found) < CUTS[-1]
+        counting[query] = found
+    per_query = per_query_metrics(counting, labels)
+    return RunScores(
+        per_query=per_query,
+        scores={name: sum(row[name] for row in per_query.values()) / len(per_query) for name in METRICS},
+        main_score=judgements.main_score,
+        without_rows=tuple(query for query in labels if not run.get(query)),
+        without_labels=tuple(query for query in run if query not in labels),
+        removed=removed,
+        shortened=shortened,
+    )
+
+
+def _nothing_in_common(run: Mapping[str, object], judgements: Judgements) -> DataError:
+    one, other = next(iter(run), ""), next(iter(judgements.labels), "")
+    hint = "give the labels that belong to the run"
+    for query in run:
+        known = next((label for label in judgements.labels if query.endswith(label)), None)
+        if known is not None:
+            hint = f"--prefix {query.removesuffix(known)!r} strips what stands before the query ids"
+            break
+    return DataError(
+        f"no query of the run has labels in {judgements.name} (ids such as {one!r} and {other!r}); {hint}"
+    )
+
+
+def strip_prefix(run: dict[str, dict[str, float]], prefix: str) -> dict[str, dict[str, float]]:
+    """Take a prefix off a run's query ids; ids without it stay.
+
+    Args:
+        run: Scores by query and document id.
+        prefix: Such as ``biology-``.
+
+    Raises:
+        DataError: If no id begins with it, or two ids would become one.
+    """
+    if not prefix:
+        return run
+    if not any(query.startswith(prefix) for query in run):
+        msg = f"no query id begins with {prefix!r} (the first is {next(iter(run), '')!r}); correct the prefix"
+        raise DataError(msg)
+    stripped = {query.removeprefix(prefix): found for query, found in run.items()}
+    if len(stripped) != len(run):
+        msg = f"without the prefix {prefix!r} two queries of the run share an id; part them into two runs"
+        raise DataError(msg)
+    return stripped
+
+
+def judge(
+    name: str,
+    labels: Mapping[str, Mapping[str, int]],
+    excluded: Mapping[str, Collection[str]] | None = None,
+    main_score: str = DEFAULT_METRIC,
+) -> Judgements:
+    """Check labels and take the excluded documents out of them.
+
+    Args:
+        name: Task or file, for people.
+        labels: Labels by query and document id. Negative ones count as not relevant, as in trec_eval.
+        excluded: Documents that do not count, by query id.
+        main_score: MTEB's name of the main metric.
+    """
+    excluded = excluded or {}
+    kept = {
+        query: {document: label for document, label in found.items() if document not in out}
+        for query, found in labels.items()
+        for out in [frozenset(excluded.get(query, ()))]
+    }
+    dropped = sum(map(len, labels.values())) - sum(map(len, kept.values()))
+    negative = sum(label < 0 for found in kept.values() for label in found.values())
+    empty = tuple(query for query, found in kept.items() if not found)
+    kept = {query: found for query, found in kept.items() if found}
+    barren = tuple(query for query, found in kept.items() if max(found.values()) <= 0)
+    suspects = []
+    if dropped:
+        suspects.append(f"{dropped:,} labelled documents are excluded: they count as excluded")
+    if negative:
+        suspects.append(f"{negative:,} negative labels: they count as not relevant")
+    if empty:
+        suspects.append(f"{_queries(empty)} without any label: left out, as MTEB does")
+    if barren:
+        suspects.append(f"{_queries(barren)} without a relevant document: counted with score 0")
+    strangers = [query for query in excluded if query not in labels]
+    if len(strangers) == len(excluded) > 0:
+        suspects.append("no excluded query id has labels: labels and exclusions do not belong together")
+    return Judgements(name, kept, excluded, main_score, tuple(suspects))
+
+
+def judgements_from_files(qrels: Path, exclude: Path | None = None) -> Judgements:
+    """Read labels and exclusions from TREC files.
+
+    Args:
+        qrels: See `reasonembed_mteb.retrieval.trec.read_qrels`.
+        exclude: See `reasonembed_mteb.retrieval.trec.read_exclusions`.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    from reasonembed_mteb.retrieval.trec import read_exclusions, read_qrels
+
+    return judge(qrels.name, read_qrels(qrels), read_exclusions(exclude) if exclude is not None else None)
+
+
+def judgements_of_task(name: str) -> Judgements:
+    """Return a task's labels and exclusions, from the hub or a local copy; its corpus is not read.
+
+    Args:
+        name: See `find_row`.
+
+    Raises:
+        UnknownNameError: If no task is called so.
+        DataError: If the data is missing or damaged.
+    """
+    row = find_row(name)
+    labels, excluded = _labels_of(row)
+    return judge(row.name, labels, excluded, row.main_score)
+
+
+def find_row(name: str) -> TaskRow:
+    """Return the row of a task.
+
+    Args:
+        name: Our task name, MTEB's name of a task over the same data, or a subset of BRIGHT or R2MED
+            (``biology``, ``PMC-Treatment``), which means the task with passages and original queries.
+
+    Raises:
+        UnknownNameError: If no task is called so, with the nearest known name.
+    """
+    from reasonembed_mteb.retrieval.rows import load_rows
+
+    known: dict[str, TaskRow] = {}
+    for row in load_rows():
+        # Rows with original queries come first; rewritten ones repeat MTEB's name.
+        names = [row.name, row.mteb_name]
+        if row.kind in ("bright", "r2med"):
+            names.append(row.subset)
+        for called in names:
+            if called is not None:
+                known.setdefault(called, row)
+    if name not in known:
+        raise unknown_name("task", name, known)
+    return known[name]
+
+
+def _labels_of(row: TaskRow) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
+    from reasonembed_mteb.retrieval.sources import read_split, splits_of
+
+    if row.layout == "r2med":
+        _, query_split, label_split = splits_of(row)
+        labels: dict[str, dict[str, int]] = {
+            query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]
+        }
+        pairs = read_split(row, *label_split, columns=("q_id", "p_id", "score"))
+        columns = (pairs[name][:] for name in ("q_id", "p_id", "score"))
+        for query, document, score in zip(*columns, strict=True):
+            labels.setdefault(query, {})[document] = int(score)
+        return labels, {}
+    _, examples = splits_of(row)
+    rows = read_split(row, *examples, columns=("id", row.gold_column, "excluded_ids"))
+    ids, gold, out = (rows[name][:] for name in ("id", row.gold_column, "excluded_ids"))
+    return (
+        {
+            query: {} if found in _NONE else dict.fromkeys(found, 1)
+            for query, found in zip(ids, gold, strict=True)
+        },
+        {query: found for query, found in zip(ids, out, strict=True) if found not in _NONE},
+    )

@@ -1,0 +1,214 @@
+"""A model run another way: shorter vectors, compressed vectors, or fused with another model.
+
+Each is filed apart from the plain model, by MTEB's own experiment names or, fused, by a name of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mteb.models import ModelMeta
+
+FUSIONS = ("rrf", "dbsf", "rsf")
+# MTEB's CompressionWrapper files its results under this experiment option.
+_COMPRESSED = "output_dtypes"
+
+
+def truncated(meta: ModelMeta, dimension: int) -> ModelMeta:
+    """Cut a dense model's vectors to their first dimensions.
+
+    Args:
+        meta: The model.
+        dimension: How many to keep.
+
+    Raises:
+        ReasonEmbedError: If the model is not dense, or has no more dimensions than that.
+    """
+    _check_dense(meta, "--truncate-dim")
+    if isinstance(meta.embed_dim, int) and dimension >= meta.embed_dim:
+        msg = f"--truncate-dim {dimension}: {meta.name} has {meta.embed_dim} dimensions; give fewer"
+        raise ReasonEmbedError(msg)
+    chosen = dict(meta.experiment_kwargs or {}) | {"embed_dim": dimension}
+    return meta.model_copy(update={"experiment_kwargs": chosen})
+
+
+def compressed(meta: ModelMeta, dtype: str) -> ModelMeta:
+    """Compress a dense model's vectors by MTEB's `CompressionWrapper`.
+
+    Args:
+        meta: The model.
+        dtype: One of MTEB's names: ``int8``, ``binary``, ``float8_e4m3fn`` ...
+
+    Raises:
+        UnknownNameError: If MTEB knows no such type; the nearest is named.
+        ReasonEmbedError: If the model is not dense.
+    """
+    from mteb.types import OutputDType
+
+    _check_dense(meta, "--compress")
+    known = [one.value for one in OutputDType]
+    if dtype not in known:
+        raise unknown_name("compression", dtype, known)
+    chosen = dict(meta.experiment_kwargs or {}) | {_COMPRESSED: dtype}
+    return meta.model_copy(update={"experiment_kwargs": chosen})
+
+
+def _check_dense(meta: ModelMeta, option: str) -> None:
+    if "dense" not in (meta.model_type or ()):
+        msg = f"{option} is for dense models, and {meta.name} is {', '.join(meta.model_type or ['unknown'])}"
+        raise ReasonEmbedError(msg)
+
+
+def fused(parts: Sequence[ModelMeta], fusion: str) -> ModelMeta:
+    """Fuse the rankings of several models by MTEB's `HybridSearch`.
+
+    Args:
+        parts: The models; their revisions name the result's.
+        fusion: ``rrf``, ``dbsf`` or ``rsf``.
+
+    Raises:
+        UnknownNameError: If MTEB has no such fusion.
+        ReasonEmbedError: If there are not two different models, or one of them is a cross-encoder.
+    """
+    from mteb.models import ModelMeta
+
+    if fusion not in FUSIONS:
+        raise unknown_name("fusion", fusion, FUSIONS)
+    names = [part.model_name_with_experiment or str(part.name) for part in parts]
+    revisions = [f"{name}@{part.revision}" for name, part in zip(names, parts, strict=True)]
+    if len(set(revisions)) != len(revisions) or len(parts) < 2:
+        msg = f"a fusion needs different models, not {' and '.join(names)}"
+        raise ReasonEmbedError(msg)
+    for part in parts:
+        if "cross-encoder" in (part.model_type or ()):
+            msg = f"{part.name} is a cross-encoder, which cannot be fused: rerank with --rerank-from"
+            raise ReasonEmbedError(msg)
+
+    def load_fused(name: str, revision: str | None = None, *, device: str | None = None, **_: Any) -> Any:  # noqa: ANN401 - mteb's HybridSearch
+        from mteb.models.hybrid_wrappers import HybridSearch
+
+        del name, revision
+        models = [load_variant(part, device=device) for part in parts]
+        return HybridSearch(models, fusion_strategy=fusion)  # type: ignore[arg-type]
+
+    short = "-".join(name.rsplit("/", 1)[-1] for name in names)
+    return ModelMeta.create_empty(
+        overwrites={
+            "name": f"hybrid/{fusion}-{short}",
+            "revision": hashlib.sha256(json.dumps([fusion, *revisions]).encode()).hexdigest()[:32],
+            "model_type": ["hybrid"],
+            "loader": load_fused,
+            "loader_kwargs": {"fusion": fusion, "parts": revisions},
+        }
+    )
+
+
+def load_variant(meta: ModelMeta, *, device: str | None = None) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model, and compress it if its metadata say so.
+
+    Args:
+        meta: The model.
+        device: Where to; None lets torch choose.
+    """
+    chosen = dict(meta.experiment_kwargs or {})
+    dtype = chosen.pop(_COMPRESSED, None)
+    model: Any = meta.model_copy(update={"experiment_kwargs": chosen or None}).load_model(device=device)
+    _check_dimension(model, chosen.get("embed_dim"))
+    if dtype is None:
+        return model
+    from mteb.models import CompressionWrapper
+    from mteb.types import OutputDType
+
+    return CompressionWrapper(model, OutputDType(dtype))
+
+
+def _check_dimension(model: Any, asked: int | None) -> None:  # noqa: ANN401
+    """Refuse to cut vectors that are shorter already; only the loaded model may know."""
+    own = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)()
+    if asked is not None and own is not None and own < asked:
+        msg = f"--truncate-dim {asked}: {model.mteb_model_meta.name} has {own} dimensions; give fewer"
+        raise ReasonEmbedError(msg)
+
+
+def with_store(model: Any, root: Path, dtype: str) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Keep a model's vectors in a store; models without one dense vector a text are left as they are.
+
+    Args:
+        model: A loaded MTEB model, compressed or fused ones among them; changed in place.
+        root: The store's folder.
+        dtype: How vectors are kept.
+
+    Returns:
+        What to search with.
+    """
+    from mteb.models import CompressionWrapper, SearchEncoderWrapper
+
+    from reasonembed_mteb.store.encoder import StoredEncoder, storable
+
+    parts = getattr(model, "wrapped_models", None)
+    if isinstance(parts, list):
+        model.wrapped_models = [with_store(part, root, dtype) for part in parts]
+    elif isinstance(model, (CompressionWrapper, SearchEncoderWrapper)):
+        # The full vectors are stored, so that every compression of a model shares them.
+        model.model = with_store(model.model, root, dtype)
+    elif storable(model):
+        return StoredEncoder(model, root, dtype)
+    return model
+
+
+def speed_up(model: Any, *, batch_tokens: int | None, attn: str, compile_layers: str) -> None:  # noqa: ANN401
+    """Let every SentenceTransformer inside a model encode by token budget, baselines too.
+
+    Args:
+        model: A loaded MTEB model; changed in place.
+        batch_tokens: Tokens of a batch; None for the device's own.
+        attn: See `reasonembed_mteb.encoding.accelerate`.
+        compile_layers: Whether decoder layers are compiled.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    from reasonembed_mteb.encoding import accelerate
+    from reasonembed_mteb.retrieval.lengths import sized_models
+
+    for inner in sized_models(model):
+        if isinstance(inner, SentenceTransformer):
+            accelerate(inner, batch_tokens=batch_tokens, attn=attn, compile=compile_layers)
+
+
+def encoding_figures(model: Any, *, reset: bool = False) -> dict[str, int]:  # noqa: ANN401
+    """Return how many tokens a model read since the last reset, and how many texts it cut.
+
+    Args:
+        model: A loaded MTEB model.
+        reset: Start again from zero afterwards.
+    """
+    from reasonembed_mteb.retrieval.lengths import sized_models
+
+    every = [stats for one in sized_models(model) if (stats := getattr(one, "encoding_stats", None))]
+    figures = {name: sum(getattr(one, name) for one in every) for name in ("texts", "tokens", "truncated")}
+    for one in every if reset else ():
+        one.reset()
+    return figures if every else {}
+
+
+def innermost(model: Any) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Return the model inside compression and store.
+
+    Args:
+        model: A loaded MTEB model.
+    """
+    from mteb.models import CompressionWrapper
+
+    from reasonembed_mteb.store.encoder import StoredEncoder
+
+    while isinstance(model, (CompressionWrapper, StoredEncoder)):
+        model = model.model
+    return model

@@ -1,0 +1,1 @@
+"""Generation over endpoints: prompts, budget, cache, batches."""

@@ -1,0 +1,201 @@
+"""The one LLM client: many requests to an OpenAI-compatible endpoint, each paid for once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Self
+
+from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, EndpointError, Request, request_hash
+from reasonembed_mteb.endpoints.sending import Sender, Slot
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.llm.budget import Budget, BudgetExceeded, Counts, Usage
+from reasonembed_mteb.llm.cache import AnswerCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from reasonembed_mteb.llm.cache import Outcome
+
+__all__ = [
+    "Answer",
+    "Budget",
+    "BudgetExceeded",
+    "Endpoint",
+    "EndpointError",
+    "LLMClient",
+    "Request",
+    "Usage",
+]
+
+# Requests taken at a time: looked up in one query, sent by one wake-up of the loop.
+_PART = 64
+# Requests ahead of the oldest unanswered one, per concurrent request: a slow answer stops few others.
+_AHEAD = 16
+
+
+class LLMClient:
+    """Asks an endpoint and keeps every answer on disk.
+
+    Example:
+        >>> endpoint = Endpoint("http://localhost:8000/v1", "Qwen/Qwen2.5-72B-Instruct")
+        >>> with LLMClient(endpoint, Path("work/answers")) as client:
+        ...     for answer in client.run(requests, total=len(documents), description="Generating"):
+        ...         print(answer.key, answer.text)
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache_folder: Path,
+        budget: Budget | None = None,
+        *,
+        retry_errors: bool = False,
+        show_progress: bool | None = None,
+    ) -> None:
+        """Open the answers on disk; the endpoint is not contacted yet.
+
+        Args:
+            endpoint: Whom to ask.
+            cache_folder: Where answers are kept. One folder may serve several clients and processes.
+            budget: What may be spent; clients may share it.
+            retry_errors: Ask again for answers that are on disk as errors.
+            show_progress: Whether a bar is shown; None shows it on a terminal.
+
+        Raises:
+            ReasonEmbedError: If the folder cannot be used, or a cost limit is set without prices.
+        """
+        if budget is not None and budget.max_cost is not None and endpoint.cost(0, 0) is None:
+            msg = f"a cost budget needs the prices of {endpoint.model!r}: set price_in and price_out"
+            raise ReasonEmbedError(msg)
+        self.endpoint, self.budget = endpoint, budget
+        self._cache = AnswerCache(cache_folder, retry_errors=retry_errors)
+        self._bar_off = None if show_progress is None else not show_progress
+        self._counts = Counts()
+
+    @property
+    def usage(self) -> Usage:
+        """What this client has used so far."""
+        counts = self._counts
+        return Usage(
+            **asdict(counts), cost=self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
+        )
+
+    def run(
+        self, requests: Iterable[Request], *, total: int | None = None, description: str
+    ) -> Iterator[Answer]:
+        """Answer requests in their order; a bounded number is held in memory at a time.
+
+        An answer is on disk before it is handed out. Equal requests are sent once.
+
+        Args:
+            requests: What to ask; taken one part after another, in the caller's thread.
+            total: How many there are, for the progress bar.
+            description: What is being done, for the progress bar.
+
+        Yields:
+            The answers.
+
+        Raises:
+            EndpointError: If the endpoint cannot be used. What was answered is kept.
+            BudgetExceeded: If the budget is spent. What was on its way is waited for and kept.
+            ReasonEmbedError: If answers cannot be stored.
+        """
+        from tqdm.auto import tqdm
+
+        flow = _Flow(requests, self.endpoint, self._cache, self.budget, self._counts)
+        bar = tqdm(total=total, desc=description, unit="answer", disable=self._bar_off)
+        try:
+            for answer in flow:
+                bar.update()
+                yield answer
+        finally:
+            bar.close()
+            flow.close()
+
+    def close(self) -> None:
+        """Close the answers on disk."""
+        self._cache.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the answers on disk."""
+        self.close()
+
+
+class _Flow:
+    """The requests of one run between being taken and being handed out."""
+
+    def __init__(
+        self,
+        requests: Iterable[Request],
+        endpoint: Endpoint,
+        cache: AnswerCache,
+        budget: Budget | None,
+        counts: Counts,
+    ) -> None:
+        self._requests = iter(requests)
+        self._endpoint, self._cache, self._budget, self._counts = endpoint, cache, budget, counts
+        self._window: deque[tuple[str, Slot, bool]] = deque()
+        self._most = max(_AHEAD * endpoint.concurrency, 4 * _PART)
+        self._slots: dict[bytes, Slot] = {}
+        self._sender: Sender | None = None
+        self._more, self._known = True, False
+
+    def __iter__(self) -> Iterator[Answer]:
+        """Yield the answers in order."""
+        while self._fill() or self._window:
+            key, slot, cached = self._window.popleft()
+            outcome = slot.outcome or self._wait(slot)
+            if self._slots.get(slot.hash) is slot:
+                del self._slots[slot.hash]
+            self._counts.cached += cached
+            used = outcome.prompt_tokens, outcome.completion_tokens
+            yield Answer(key, outcome.text, outcome.error, *used, cached)
+
+    def _wait(self, slot: Slot) -> Outcome:
+        assert self._sender is not None
+        return self._sender.wait(slot)
+
+    def _fill(self) -> bool:
+        """Take requests until the window is full; return whether there may be more."""
+        while self._more and len(self._window) <= self._most - _PART:
+            part = list(islice(self._requests, _PART))
+            self._more = len(part) == _PART
+            self._take(part)
+        return self._more
+
+    def _take(self, part: list[Request]) -> None:
+        """Look a part up, and send what is new."""
+        hashes = [request_hash(self._endpoint.body(request), request.n_sample) for request in part]
+        found = self._cache.find([h for h in dict.fromkeys(hashes) if h not in self._slots])
+        self._known = self._known or bool(found)
+        new = []
+        for request, key in zip(part, hashes, strict=True):
+            slot = self._slots.get(key)
+            cached = slot is not None or key in found
+            if slot is None:
+                slot = self._slots[key] = Slot(request, key, found.get(key))
+                if slot.outcome is None:
+                    new.append(slot)
+            self._window.append((request.key, slot, cached))
+        if new:
+            self._started().submit(new)
+
+    def _started(self) -> Sender:
+        """Return the sender; without anything to send, neither openai nor a key is needed."""
+        if self._sender is None:
+            self._sender = Sender(
+                self._endpoint, self._cache, self._budget, self._counts, known=lambda: self._known
+            )
+        return self._sender
+
+    def close(self) -> None:
+        """End the sender."""
+        if self._sender is not None:
+            self._sender.close()

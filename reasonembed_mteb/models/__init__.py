@@ -1,0 +1,1 @@
+"""Models: ReasonEmbed, its MTEB encoder and metadata, and what goes before a query."""

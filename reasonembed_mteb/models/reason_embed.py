@@ -1,0 +1,256 @@
+"""ReasonEmbed: a SentenceTransformer that loads decoders rightly and knows the tasks' instructions."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from reasonembed_mteb.encoding.fast import FastSentenceTransformer
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.prompts import query_prefix
+from reasonembed_mteb.retrieval.rows import instruction_for, task_instructions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# The official evaluation's length on BRIGHT, for queries and documents alike (PROTOCOL section 1).
+MAX_TOKENS = 8192
+# Reserved tokens that decoder tokenizers without a pad token hold for such a purpose.
+_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+_CARD = """
+## Instructions and lengths
+
+Queries are encoded as `Instruct: {instruction}\\nQuery: {query}`, documents as they are. The `prompts` in
+`config_sentence_transformers.json` hold the full prefix of every BRIGHT, BRIGHT-Pro and R2MED task by its
+MTEB name, so that `mteb` finds them by itself. A directory has one length, here {length} tokens, which is
+BRIGHT's protocol; R2MED's protocol is 512 tokens, which the package `reasonembed-mteb` sets.
+"""
+_CARD_TITLE = "## Instructions and lengths"
+
+
+class ReasonEmbed(FastSentenceTransformer):
+    """A SentenceTransformer for decoder embedders with an instruction before each query.
+
+    The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
+    decoder checkpoint (Qwen2, Qwen3, Llama, Mistral, ...) gets the modules that ReasonEmbed was trained
+    with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
+    tokenizer pads on the right, has a pad token, and adds no EOS or BOS that it did not add before.
+
+    An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token
+    budget, packed where that is known; see `FastSentenceTransformer` for the options.
+
+    Example:
+        >>> model = ReasonEmbed("hanhainebula/reason-embed-qwen3-4b-0928")  # doctest: +SKIP
+        >>> queries = model.encode_query(["Why do cats purr?"], task="biology")  # doctest: +SKIP
+        >>> documents = model.encode_document(["Purring promotes bone growth."])  # doctest: +SKIP
+        >>> model.similarity(queries, documents)  # doctest: +SKIP
+    """
+
+    def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+        """Load a model; see `SentenceTransformer` for the arguments.
+
+        Args:
+            model_name_or_path: Hub name or directory.
+            **kwargs: `SentenceTransformer`'s keyword arguments.
+
+        Raises:
+            ReasonEmbedError: If a local directory has no tokenizer, or pickled weights.
+        """
+        if model_name_or_path is not None and Path(model_name_or_path).is_dir():
+            _check_folder(Path(model_name_or_path))
+        self._warned_bare = False
+        self._built_modules = False
+        super().__init__(model_name_or_path, **kwargs)
+        if self._built_modules:
+            # As a saved directory would: `mteb.evaluate` of this object finds each task's prompt by name.
+            self.prompts = dict[str, str | None](self.task_prompts())
+
+    def _load_default_modules(
+        self, model_name_or_path: str, *args: Any, **kwargs: Any
+    ) -> tuple[list[nn.Module], dict[str, Any]]:
+        """Build the modules of a bare checkpoint; see the class."""
+        call = inspect.signature(SentenceTransformer._load_default_modules).bind(
+            self, model_name_or_path, *args, **kwargs
+        )
+        options = call.arguments
+        shared = {
+            name: options[name]
+            for name in ("token", "revision", "trust_remote_code", "local_files_only")
+            if options.get(name) is not None
+        }
+        given = {
+            name: shared | (options.get(name) or {})
+            for name in ("model_kwargs", "processor_kwargs", "config_kwargs")
+        }
+        if not _is_decoder(model_name_or_path, given["config_kwargs"], options.get("cache_folder")):
+            loaded, config = super()._load_default_modules(model_name_or_path, *args, **kwargs)
+            return (list(loaded.values()) if isinstance(loaded, dict) else loaded), config
+        given["model_kwargs"].setdefault("use_safetensors", True)
+        transformer = Transformer(
+            model_name_or_path,
+            cache_dir=options.get("cache_folder"),
+            backend=self.backend,
+            # Without this the tokenizer's chat template would be applied to every text.
+            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            module_output_name="token_embeddings",
+            **given,
+        )
+        _prepare_tokenizer(transformer.tokenizer)
+        self._built_modules = True
+        own = transformer.max_seq_length
+        transformer.max_seq_length = min(MAX_TOKENS, own) if own else MAX_TOKENS
+        return [transformer, Pooling(transformer.get_embedding_dimension(), "lasttoken"), Normalize()], {}
+
+    def encode_query(  # type: ignore[override]
+        self,
+        inputs: Sequence[str] | str,
+        *args: Any,
+        task: str | None = None,
+        instruction: str | None = None,
+        **kwargs: Any,
+    ) -> Any:  # noqa: ANN401 - SentenceTransformer's own return type depends on its arguments
+        """Encode queries, each after its task's instruction.
+
+        Args:
+            inputs: One query or several.
+            *args: `SentenceTransformer.encode_query`'s further arguments.
+            task: An MTEB task name (ours, or MTEB's own BRIGHT, BRIGHT-Pro and R2MED tasks) or a subset
+                such as ``"biology"``. It never reaches sentence-transformers' Router, which is told
+                ``"query"`` as ever.
+            instruction: An instruction of your own, one sentence; empty for none.
+            **kwargs: `SentenceTransformer.encode_query`'s further arguments.
+
+        Returns:
+            Unit vectors ``(N, dim)``, or ``(dim,)`` for one query.
+
+        Raises:
+            UnknownNameError: If the task is not known; the nearest is named.
+            ReasonEmbedError: If more than one of task, instruction and prompt is given.
+        """
+        prompted = any(value is not None for value in args[:2]) or any(
+            kwargs.get(name) is not None for name in ("prompt", "prompt_name")
+        )
+        if (task is not None) + (instruction is not None) + prompted > 1:
+            msg = "give one of task=, instruction= and prompt=/prompt_name=, not several"
+            raise ReasonEmbedError(msg)
+        if task is not None:
+            instruction = instruction_for(task)
+        if instruction is not None:
+            kwargs["prompt"] = query_prefix(instruction)
+        elif not prompted:
+            self._warn_if_bare()
+        return super().encode_query(inputs, *args, **kwargs)
+
+    def _warn_if_bare(self) -> None:
+        if self.pools_last_token and not self.prompts.get("query") and not self._warned_bare:
+            self._warned_bare = True
+            logger.warning(
+                "queries are encoded without an instruction: "
+                "give task= (an MTEB task or a subset) or instruction="
+            )
+
+    @property
+    def pools_last_token(self) -> bool:
+        """Whether this is a decoder embedder, to which the tasks' instructions belong."""
+        return any(isinstance(module, Pooling) and module.pooling_mode == "lasttoken" for module in self)
+
+    def task_prompts(self) -> dict[str, str]:
+        """Return the prompts that a saved directory holds: every task's full prefix, by MTEB's keys."""
+        prefixes = {f"{name}-query": query_prefix(text) for name, text in task_instructions().items()}
+        return {"document": "", **prefixes, **{k: v for k, v in self.prompts.items() if v is not None}}
+
+    def _get_model_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super()._get_model_config()
+        if self.pools_last_token:
+            config["prompts"] = self.task_prompts()
+        return config
+
+    def save(  # type: ignore[override]
+        self, path: str, model_name: str | None = None, *, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """Save a plain sentence-transformers directory, which loads without this package.
+
+        Its ``prompts`` hold every task's full prefix by MTEB task name.
+
+        Args:
+            path: The directory.
+            model_name: Name for the card.
+            safe_serialization: Must be True: only safetensors are written.
+            **kwargs: `SentenceTransformer.save`'s further arguments.
+
+        Raises:
+            ReasonEmbedError: If pickled weights are asked for.
+        """
+        if not safe_serialization:
+            msg = "only safetensors are written; leave safe_serialization at True"
+            raise ReasonEmbedError(msg)
+        super().save(path, model_name, safe_serialization=True, **kwargs)
+
+    def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
+        super()._create_model_card(path, *args, **kwargs)
+        card = Path(path) / "README.md"
+        if not self.pools_last_token or not card.is_file():
+            return
+        text = card.read_text(encoding="utf-8")
+        if _CARD_TITLE not in text:
+            added = _CARD.replace("{length}", str(self.max_seq_length))
+            card.write_text(text.rstrip("\n") + "\n" + added, encoding="utf-8")
+
+
+# Tools that read the signature (and sentence-transformers' own re-loading) see the parent's.
+ReasonEmbed.__init__.__signature__ = inspect.signature(SentenceTransformer.__init__)  # type: ignore[attr-defined]
+
+
+def _is_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str | None) -> bool:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(name, cache_dir=cache_folder, **config_kwargs)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    # A backbone saved by AutoModel says `Qwen3Model`; an encoder's causal head exists (`BertLMHeadModel`),
+    # but is not what its checkpoint was saved from.
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
+    return architecture.endswith("ForCausalLM") or (
+        causal.endswith("ForCausalLM") and causal.removesuffix("ForCausalLM") + "Model" == architecture
+    )
+
+
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Pad on the right with a token that the vocabulary has; change nothing else."""
+    if tokenizer is None:
+        msg = "the checkpoint has no text tokenizer: save one beside the weights"
+        raise ReasonEmbedError(msg)
+    # Right: GradCache trims trailing padding only, and a causal mask then needs no padding mask.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is not None:
+        return
+    known = tokenizer.get_vocab()
+    pad = next((token for token in _PAD_CANDIDATES if token in known), tokenizer.eos_token)
+    if pad is None:
+        msg = "the tokenizer has neither a pad token nor an EOS token: set tokenizer.pad_token and save it"
+        raise ReasonEmbedError(msg)
+    tokenizer.pad_token = pad
+
+
+def _check_folder(folder: Path) -> None:
+    """Say plainly that a directory with transformers weights in its root cannot be loaded."""
+    has_weights = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    if not has_weights and any(folder.glob("pytorch_model*.bin")):
+        msg = f"{folder} has pickled weights, which may run code: save the model again as safetensors"
+        raise ReasonEmbedError(msg)
+    if has_weights and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer beside them"
+        raise ReasonEmbedError(msg)

@@ -1,0 +1,203 @@
+"""MTEB metadata of the published checkpoints, and of local model directories.
+
+Nothing here imports mteb until a function is called, so that the start-up hook can import this module
+while mteb itself is being imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.models.folders import content_revision, local_name, model_kind
+from reasonembed_mteb.retrieval.rows import load_rows
+
+if TYPE_CHECKING:
+    from mteb.models.model_meta import ModelMeta
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One published checkpoint: arXiv 2510.08252, Tables 2 and 3, and its model card.
+
+    Attributes:
+        name: Hub name.
+        backbone: The language model that it was trained from.
+        embed_dim: Length of a vector.
+        loss: ``RI-InfoNCE`` (Redapter) or ``InfoNCE``.
+        bright: Published mean nDCG@10 on BRIGHT, in percent.
+        r2med: Published mean nDCG@10 on R2MED, in percent.
+    """
+
+    name: str
+    backbone: str
+    embed_dim: int
+    loss: str
+    bright: float
+    r2med: float
+
+
+_QWEN_8B, _QWEN_4B, _LLAMA_8B = "Qwen/Qwen3-8B", "Qwen/Qwen3-4B", "meta-llama/Llama-3.1-8B"
+CHECKPOINTS = (
+    Checkpoint("hanhainebula/reason-embed-qwen3-8b-0928", _QWEN_8B, 4096, "RI-InfoNCE", 38.1, 43.18),
+    Checkpoint("hanhainebula/reason-embed-qwen3-4b-0928", _QWEN_4B, 2560, "RI-InfoNCE", 37.1, 41.16),
+    Checkpoint("hanhainebula/reason-embed-llama-3.1-8b-0928", _LLAMA_8B, 4096, "RI-InfoNCE", 36.2, 42.76),
+    Checkpoint("hanhainebula/reason-embed-basic-qwen3-8b-0928", _QWEN_8B, 4096, "InfoNCE", 37.1, 42.36),
+    Checkpoint("hanhainebula/reason-embed-basic-qwen3-4b-0928", _QWEN_4B, 2560, "InfoNCE", 35.3, 39.94),
+    Checkpoint("hanhainebula/reason-embed-basic-llama-3.1-8b-0928", _LLAMA_8B, 4096, "InfoNCE", 34.9, 41.98),
+)
+
+# MTEB's older tasks over the same data, with all subsets in one.
+_LEGACY_BRIGHT = ("BrightRetrieval", "BrightLongRetrieval")
+
+CITATION = """@article{chen2025reasonembed,
+  title = {ReasonEmbed: Enhanced Text Embeddings for Reasoning-Intensive Document Retrieval},
+  author = {Chen, Jianlyu and Lan, Junwei and Li, Chaofan and Lian, Defu and Liu, Zheng},
+  journal = {arXiv preprint arXiv:2510.08252},
+  year = {2025},
+}"""
+
+
+def training_tasks() -> set[str]:
+    """Return the tasks that the checkpoints are not zero-shot on.
+
+    Their training passages are BRIGHT documents and their first stage was MS MARCO, so every BRIGHT task
+    counts, ours and MTEB's, and MSMARCO.
+    """
+    rows = [row for row in load_rows() if row.kind in ("bright", "bright_long")]
+    names = {row.name for row in rows} | {row.mteb_name for row in rows if row.mteb_name}
+    return names | set(_LEGACY_BRIGHT) | {"MSMARCO"}
+
+
+def _meta(checkpoint: Checkpoint) -> ModelMeta:
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    return ModelMeta(
+        loader=_load_reason_embed,
+        name=checkpoint.name,
+        # Not known here; the commit is resolved when the weights are loaded.
+        revision=None,
+        release_date="2025-10-11",
+        languages=["eng-Latn"],
+        n_parameters=None,
+        memory_usage_mb=None,
+        max_tokens=8192,
+        embed_dim=checkpoint.embed_dim,
+        license="cc-by-nc-4.0",
+        open_weights=True,
+        public_training_code="https://github.com/VectorSpaceLab/agentic-search",
+        public_training_data="https://huggingface.co/datasets/hanhainebula/reason-embed-data",
+        framework=["Sentence Transformers", "PyTorch", "safetensors"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=True,
+        training_datasets=training_tasks(),
+        adapted_from=checkpoint.backbone,
+        reference=f"https://huggingface.co/{checkpoint.name}",
+        citation=CITATION,
+        loader_kwargs={"max_tokens": 8192},
+    )
+
+
+def _load_reason_embed(model_name: str, revision: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
+    from reasonembed_mteb.models.mteb_encoder import load_reason_embed
+
+    return load_reason_embed(model_name, revision, **kwargs)
+
+
+def _load_other(model_name: str, revision: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
+    from reasonembed_mteb.models.mteb_encoder import load_other
+
+    return load_other(model_name, revision, **kwargs)
+
+
+@cache
+def model_metas() -> dict[str, ModelMeta]:
+    """Return MTEB's metadata of the six published checkpoints, by name."""
+    import_module("mteb")
+    return {checkpoint.name: _meta(checkpoint) for checkpoint in CHECKPOINTS}
+
+
+def model_meta(name: str) -> ModelMeta:
+    """Return the metadata of one published checkpoint.
+
+    Args:
+        name: Hub name.
+
+    Raises:
+        UnknownNameError: If it is not one of the six, with the nearest.
+    """
+    if name not in model_metas():
+        raise unknown_name("model", name, model_metas())
+    return model_metas()[name]
+
+
+def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
+    """Return MTEB metadata of a local model directory.
+
+    Args:
+        path: A directory that sentence-transformers saved, of any kind, or a bare decoder checkpoint.
+        name: The name under which results are filed; by default ``local/<parent>__<dir>``.
+
+    Returns:
+        Metadata whose revision is a hash of the directory's content, so that two directories never share
+        a cached result and a changed directory is a new revision.
+
+    Raises:
+        ReasonEmbedError: If the directory holds no model.
+    """
+    import_module("mteb")
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    folder = Path(path).expanduser().resolve()
+    kind = model_kind(folder)
+    return ModelMeta.create_empty(
+        overwrites={
+            "loader": _load_other,
+            "loader_kwargs": {"path": str(folder), "kind": kind},
+            "name": name or local_name(folder),
+            "revision": content_revision(folder),
+            "model_type": [kind],
+            "framework": ["Sentence Transformers", "PyTorch"],
+            # A dense directory says itself which one it takes; mteb asks the model where this is None.
+            "similarity_fn_name": ScoringFunction.MAX_SIM if kind == "late-interaction" else None,
+        }
+    )
+
+
+def with_instruction(meta: ModelMeta, template: str | None, *, none: bool = False) -> ModelMeta:
+    """Decide the instruction of a model that brings none of its own.
+
+    Args:
+        meta: Metadata of a local directory or of a hub model that MTEB does not know.
+        template: Give each task's instruction in this template, instead of the model's own prompts.
+        none: Give no instruction and no prompt.
+
+    Returns:
+        Metadata whose results are filed as an experiment, apart from those of the plain model.
+
+    Raises:
+        ReasonEmbedError: If both are given, the template has no ``{instruction}``, or the model is not
+            dense.
+    """
+    if template is None and not none:
+        return meta
+    if template is not None and none:
+        msg = "give --instruction-template or --no-instruction, not both"
+        raise ReasonEmbedError(msg)
+    if template is not None and "{instruction}" not in template:
+        msg = f"the template {template!r} must contain '{{instruction}}'"
+        raise ReasonEmbedError(msg)
+    if "dense" not in (meta.model_type or ()):
+        msg = f"{meta.name} is no dense model: it takes no instruction"
+        raise ReasonEmbedError(msg)
+    # Part of a folder's name, where no line break belongs; the loader puts it back.
+    escaped = (template or "").replace("\n", "\\n")
+    chosen = {"instruction_template": escaped} if template is not None else {"no_instruction": True}
+    loader_kwargs = {"kind": "dense"} | (meta.loader_kwargs or {})
+    return meta.model_copy(
+        update={"loader": _load_other, "loader_kwargs": loader_kwargs, "experiment_kwargs": chosen}
+    )

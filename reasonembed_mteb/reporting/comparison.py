@@ -1,0 +1,303 @@
+"""A table beside published scores and under test: what the pieces say about its rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reasonembed_mteb.reporting.formats import MISSING, Grid
+from reasonembed_mteb.reporting.published import MEAN, Beside, compare, published_for
+from reasonembed_mteb.reporting.significance import bootstrap_intervals, pool, significance_marks
+from reasonembed_mteb.reporting.tables import SHORT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reasonembed_mteb.reporting.queries import Frame
+    from reasonembed_mteb.reporting.significance import Interval, Marks
+    from reasonembed_mteb.reporting.tables import Board, Row
+
+# With more models, pairs go into the JSON alone: 50 models have 1,225.
+_MODELS_WITH_PAIRS = 6
+_METRIC = "ndcg_at_10"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One row beside one source.
+
+    Attributes:
+        row: Place of the row in its table.
+        source: Where the scores were published, and as what.
+        url: The source's address.
+        note: What a reader must know to compare.
+        scores: By subset, and `MEAN`.
+    """
+
+    row: int
+    source: str
+    url: str
+    note: str
+    scores: dict[str, Beside]
+
+
+def beside(board: Board) -> list[Source]:
+    """Put every row beside everything that was published of its model for the same benchmark.
+
+    Args:
+        board: The table; rows of a table set together are not compared.
+
+    Returns:
+        One for each row and source that share a subset. Means are compared where the row lacks none.
+    """
+    found = []
+    for place, row in enumerate(board.rows):
+        sources: dict[tuple[str, str], dict[str, Beside]] = {}
+        for score in published_for(row.model.name, board.published, board.metric):
+            ours = _ours(row, score.subset)
+            if ours is None or row.model.options:
+                continue
+            held = sources.setdefault((score.source, score.model), {})
+            held[score.subset] = compare(score, 100 * ours)
+        for (source, model), scores in sources.items():
+            first = next(iter(scores.values())).published
+            found.append(Source(place, f"{source}: {model}", first.url, first.note, scores))
+    return found
+
+
+def _ours(row: Row, subset: str) -> float | None:
+    if subset == MEAN:
+        return row.mean.value if row.mean is not None and row.mean.whole else None
+    return row.cells[subset].score if subset in row.cells else None
+
+
+def published_grids(board: Board, *, decimals: int = 2) -> list[Grid]:
+    """Return one table for each row and source: published, ours, difference, verdict.
+
+    Args:
+        board: The table.
+        decimals: Of our scores.
+    """
+    grids = []
+    for source in beside(board):
+        rows = tuple(
+            (
+                SHORT.get(subset, subset),
+                f"{one.published.value:.{decimals}f}",
+                f"{one.ours:.{decimals}f}",
+                f"{one.difference:+.{decimals}f}",
+                _verdict(one, board.metric),
+            )
+            for subset, one in source.scores.items()
+        )
+        title = f"{board.rows[source.row].label} beside {source.source}"
+        head = ("subset", "published", "ours", "difference", "within reproduction noise")
+        notes = tuple(filter(None, (source.note, source.url)))
+        grids.append(Grid(title, head, rows, notes))
+    return grids
+
+
+def _verdict(one: Beside, metric: str | None) -> str:
+    # The noise was measured on nDCG@10 alone.
+    if metric != _METRIC:
+        return MISSING
+    return "yes" if one.within_noise else "NO"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the tests say about one table.
+
+    Attributes:
+        marks: Letters and pairs over all queries, weighed as the macro mean weighs them; None where fewer
+            than two rows share every query.
+        intervals: Bootstrap interval of the macro mean, by label.
+        subsets: The same tests on each subset alone.
+        left_out: Labels of rows that lack scores by query.
+    """
+
+    marks: Marks | None
+    intervals: dict[str, Interval]
+    subsets: dict[str, Marks]
+    left_out: tuple[str, ...]
+
+
+def compare_rows(board: Board, frames: Sequence[Frame], *, every_subset: bool = False) -> Tested:
+    """Test every pair of rows of a table.
+
+    Args:
+        board: The table.
+        frames: Scores by query; see `read_frames`.
+        every_subset: Test each subset too where there are many rows, whose pairs no table shows.
+    """
+    scores = _by_label(board, frames)
+    whole = {label: own for label, own in scores.items() if len(own) == len(frames) and frames}
+    pooled = {label: pool(own, macro=True) for label, own in whole.items()}
+    subsets = {}
+    for frame in frames if every_subset or len(scores) <= _MODELS_WITH_PAIRS else ():
+        own = {label: held[frame.column] for label, held in scores.items() if frame.column in held}
+        if len(own) > 1:
+            subsets[frame.column] = significance_marks(own)
+    return Tested(
+        marks=significance_marks(pooled) if len(pooled) > 1 else None,
+        intervals=bootstrap_intervals(pooled) if pooled else {},
+        subsets=subsets,
+        left_out=tuple(row.label for row in board.rows if row.label not in whole),
+    )
+
+
+def _by_label(board: Board, frames: Sequence[Frame]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return scores by label, subset and query; a row that lacks any query of a subset lacks the subset."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for place, row in enumerate(board.rows):
+        for frame in frames:
+            if np.isfinite(frame.scores[place]).all():
+                own = dict(zip(frame.queries, frame.scores[place].tolist(), strict=True))
+                found.setdefault(row.label, {})[frame.column] = own
+    return found
+
+
+def significance_grids(board: Board, tested: Tested) -> list[Grid]:
+    """Return the tests as tables: intervals and letters, and for few models every pair.
+
+    Args:
+        board: The table.
+        tested: See `compare_rows`.
+    """
+    if tested.marks is None:
+        return []
+    marks = tested.marks
+    rows = tuple(
+        (
+            row.label,
+            _interval(tested.intervals[row.label]),
+            marks.letters[row.label],
+            _beaten(marks, row.label),
+        )
+        for row in board.rows
+        if row.label in marks.letters
+    )
+    note = (
+        f"paired randomisation test over {marks.comparison.queries:,} queries, Holm's correction over all "
+        f"pairs, level {marks.alpha:g}; models without a common letter differ"
+    )
+    notes = [note]
+    if tested.left_out:
+        notes.append(f"without scores by query on every subset: {', '.join(tested.left_out)}")
+    head = ("model", "mean, 95 % interval", "letters", "significantly better than")
+    grids = [Grid(f"{board.name}: significance", head, rows, tuple(notes), words=4)]
+    if len(marks.letters) <= _MODELS_WITH_PAIRS:
+        grids.append(_pairs_grid(board, tested, marks))
+    return grids
+
+
+def _interval(interval: Interval) -> str:
+    ends = f"{100 * interval.low:.2f} to {100 * interval.high:.2f}"
+    return f"{100 * interval.mean:.2f} ({MISSING if math.isnan(interval.low) else ends})"
+
+
+def _beaten(marks: Marks, label: str) -> str:
+    beaten = marks.beats[label]
+    if not beaten:
+        return MISSING
+    return "all others" if len(beaten) == len(marks.letters) - 1 > 1 else ", ".join(beaten)
+
+
+def _pairs_grid(board: Board, tested: Tested, marks: Marks) -> Grid:
+    columns = [column for column in board.columns if column in tested.subsets]
+    names = marks.comparison.models
+    pairs = [(one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
+    rows = tuple(
+        (
+            one,
+            two,
+            _pvalue(marks.comparison.pair(one, two)[1]),
+            *(_pair(tested.subsets[column], one, two) for column in columns),
+        )
+        for one, two in pairs
+    )
+    head = ("model", "against", "all", *(SHORT.get(column, column) for column in columns))
+    note = "p-values after Holm's correction over the pairs of each column"
+    return Grid(f"{board.name}: p-values", head, rows, (note,), words=2)
+
+
+def _pair(marks: Marks, one: str, two: str) -> str:
+    held = {one, two} <= marks.letters.keys()
+    return _pvalue(marks.comparison.pair(one, two)[1]) if held else MISSING
+
+
+def _pvalue(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def published_data(board: Board) -> list[dict[str, Any]]:
+    """Return published scores beside a table's rows as plain data.
+
+    Args:
+        board: The table.
+    """
+    return [
+        {
+            "row": source.row,
+            "label": board.rows[source.row].label,
+            "source": source.source,
+            "url": source.url,
+            "note": source.note,
+            "scores": {
+                subset: {
+                    "published": one.published.value,
+                    "ours": round(one.ours, 4),
+                    "difference": round(one.difference, 4),
+                    "within_noise": one.within_noise if board.metric == _METRIC else None,
+                }
+                for subset, one in source.scores.items()
+            },
+        }
+        for source in beside(board)
+    ]
+
+
+def significance_data(tested: Tested) -> dict[str, Any]:
+    """Return tests as plain data.
+
+    Args:
+        tested: See `compare_rows`.
+    """
+    intervals = {
+        label: {"mean": one.mean, "low": _finite(one.low), "high": _finite(one.high)}
+        for label, one in tested.intervals.items()
+    }
+    return {
+        "intervals": intervals,
+        "all": _marks_data(tested.marks) if tested.marks is not None else None,
+        "subsets": {column: _marks_data(marks) for column, marks in tested.subsets.items()},
+        "left_out": list(tested.left_out),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _marks_data(marks: Marks) -> dict[str, Any]:
+    names: Mapping[int, str] = dict(enumerate(marks.comparison.models))
+    return {
+        "letters": marks.letters,
+        "level": marks.alpha,
+        "queries": marks.comparison.queries,
+        "pairs": [
+            {
+                "model": names[one],
+                "against": names[two],
+                "difference": float(marks.comparison.means[one] - marks.comparison.means[two]),
+                "p": float(marks.comparison.pvalues[one, two]),
+                "p_holm": float(marks.comparison.adjusted[one, two]),
+            }
+            for one in names
+            for two in names
+            if one < two
+        ],
+    }

@@ -1,0 +1,1 @@
+"""What MTEB accepts: checking a submission, metadata of the checkpoints."""

@@ -1,0 +1,276 @@
+"""An MTEB encoder whose vectors are kept in an embedding store, and taken from it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+
+from reasonembed_mteb.encoding.output import TextsError
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.instructions import loaded_prefix
+from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
+from reasonembed_mteb.retrieval.lengths import current_length
+from reasonembed_mteb.retrieval.rows import max_tokens_for
+from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
+from reasonembed_mteb.store.vectors import VectorStore, text_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models import EncoderProtocol, ModelMeta
+    from mteb.types import Array, PromptType
+    from numpy.typing import NDArray
+    from torch.utils.data import DataLoader
+
+    from reasonembed_mteb.store.vectors import Found
+
+# Options of encode that leave the vectors as they are.
+_COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
+_NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
+# What our encoders put before a text is part of the text.
+_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens"}
+_NAMED = 5
+
+
+def storable(model: Any) -> bool:  # noqa: ANN401 - any of mteb's model protocols
+    """Whether a model gives one dense vector a text.
+
+    Args:
+        model: A loaded MTEB model.
+    """
+    from mteb.models import EncoderProtocol, SearchProtocol
+
+    kinds = model.mteb_model_meta.model_type or []
+    return (
+        isinstance(model, EncoderProtocol)
+        and not isinstance(model, SearchProtocol)
+        and list(kinds) == ["dense"]
+    )
+
+
+def fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderProtocol
+    """Return everything that decides a model's vectors, apart from the text and its length.
+
+    The weights themselves are hashed, adapters among them, where the model has any: a name and a revision
+    can be given to anything.
+
+    Args:
+        model: A loaded MTEB encoder.
+    """
+    meta = model.mteb_model_meta
+    options = {**(meta.loader_kwargs or {}), **(meta.experiment_kwargs or {})}
+    # Where the weights lie is no part of them, and compression comes after the store.
+    skipped = _NOT_OF_VECTORS | (_OF_THE_TEXT if isinstance(model, ProtocolEncoder) else set())
+    chosen = {key: str(value) for key, value in options.items() if key not in skipped}
+    found: dict[str, Any] = {"name": meta.name, "revision": meta.revision, "options": chosen}
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, torch.nn.Module):
+        return found
+    parameter = next(inner.parameters(), None)
+    return found | {
+        "dtype": str(parameter.dtype) if parameter is not None else None,
+        "truncate_dim": getattr(inner, "truncate_dim", None),
+        "modules": [_module_config(module) for module in inner.children()],
+        "weights": weights_hash(inner),
+        "tokenizer": _tokenizer_hash(inner),
+    }
+
+
+def _module_config(module: torch.nn.Module) -> list[Any]:
+    """Return a module's kind and options, such as a pooling mode, which are no weights."""
+    options: dict[str, Any] = getattr(module, "get_config_dict", dict)()
+    # The length belongs to each text's key.
+    plain = {key: value for key, value in options.items() if key != "max_seq_length"}
+    return [type(module).__name__, json.loads(json.dumps(plain, default=str, sort_keys=True))]
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Return a hash of every weight, its name, dtype and shape.
+
+    Args:
+        module: The model.
+    """
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().reshape(-1)
+        # In pieces, so that a GPU's weights are never whole on the host.
+        for piece in values.split(1 << 26):
+            digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenizer_hash(model: torch.nn.Module) -> str | None:
+    tokenizer = getattr(model, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    # Set by the last call, by batch and length.
+    for passing in ("truncation", "padding"):
+        state.pop(passing, None)
+    return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
+
+
+class StoredEncoder:
+    """An MTEB encoder in front of a store: texts that are stored are not encoded again.
+
+    Texts are looked up in fixed chunks of the corpus and each chunk's missing ones are encoded together, so
+    that a run that was killed goes on with the same batches, and so the same vectors, at most one chunk
+    behind.
+    """
+
+    # See `reasonembed_mteb.retrieval.topk`.
+    hands_over_similarity = True
+
+    def __init__(
+        self, model: EncoderProtocol, root: Path, dtype: str = "auto", chunk_size: int = CHUNK_SIZE
+    ) -> None:
+        """Put a store in front of a model.
+
+        Args:
+            model: A loaded MTEB encoder; see `storable`.
+            root: The store's folder.
+            dtype: How vectors are kept; see `VectorStore`.
+            chunk_size: Texts looked up, encoded and stored together.
+        """
+        self.model = model
+        self._chunk_size = chunk_size
+        self._store = VectorStore(root, fingerprint(model), dtype)
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """The model's own metadata."""
+        meta: ModelMeta = self.model.mteb_model_meta
+        return meta
+
+    @mteb_model_meta.setter
+    def mteb_model_meta(self, meta: ModelMeta) -> None:
+        self.model.mteb_model_meta = meta  # type: ignore[misc]
+
+    def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
+        """Return the model's own similarity."""
+        return self.model.similarity(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
+        """Return the model's own similarity of pairs."""
+        return self.model.similarity_pairwise(embeddings1, embeddings2)
+
+    def encode(
+        self,
+        inputs: DataLoader[Any],
+        *,
+        task_metadata: TaskMetadata,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return vectors, from the store where they are there.
+
+        Args:
+            inputs: Batches of texts.
+            task_metadata: The task.
+            prompt_type: Query or document.
+            **kwargs: Further arguments of the model's own encode.
+
+        Returns:
+            ``(N, dim)`` on the CPU, in the dtype that is stored.
+
+        Raises:
+            ReasonEmbedError: If a vector is NaN or infinite, or the disk is full.
+        """
+        columns: dict[str, list[Any]] = {}
+        for batch in inputs:
+            for name, values in batch.items():
+                columns.setdefault(name, []).extend(values)
+        call = {"task_metadata": task_metadata, "prompt_type": prompt_type, **kwargs}
+        texts = columns.get("text", [])
+        chunks = [
+            self._encode_chunk(
+                {name: values[start : start + self._chunk_size] for name, values in columns.items()}, call
+            )
+            for start in range(0, len(texts), self._chunk_size)
+        ]
+        if not chunks:
+            return torch.empty(0, self._store.dimension or 0)
+        return chunks[0] if len(chunks) == 1 else torch.cat([chunk.float() for chunk in chunks])
+
+    def _encode_chunk(self, columns: Mapping[str, list[Any]], call: Mapping[str, Any]) -> torch.Tensor:
+        salt, prefix = self._salt(call)
+        limit = self._limit(call["task_metadata"])
+        texts = [prefix + text for text in columns["text"]]
+        plain, limited = text_keys(texts, salt), text_keys(texts, f"{salt} limit {limit}")
+        self._store.refresh()
+        found = self._store.find(plain, limited, limit)
+        missing = found.missing
+        if not len(missing):
+            return self._store.read(found)
+        _, first, back = np.unique(plain[missing], axis=0, return_index=True, return_inverse=True)
+        # In the order of the corpus, each text once.
+        order = np.argsort(first)
+        chosen = missing[first[order]]
+        vectors, tokens = self._encode({n: [v[i] for i in chosen] for n, v in columns.items()}, call)
+        whole = (tokens >= 0) & (tokens <= (limit if limit is not None else np.iinfo(np.int32).max))
+        keys = np.where(whole[:, None], plain[chosen], limited[chosen])
+        if self._store.add(keys, tokens, vectors):
+            found = self._store.find(plain, limited, limit)
+            if not len(found.missing):
+                return self._store.read(found)
+        return self._fill(found, missing, np.argsort(order)[back.reshape(-1)], vectors)
+
+    def _fill(
+        self, found: Found, missing: NDArray[np.int64], places: NDArray[np.int64], vectors: torch.Tensor
+    ) -> torch.Tensor:
+        """Join stored vectors and those that could not be stored."""
+        from reasonembed_mteb.store.vectors import Found
+
+        out = torch.empty(len(found.rows), vectors.shape[1])
+        held = np.setdiff1d(np.arange(len(found.rows)), missing)
+        out[torch.from_numpy(held)] = self._store.read(Found(found.shards[held], found.rows[held])).float()
+        out[torch.from_numpy(missing)] = self._store.as_stored(vectors).float()[torch.from_numpy(places)]
+        return out
+
+    def _salt(self, call: Mapping[str, Any]) -> tuple[str, str]:
+        """Return what else distinguishes equal texts, and the prompt before each."""
+        task, kind = call["task_metadata"], call["prompt_type"]
+        side = kind.value if kind is not None else "query"
+        prefix = loaded_prefix(self.model, task, side)
+        skipped = {"task_metadata", "prompt_type", "hf_split", "hf_subset", *_COSMETIC}
+        options = {key: str(value) for key, value in sorted(call.items()) if key not in skipped}
+        # A model with code of its own may treat each task in a way of its own.
+        known = side if prefix is not None else f"{side} of {task.name}"
+        return f"{known} {json.dumps(options)}" if options else known, prefix or ""
+
+    def _limit(self, task: TaskMetadata) -> int | None:
+        own = current_length(self.model)
+        if own is None or not isinstance(self.model, ProtocolEncoder):
+            return own
+        return min(own, max_tokens_for(task.name, default=own))
+
+    def _encode(
+        self, columns: dict[str, list[Any]], call: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, NDArray[np.int32]]:
+        """Return vectors on the CPU, and token counts before truncation (-1 where not known)."""
+        loader = column_loader(columns, call.get("batch_size", 32))
+        try:
+            encoded = torch.as_tensor(self.model.encode(loader, **call)).detach().cpu()
+        except TextsError as error:
+            raise error.named(columns.get("id", columns["text"])) from error
+        broken = (~torch.isfinite(encoded)).any(dim=1).nonzero().flatten().tolist()
+        if broken:
+            names = columns.get("id", columns["text"])
+            named = ", ".join(str(names[row])[:60] for row in broken[:_NAMED])
+            msg = (
+                f"{self.mteb_model_meta.name} gives {len(broken)} vectors with NaN or infinite values "
+                f"({named}); nothing of them is stored; try another dtype"
+            )
+            raise ReasonEmbedError(msg)
+        counts = getattr(getattr(self.model, "model", None), "last_token_counts", None)
+        known = counts is not None and len(counts) == len(encoded)
+        tokens = np.asarray(counts if known else np.full(len(encoded), -1), dtype=np.int32)
+        return encoded, tokens
