@@ -60,8 +60,18 @@ def test_beir_layout(tmp_path: Path) -> None:
     assert list(corpus.documents()) == [(0, "a", "T one"), (1, "b", "two")]
     assert (corpus.benchmark.gold, corpus.benchmark.excluded) == ({"a"}, {"b"})
     assert corpus.benchmark.queries == ("what?",)
-    (folder / "qrels" / "test.tsv").write_text("head\nq a 1\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"test.tsv:2 is not"):
+    # Every split stays apart, and ids are read as `run --beir` reads them.
+    write_lines(folder / "corpus.jsonl", [*documents, {"_id": '5" pipe', "text": "three"}])
+    (folder / "qrels" / "dev.tsv").write_text('query-id\tcorpus-id\tscore\nq\t"5"" pipe"\t1\n')
+    assert opened(config_for(tmp_path, "beir", folder)).benchmark.gold == {"a", '5" pipe'}
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq a 1\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.tsv, line 2 has 1 columns instead of 3"):
+        opened(config_for(tmp_path, "beir", folder))
+    (folder / "qrels" / "test.tsv").write_text("q\ta\thigh score\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"test.tsv, line 1: label 'high score'"):
+        opened(config_for(tmp_path, "beir", folder))
+    write_lines(folder / "corpus.jsonl", [{"_id": "a", "text": "one"}, {"_id": "a", "text": "two"}])
+    with pytest.raises(DataError, match=r"line 2: _id 'a' is also on line 1"):
         opened(config_for(tmp_path, "beir", folder))
 
 

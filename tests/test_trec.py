@@ -1,96 +1,24 @@
-"""TREC's files and BRIGHT's JSON runs: what is read, what is refused and where."""
+"""Runs: TREC's files, BRIGHT's JSON and MTEB's predictions; what is refused and where."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval.trec import read_exclusions, read_qrels, read_run, write_run
+from reasonembed_mteb.retrieval.trec import read_run, write_run
 
-LABELS = Path(__file__).parents[2] / "shared/data/bright_labels"
-# PROTOCOL of BRIGHT: queries and labels of each subset.
-COUNTS = {
-    "biology": (103, 372),
-    "earth-science": (116, 585),
-    "economics": (103, 800),
-    "psychology": (101, 692),
-    "robotics": (101, 520),
-    "stackoverflow": (117, 478),
-    "sustainable-living": (108, 576),
-    "leetcode": (142, 262),
-    "pony": (112, 2219),
-    "aops": (111, 524),
-    "theoremqa-questions": (194, 439),
-    "theoremqa-theorems": (76, 151),
-}
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def given(folder: Path, content: str | bytes, name: str = "file.txt") -> Path:
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return file
-
-
-@pytest.mark.skipif(not LABELS.is_dir(), reason="the real labels are not beside this checkout")
-def test_real_labels_have_the_published_counts() -> None:
-    found = {}
-    for name in COUNTS:
-        labels = read_qrels(LABELS / f"qrels.bright-{name}.txt")
-        found[name] = (len(labels), sum(map(len, labels.values())))
-        assert {label for row in labels.values() for label in row.values()} == {1}
-    assert found == COUNTS
-    excluded = read_exclusions(LABELS / "exclude.bright-leetcode.txt")
-    sizes = [len(documents) for documents in excluded.values()]
-    assert (len(sizes), sum(sizes), min(sizes), max(sizes)) == (142, 33_485, 9, 1_119)
-    gold = read_qrels(LABELS / "qrels.bright-leetcode.txt")
-    assert not [query for query in gold if gold[query].keys() & excluded[query]]
-
-
-@pytest.mark.parametrize("separator", [" ", "\t", "  "])
-def test_labels_with_spaces_in_ids(tmp_path: Path, separator: str) -> None:
-    rows = [("q1", "0", "a document.txt", "1"), ("q1", "0", "b", "0"), ("q2", "0", "c d e", "2")]
-    file = given(tmp_path, "\n".join(separator.join(row) for row in rows) + "\n")
-    assert read_qrels(file) == {"q1": {"a document.txt": 1, "b": 0}, "q2": {"c d e": 2}}
-
-
-def test_labels_in_the_shape_of_beir(tmp_path: Path) -> None:
-    file = given(tmp_path, "query-id\tcorpus-id\tscore\nq 1\td 1\t1\r\n")
-    assert read_qrels(file) == {"q 1": {"d 1": 1}}
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("q1 0 d1 1\nq1 0 d2\n", "line 2: expected query id, iteration, document id, label; found 'q1 0 d2'"),
-        ("q1 0 d1 relevant\n", "line 1: expected"),
-        ("\n\nq1\n", "line 3: expected"),
-        ("q1 0 d1 1\nq1 0 d1 0\n", "line 2: query 'q1', document 'd1' is labelled 0 here and 1 above"),
-        ("\n", "holds no rows"),
-        (b"q1 0 d1 1\nq1 0 \xff 1\n", "line 2: not UTF-8"),
-    ],
-)
-def test_bad_labels_name_file_and_line(tmp_path: Path, content: str | bytes, words: str) -> None:
-    file = given(tmp_path, content)
-    with pytest.raises(DataError) as caught:
-        read_qrels(file)
-    assert str(caught.value).startswith(str(file))
-    assert words in str(caught.value)
-
-
-def test_repeated_equal_labels_are_one_and_negative_ones_are_kept(tmp_path: Path) -> None:
-    assert read_qrels(given(tmp_path, "q 0 d 1\nq 0 d 1\nq 0 e -2\n")) == {"q": {"d": 1, "e": -2}}
-
-
-def test_exclusions(tmp_path: Path) -> None:
-    file = given(tmp_path, "q1 a document\nq1\tanother  one\nq2 c \n\nq1 a document\n")
-    assert read_exclusions(file) == {"q1": {"a document", "another  one"}, "q2": {"c"}}
-    assert read_exclusions(given(tmp_path, "")) == {}
-    with pytest.raises(DataError, match="line 2: expected query id, document id; found 'q2'"):
-        read_exclusions(given(tmp_path, "q1 a\nq2\n"))
 
 
 RUN = {"q1": {"a document": 2.5, "b": 1.0}, "q2": {"c\u0085d": -0.25}}
@@ -136,7 +64,10 @@ def test_document_ids_of_tabbed_rows_are_taken_as_they_stand(tmp_path: Path) -> 
         ('{"q": {"d": true}}', "has 'True' for a score"),
         ('{"q": [1, 2]}', "query 'q' holds no object of scores"),
         ('{"q":\n {"d": 1.0}', "line 2: not JSON"),
-        (gzip.compress(b"q Q0 d 1 1.0 t\n" * 99)[:-12], "damaged gzip"),
+        (
+            gzip.compress(b"".join(b"q Q0 d%d 1 1.0 t\n" % i for i in range(99)), mtime=0)[:-12],
+            "damaged gzip",
+        ),
         (b"\x1f\x8bnot", "damaged gzip"),
         ("q Q0 d 1 1.0 t\nq Q0 \udcff 1 1.0 t\n".encode("utf-8", "surrogateescape"), "line 2: not UTF-8"),
     ],
@@ -192,3 +123,31 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
     with pytest.raises(DataError):
         write_run(tmp_path / "a.run", run, tag)
     assert not list(tmp_path.iterdir())
+
+
+META = {"model_name": "m", "revision": "1"}
+
+
+@pytest.mark.parametrize("meta", [{"mteb_model_meta": META}, {}])
+def test_the_predictions_that_mteb_saves_are_a_run(tmp_path: Path, meta: dict[str, object]) -> None:
+    one = given(tmp_path, json.dumps(meta | {"default": {"test": RUN}}))
+    assert read_run(one) == RUN
+    packed = given(tmp_path, gzip.compress(one.read_bytes(), mtime=0), "packed")
+    assert read_run(packed, "default", "test") == RUN
+    several = {"biology": {"standard": RUN, "long": {"q": {"d": 1.0}}}, "pony": {"standard": {}}}
+    file = given(tmp_path, json.dumps(meta | several), "several")
+    assert read_run(file, "biology", "long") == {"q": {"d": 1.0}}
+    for subset, split, words in (
+        (None, None, "has 2 subsets; choose one with --subset: biology, pony"),
+        ("biology", None, "has 2 splits; choose one with --split: standard, long"),
+        ("aops", None, "has no subset 'aops'; choose one with --subset: biology, pony"),
+        ("biology", "test", "has no split 'test'; choose one with --split: standard, long"),
+        ("pony", None, "holds no rows"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_run(file, subset, split)
+
+
+def test_predictions_of_no_retrieval_task_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no predictions of a retrieval task"):
+        read_run(given(tmp_path, json.dumps({"mteb_model_meta": META, "default": [0, 1]})))

@@ -66,6 +66,9 @@ def run(
         str | None, typer.Option(help="File a local directory's results under this org/name.")
     ] = None,
     beir: Annotated[list[Path], typer.Option(help="A BEIR folder, as a task; repeatable.")] = [],  # noqa: B006
+    beir_split: Annotated[
+        str | None, typer.Option(help="With --beir: the split of labels.  [default: test]")
+    ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="With --beir: the sentence put before each query.")
     ] = None,
@@ -123,7 +126,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
-    _check_tasks_given([*benchmark, *task], beir, instruction)
+    _check_tasks_given([*benchmark, *task], beir, instruction, beir_split)
     if rerank_from is not None and not rerank_from.exists():
         msg = (
             f"--rerank-from {rerank_from} does not exist; make it with --prediction-folder and a first stage"
@@ -153,7 +156,7 @@ def run(
         compile_layers=compile_layers,
         progress=debug or sys.stderr.isatty(),
     )
-    folders = _beir_tasks(beir, instruction)
+    folders = _beir_tasks(beir, instruction, beir_split or "test")
     tasks = resolving.resolve_tasks(benchmark, task) + folders
     template = _unescaped(instruction_template)
     metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
@@ -185,21 +188,26 @@ def run(
     _finish(outcomes, groups, title, runner.output_folder(options))
 
 
-def _check_tasks_given(names: Sequence[str], folders: Sequence[Path], instruction: str | None) -> None:
+def _check_tasks_given(
+    names: Sequence[str], folders: Sequence[Path], instruction: str | None, split: str | None
+) -> None:
     if not names and not folders:
         msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
         raise ReasonEmbedError(msg)
     if instruction is not None and not folders:
         msg = "--instruction goes with --beir: the other tasks have instructions of their own"
         raise ReasonEmbedError(msg)
+    if split is not None and not folders:
+        msg = "--beir-split goes with --beir: the other tasks have one split each"
+        raise ReasonEmbedError(msg)
 
 
-def _beir_tasks(folders: Sequence[Path], instruction: str | None) -> list[AbsTask]:
+def _beir_tasks(folders: Sequence[Path], instruction: str | None, split: str) -> list[AbsTask]:
     if not folders:
         return []
     from reasonembed_mteb.retrieval.beir_task import beir_task
 
-    return [beir_task(folder, instruction) for folder in folders]
+    return [beir_task(folder, instruction, split=split) for folder in folders]
 
 
 def _say_ignored(

@@ -23,7 +23,10 @@ _SHOWN = ("ndcg_at_10", "map_at_10", "mrr_at_10", "recall_at_1", "recall_at_100"
 
 @app.command()
 def score(
-    run: Annotated[list[Path], typer.Argument(help="TREC run or JSON {query: {document: score}}; gz too.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(help="TREC run, JSON {query: {document: score}}, or MTEB's predictions; gz too."),
+    ],
     task: Annotated[
         list[str],
         typer.Option(
@@ -31,7 +34,7 @@ def score(
         ),
     ] = [],  # noqa: B006 - typer reads the default
     qrels: Annotated[
-        list[Path], typer.Option(help="TREC labels, in place of --task; once, or once a run.")
+        list[Path], typer.Option(help="TREC or BEIR labels, in place of --task; once, or once a run.")
     ] = [],  # noqa: B006
     exclude: Annotated[
         list[Path],
@@ -40,6 +43,12 @@ def score(
     prefix: Annotated[
         list[str], typer.Option(help="Strip this from the runs' query ids; once, or once a run.")
     ] = [],  # noqa: B006
+    subset: Annotated[
+        str | None, typer.Option(help="Which subset of MTEB's predictions, where there are several.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split of MTEB's predictions, where there are several.")
+    ] = None,
     output_format: Annotated[
         Literal["table", "json"], typer.Option("--format", help="What to print.")
     ] = "table",
@@ -61,7 +70,7 @@ def score(
     scored = []
     for file, judged, before in zip(run, judgements, prefixes, strict=True):
         try:
-            scored.append(score_run(strip_prefix(read_run(file), before), judged))
+            scored.append(score_run(strip_prefix(read_run(file, subset, split), before), judged))
         except ReasonEmbedError as error:
             raise _about(file, error) from error
     _say_remarks(run, judgements, scored)

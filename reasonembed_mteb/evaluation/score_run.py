@@ -24,8 +24,6 @@ _MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "pre
 _LAST = {"success": "hit_rate"}
 METRICS = tuple(f"{name}_at_{k}" for name in (*_MEASURES.values(), "mrr", *_LAST.values()) for k in CUTS)
 DEFAULT_METRIC = "ndcg_at_10"
-# Both spellings of "no document" occur in BRIGHT.
-_NONE: tuple[list[str], ...] = (["N/A"], [])
 
 
 @dataclass(frozen=True)
@@ -230,18 +228,18 @@ def judge(
 
 
 def judgements_from_files(qrels: Path, exclude: Path | None = None) -> Judgements:
-    """Read labels and exclusions from TREC files.
+    """Read labels and exclusions from files, TREC's or those of a BEIR folder.
 
     Args:
-        qrels: See `reasonembed_mteb.retrieval.trec.read_qrels`.
-        exclude: See `reasonembed_mteb.retrieval.trec.read_exclusions`.
+        qrels: See `reasonembed_mteb.retrieval.beir.read_labels`.
+        exclude: See `reasonembed_mteb.retrieval.beir.read_excluded`.
 
     Raises:
         DataError: If a file cannot be read.
     """
-    from reasonembed_mteb.retrieval.trec import read_exclusions, read_qrels
+    from reasonembed_mteb.retrieval.beir import read_excluded, read_labels
 
-    return judge(qrels.name, read_qrels(qrels), read_exclusions(exclude) if exclude is not None else None)
+    return judge(qrels.name, read_labels(qrels), read_excluded(exclude) if exclude is not None else None)
 
 
 def judgements_of_task(name: str) -> Judgements:
@@ -254,8 +252,10 @@ def judgements_of_task(name: str) -> Judgements:
         UnknownNameError: If no task is called so.
         DataError: If the data is missing or damaged.
     """
+    from reasonembed_mteb.retrieval.labels import load_labels
+
     row = find_row(name)
-    labels, excluded = _labels_of(row)
+    labels, excluded = load_labels(row)
     return judge(row.name, labels, excluded, row.main_score)
 
 
@@ -283,28 +283,3 @@ def find_row(name: str) -> TaskRow:
     if name not in known:
         raise unknown_name("task", name, known)
     return known[name]
-
-
-def _labels_of(row: TaskRow) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
-    from reasonembed_mteb.retrieval.sources import read_split, splits_of
-
-    if row.layout == "r2med":
-        _, query_split, label_split = splits_of(row)
-        labels: dict[str, dict[str, int]] = {
-            query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]
-        }
-        pairs = read_split(row, *label_split, columns=("q_id", "p_id", "score"))
-        columns = (pairs[name][:] for name in ("q_id", "p_id", "score"))
-        for query, document, score in zip(*columns, strict=True):
-            labels.setdefault(query, {})[document] = int(score)
-        return labels, {}
-    _, examples = splits_of(row)
-    rows = read_split(row, *examples, columns=("id", row.gold_column, "excluded_ids"))
-    ids, gold, out = (rows[name][:] for name in ("id", row.gold_column, "excluded_ids"))
-    return (
-        {
-            query: {} if found in _NONE else dict.fromkeys(found, 1)
-            for query, found in zip(ids, gold, strict=True)
-        },
-        {query: found for query, found in zip(ids, out, strict=True) if found not in _NONE},
-    )

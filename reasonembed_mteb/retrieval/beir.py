@@ -1,39 +1,72 @@
 """BEIR folders on disk: corpus.jsonl, queries.jsonl, qrels/<split>.tsv and, beyond BEIR, excluded.tsv.
 
 ``excluded.tsv`` names pairs of query and document that do not count. A folder without one follows BEIR's own
-rule: a document with the id of the query does not count for it.
+rule: a document with the id of the query does not count for it. Every file may be gzipped (``.gz``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.retrieval import qrels
+from reasonembed_mteb.retrieval.labels import (
+    apply_rules,
+    check_relevant_documents,
+    own_ids,
+    warn_of_empty_queries,
+)
 from reasonembed_mteb.retrieval.sources import content_hash
+from reasonembed_mteb.retrieval.text_lines import numbered_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
     from datasets import Dataset
 
+    from reasonembed_mteb.retrieval.labels import Exclusions, Labels
+
 logger = logging.getLogger(__name__)
 
 CORPUS, QUERIES, LABELS, EXCLUDED = "corpus.jsonl", "queries.jsonl", "qrels", "excluded.tsv"
-# Column names of BEIR's own files.
-LABEL_HEAD = ("query-id", "corpus-id", "score")
+_LABEL_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
+# BEIR's own keys come first; the others are those of ir_datasets and Pyserini.
+_ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "docno", "qid")
+_TEXT_KEYS = ("text", "contents", "content", "query")
 _ROWS = 10_000
 
-Labels = dict[str, dict[str, int]]
-Exclusions = dict[str, list[str]]
+
+def find_file(file: Path) -> Path | None:
+    """Return a file of a BEIR folder, plain or gzipped, or None if it is not there.
+
+    Args:
+        file: Its plain name.
+    """
+    packed = file.with_name(f"{file.name}.gz")
+    return next((found for found in (file, packed) if found.is_file()), None)
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """Return the files of labels of a BEIR folder by split.
+
+    Args:
+        folder: A BEIR folder.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted((folder / LABELS).glob("*")):
+        plain = file.with_suffix("") if file.suffix == ".gz" else file
+        if plain.suffix in _LABEL_SUFFIXES and file.is_file():
+            found.setdefault(plain.stem, file)
+    return found
 
 
 def folder_files(folder: Path, split: str = "test") -> list[Path]:
@@ -43,20 +76,27 @@ def folder_files(folder: Path, split: str = "test") -> list[Path]:
         folder: A BEIR folder.
         split: Stem of the labels' file.
 
+    Returns:
+        Corpus, queries and labels, and ``excluded.tsv`` where there is one.
+
     Raises:
         DataError: If the folder or one of its files is missing; ``excluded.tsv`` may be.
     """
     if not folder.is_dir():
         msg = f"no folder {folder}; give a BEIR folder ({CORPUS}, {QUERIES}, {LABELS}/{split}.tsv)"
         raise DataError(msg)
-    files = [folder / CORPUS, folder / QUERIES, folder / LABELS / f"{split}.tsv"]
-    for file in files:
-        if not file.is_file():
-            beside = sorted(other.name for other in file.parent.glob(f"*{file.suffix}"))
-            found = f" (there: {', '.join(beside)})" if beside else ""
-            msg = f"{folder} has no {file.relative_to(folder).as_posix()}{found}; a BEIR folder needs it"
-            raise DataError(msg)
-    return [*files, folder / EXCLUDED] if (folder / EXCLUDED).is_file() else files
+    splits = label_files(folder)
+    files = [find_file(folder / CORPUS), find_file(folder / QUERIES), splits.get(split)]
+    found = [file for file in files if file is not None]
+    if len(found) < len(files):
+        missing = (CORPUS, QUERIES, f"{LABELS}/{split}.tsv")[files.index(None)]
+        others = ", ".join(file.name for file in splits.values())
+        hint = f" (there: {others}; --beir-split {next(iter(splits))} takes one)" if splits else ""
+        hint = hint if missing.startswith(LABELS) else ""
+        msg = f"{folder} has no {missing}{hint}; a BEIR folder needs it, plain or as .gz"
+        raise DataError(msg)
+    excluded = find_file(folder / EXCLUDED)
+    return found if excluded is None else [*found, excluded]
 
 
 def folder_revision(folder: Path, split: str = "test") -> str:
@@ -85,18 +125,11 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
     Raises:
         DataError: If a file is missing or wrong; the message names file and line.
     """
-    folder_files(folder, split)
-    corpus = _read_records(folder / CORPUS, folder.name)
-    queries = _read_records(folder / QUERIES, folder.name)
-    known, asked = set(corpus["id"][:]), set(queries["id"][:])
-    labels = _read_labels(folder / LABELS / f"{split}.tsv", asked, known)
-    excluded: Exclusions = {}
-    if (folder / EXCLUDED).is_file():
-        excluded = _read_exclusions(folder / EXCLUDED, asked, known)
-        _drop_excluded_gold(labels, excluded, folder)
-    else:
-        # Their labels stay, as in BEIR, where such a document remains in the ideal ranking.
-        excluded = {query: [query] for query in queries["id"][:] if query in known}
+    corpus_file, queries_file, labels_file, *_ = folder_files(folder, split)
+    corpus, queries = (_as_dataset(file, folder.name) for file in (corpus_file, queries_file))
+    warn_of_empty_queries(queries, str(queries_file))
+    documents, asked = set(corpus["id"][:]), queries["id"][:]
+    labels, excluded = _read_judgements(folder, labels_file, asked, documents)
     return {
         "corpus": corpus,
         "queries": queries.select_columns(["id", "text"]),
@@ -106,31 +139,115 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
     }
 
 
-def _drop_excluded_gold(labels: Labels, excluded: Exclusions, folder: Path) -> None:
-    both = [(q, d) for q, documents in excluded.items() for d in documents if d in labels.get(q, {})]
-    for query, document in both:
-        del labels[query][document]
-    if both:
-        logger.warning(
-            "%s: %d documents are both relevant and excluded; they count as excluded", folder, len(both)
-        )
+def _read_judgements(
+    folder: Path, file: Path, queries: list[str], documents: set[str]
+) -> tuple[Labels, Exclusions]:
+    """Read one split's labels and the exclusions, and apply the rules to them."""
+    asked = set(queries)
+    labels = qrels.read_qrels(file, asked, documents)
+    listed = find_file(folder / EXCLUDED)
+    if listed is not None:
+        excluded = qrels.read_exclusions(listed, asked, documents)
+    else:
+        excluded = own_ids(labels, queries, documents, str(folder))
+    labels, excluded = apply_rules(labels, excluded, queries, documents, str(file))
+    if not any(labels.values()):
+        msg = f"{file} has no label that counts; nothing could be scored"
+        raise DataError(msg)
+    return labels, excluded
 
 
-def _read_records(file: Path, name: str) -> Dataset:
+@dataclass(frozen=True)
+class Protected:
+    """What a BEIR folder keeps apart from training data.
+
+    Attributes:
+        files: The files that say so.
+        gold: Ids of the documents that are relevant in any split.
+        excluded: Ids of the excluded documents.
+        queries: The queries' texts.
+    """
+
+    files: tuple[Path, ...]
+    gold: frozenset[str]
+    excluded: frozenset[str]
+    queries: tuple[str, ...]
+
+
+def read_protected(folder: Path, documents: set[str]) -> Protected:
+    """Read what must stay apart, from every split; queries and labels may be missing.
+
+    Args:
+        folder: A BEIR folder.
+        documents: Ids of its documents.
+
+    Raises:
+        DataError: If a file is wrong; the message names file and line.
+    """
+    queries_file, splits = find_file(folder / QUERIES), label_files(folder)
+    texts = {} if queries_file is None else {name: text for name, text, _ in read_texts(queries_file)}
+    gold: set[str] = set()
+    excluded: set[str] = set()
+    for file in splits.values():
+        known = None if queries_file is None else set(texts)
+        labels = qrels.read_qrels(file, known, documents)
+        check_relevant_documents(labels, documents, str(file))
+        gold.update(d for found in labels.values() for d, label in found.items() if label > 0)
+        excluded.update(chain.from_iterable(own_ids(labels, texts, documents, str(file)).values()))
+    listed = find_file(folder / EXCLUDED)
+    if listed is not None:
+        pairs = qrels.read_exclusions(listed, set(texts) or None, documents)
+        excluded = set(chain.from_iterable(pairs.values()))
+    files = [*splits.values(), *(file for file in (queries_file, listed) if file is not None)]
+    return Protected(tuple(files), frozenset(gold), frozenset(excluded), tuple(texts.values()))
+
+
+def read_labels(file: Path) -> Labels:
+    """Read a file of labels; one that lies in a BEIR folder is read as the folder's.
+
+    Args:
+        file: TREC qrels, or BEIR's table.
+
+    Raises:
+        DataError: See `reasonembed_mteb.retrieval.qrels.read_qrels`.
+    """
+    return qrels.read_qrels(file, *_known_beside(file))
+
+
+def read_excluded(file: Path) -> Exclusions:
+    """Read a file of exclusions; one that lies in a BEIR folder is read as the folder's.
+
+    Args:
+        file: See `reasonembed_mteb.retrieval.qrels.read_exclusions`.
+
+    Raises:
+        DataError: If a line cannot be read; the message names file and line.
+    """
+    return qrels.read_exclusions(file, *_known_beside(file))
+
+
+def _known_beside(file: Path) -> tuple[set[str] | None, set[str] | None]:
+    """Return the ids of the BEIR folder around a file, where they could matter to how it is read."""
+    place = file.resolve().parent
+    folder = place.parent if place.name == LABELS else place
+    files = [find_file(folder / name) for name in (QUERIES, CORPUS)]
+    if None in files or not file.is_file() or not any('"' in line for _, line in numbered_lines(file)):
+        return None, None
+    queries, documents = ({name for name, *_ in read_texts(one)} for one in files if one is not None)
+    return queries, documents
+
+
+def _as_dataset(file: Path, name: str) -> Dataset:
     """Read a JSON Lines file into Arrow by chunks: id, text and, where there is any, title."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Dataset
 
-    lines: dict[str, int] = {}
-    rows = _checked_rows(file, lines)
+    rows = read_texts(file)
     chunks: list[pa.Table] = []
     while chunk := list(islice(rows, _ROWS)):
         columns = zip(*chunk, strict=True)
         chunks.append(pa.table(dict(zip(("id", "text", "title"), map(list, columns), strict=True))))
-    if not chunks:
-        msg = f"{file} is empty; a BEIR folder has one JSON object a line in it"
-        raise DataError(msg)
     table = pa.concat_tables(chunks)
     if not pc.any(pc.not_equal(table["title"], "")).as_py():
         table = table.drop_columns(["title"])
@@ -138,140 +255,119 @@ def _read_records(file: Path, name: str) -> Dataset:
     return Dataset(table, fingerprint=f"{name}-{file.stem}-{id(table)}")
 
 
-def _checked_rows(file: Path, lines: dict[str, int]) -> Iterator[tuple[str, str, str]]:
-    """Yield id, text and title of each line; ``lines`` takes the line of each id."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            record = _parse(line, where)
-            name = _field(record, "_id", where)
-            check_id(name, where)
-            if name in lines:
-                msg = f"{where}: _id {name!r} is also on line {lines[name]}; ids must be unique"
-                raise DataError(msg)
-            lines[name] = number
-            yield name, _field(record, "text", where), _field(record, "title", where, default="")
+def read_texts(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Read the documents or the queries of a BEIR folder.
+
+    Args:
+        file: JSON Lines with ``_id``, ``text`` and perhaps ``title``, plain or gzipped. Ids may be whole
+            numbers; a text or title that is missing, null or NaN is empty; equal lines count once.
+
+    Yields:
+        Id, text and title.
+
+    Raises:
+        DataError: If a line is wrong, an id has two different texts, or the file holds nothing; the message
+            names file and line.
+    """
+    seen: dict[str, int] = {}
+    repeated = without_text = 0
+    for number, line in numbered_lines(file):
+        where = f"{file}, line {number}"
+        record = _parse(line, where)
+        name = _id_of(record, where)
+        text, title = _first_text(record, _TEXT_KEYS, where), _first_text(record, ("title",), where)
+        content = hash((text, title))
+        if name in seen:
+            if seen[name] != content:
+                raise _contradiction(file, name, number)
+            repeated += 1
+            continue
+        seen[name] = content
+        without_text += not (text or title)
+        yield name, text, title
+    _check_texts(file, len(seen), without_text, repeated)
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _check_texts(file: Path, rows: int, without_text: int, repeated: int) -> None:
+    if not rows:
+        msg = f"{file} is empty; a BEIR folder has one JSON object a line in it"
+        raise DataError(msg)
+    if without_text == rows:
+        msg = f"{file}: no line has a text; each needs _id and text"
+        raise DataError(msg)
+    if without_text:
+        logger.warning("%s: %d lines have no text; they are empty", file, without_text)
+    if repeated:
+        logger.warning("%s: %d lines stand there twice; each counts once", file, repeated)
+
+
+def _contradiction(file: Path, name: str, number: int) -> DataError:
+    lines = ((n, _parse(line, f"{file}, line {n}")) for n, line in numbered_lines(file))
+    first = next(n for n, record in lines if _id_of(record, f"{file}, line {n}") == name)
+    return DataError(
+        f"{file}, line {number}: _id {name!r} is also on line {first} with another text; ids must be unique"
+    )
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
-        msg = f"{where} is not JSON in UTF-8 ({error}); one object a line is expected"
+        msg = f"{where} is not JSON ({error}); one object a line is expected"
         raise DataError(msg) from error
     if not isinstance(record, dict):
-        msg = f"{where} holds {type(record).__name__}, not an object with _id and text"
+        msg = (
+            f"{where} holds {type(record).__name__}, not an object with _id and text; write one object a line"
+        )
         raise DataError(msg)
     return record
 
 
-def _field(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
-    value = record.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        found = "is missing" if key not in record else f"is {value!r}, not text"
-        msg = f"{where}: {key!r} {found}; every line needs _id and text as strings"
-        raise DataError(msg)
-    return value
-
-
-def check_id(name: str, where: str) -> None:
-    """Refuse an id that a tab-separated file cannot hold.
-
-    Args:
-        name: Id of a query or document.
-        where: Where it was found, for the message.
-
-    Raises:
-        DataError: If it is empty, or has a tab or a line break in it.
-    """
-    if not name or any(character in name for character in "\t\r\n"):
-        msg = f"{where}: id {name!r} is empty or holds a tab or line break; the tsv files cannot hold it"
-        raise DataError(msg)
-
-
-def _read_tsv(file: Path, width: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield where it is and the cells of each row after the header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            # BEIR's own reader and dialect: an id with a quotation mark is quoted.
-            rows = csv.reader(stream, delimiter="\t", strict=True)
-            for row in rows:
-                where = f"{file}, line {rows.line_num}"
-                if not row:
-                    continue
-                if len(row) != width:
-                    head = "<tab>".join(LABEL_HEAD[:width])
-                    msg = f"{where} has {len(row)} columns instead of {width} ({head}); separate them by tabs"
-                    raise DataError(msg)
-                yield where, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        msg = f"{file} cannot be read as tab-separated UTF-8 ({error}); write it again"
-        raise DataError(msg) from error
-
-
-def _rows_below_header(file: Path, width: int, queries: set[str]) -> Iterator[tuple[str, list[str]]]:
-    rows = _read_tsv(file, width)
-    first = next(rows, None)
-    head = "<tab>".join(LABEL_HEAD[:width])
-    if first is None:
-        msg = f"{file} is empty; its first line must be the header {head}"
-        raise DataError(msg)
-    where, cells = first
-    if cells[0] in queries or (width > 2 and _is_integer(cells[2])):
+def _id_of(record: Mapping[str, Any], where: str) -> str:
+    key = next((key for key in _ID_KEYS if key in record), None)
+    if key is None:
         msg = (
-            f"{where} is data where the header {head} belongs; BEIR's readers skip that line: add the header"
+            f"{where}: '_id' is missing (keys: {', '.join(record) or 'none'}); every line needs _id and text"
         )
         raise DataError(msg)
-    yield from rows
+    value = record[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not _is_unicode(str(value)):
+        msg = f"{where}: {key!r} is {value!r}, not text or a whole number; every line needs _id and text"
+        raise DataError(msg)
+    qrels.check_id(str(value), where)
+    return str(value)
 
 
-def _is_integer(cell: str) -> bool:
+def _first_text(record: Mapping[str, Any], keys: Iterable[str], where: str) -> str:
+    key = next((key for key in keys if key in record), None)
+    value = None if key is None else record[key]
+    # pandas writes null or NaN for what is missing.
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        msg = (
+            f"{where}: {key!r} is {type(value).__name__}, not text; every line needs _id and text as strings"
+        )
+        raise DataError(msg)
+    # JSON can escape half a character, which no UTF-8 text can hold.
+    return (
+        value if _is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        int(cell)
-    except ValueError:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
         return False
     return True
 
 
-def _check_pair(cells: Sequence[str], where: str, queries: set[str], documents: set[str]) -> None:
-    for name, held, file in ((cells[0], queries, QUERIES), (cells[1], documents, CORPUS)):
-        if name not in held:
-            msg = f"{where}: {name!r} is not in {file}; correct the line or remove it"
-            raise DataError(msg)
-
-
-def _read_labels(file: Path, queries: set[str], documents: set[str]) -> Labels:
-    labels: Labels = {}
-    for where, cells in _rows_below_header(file, 3, queries):
-        _check_pair(cells, where, queries, documents)
-        query, document, score = cells
-        if not _is_integer(score) or int(score) < 0:
-            msg = f"{where}: label {score!r} must be a whole number of 0 or more"
-            raise DataError(msg)
-        if document in labels.setdefault(query, {}):
-            msg = f"{where}: {query!r} and {document!r} are labelled twice; keep one of the lines"
-            raise DataError(msg)
-        labels[query][document] = int(score)
-    if not labels:
-        msg = f"{file} has no label below its header; nothing could be scored"
-        raise DataError(msg)
-    return labels
-
-
-def _read_exclusions(file: Path, queries: set[str], documents: set[str]) -> Exclusions:
-    excluded: dict[str, dict[str, None]] = {}
-    for where, cells in _rows_below_header(file, 2, queries):
-        _check_pair(cells, where, queries, documents)
-        excluded.setdefault(cells[0], {})[cells[1]] = None
-    return {query: list(names) for query, names in excluded.items()}
-
-
 _ROWS_WRITTEN = 10_000
-_NAMED = 5
 
 
 def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
@@ -285,35 +381,18 @@ def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
 
     Raises:
         DataError: If the folder is not empty, or the data do not fit the format: ids that repeat or hold a
-            tab, labels below 0 or for documents outside the corpus.
+            tab, or many labels for documents outside the corpus.
         ReasonEmbedError: If it cannot be written, a full disk for one.
     """
     with _whole_folder(folder) as part:
         documents = _write_records(part / CORPUS, data["corpus"], f"{name}, corpus")
         queries = _write_records(part / QUERIES, data["queries"], f"{name}, queries")
         labels, excluded = data["relevant_docs"], data.get("excluded_ids") or {}
-        _check_writable(labels, queries, documents, name)
+        check_relevant_documents({q: gold for q, gold in labels.items() if q in queries}, documents, name)
         rows = ((q, d, score) for q, gold in labels.items() if q in queries for d, score in gold.items())
-        _write_tsv(part / LABELS / "test.tsv", LABEL_HEAD, rows)
+        qrels.write_table(part / LABELS / "test.tsv", qrels.LABEL_HEAD, rows)
         pairs = ((q, d) for q, names in excluded.items() if q in queries for d in names if d in documents)
-        _write_tsv(part / EXCLUDED, LABEL_HEAD[:2], pairs)
-
-
-def _check_writable(
-    labels: Mapping[str, Mapping[str, int]], queries: set[str], documents: set[str], name: str
-) -> None:
-    pairs = [(d, score) for q, gold in labels.items() if q in queries for d, score in gold.items()]
-    missing = sorted({document for document, _ in pairs if document not in documents})
-    if missing:
-        msg = (
-            f"{name}: {len(missing)} relevant documents are not in the corpus "
-            f"({', '.join(missing[:_NAMED])}); a BEIR folder cannot hold them, and without them the scores "
-            "would change"
-        )
-        raise DataError(msg)
-    if any(score < 0 for _, score in pairs):
-        msg = f"{name} has labels below 0, which BEIR does not know; it cannot be exported"
-        raise DataError(msg)
+        qrels.write_table(part / EXCLUDED, qrels.LABEL_HEAD[:2], pairs)
 
 
 @contextlib.contextmanager
@@ -353,7 +432,7 @@ def _write_records(file: Path, rows: Dataset, where: str) -> set[str]:
         for batch in rows.iter(batch_size=_ROWS_WRITTEN):
             titles = batch.get("title") or [""] * len(batch["id"])
             for name, text, title in zip(batch["id"], batch["text"], titles, strict=True):
-                check_id(name, where)
+                qrels.check_id(name, where)
                 if name in written:
                     msg = f"{where}: id {name!r} occurs twice; it cannot be exported"
                     raise DataError(msg)
@@ -366,11 +445,3 @@ def _write_records(file: Path, rows: Dataset, where: str) -> set[str]:
         msg = f"{where}: there is nothing to export"
         raise DataError(msg)
     return written
-
-
-def _write_tsv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(chain([head], rows))
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -1,15 +1,19 @@
-"""A task's data, checked: corpus, queries, labels and exclusions in MTEB's own shape."""
+"""A task's labels and exclusions: how BRIGHT and R2MED hold them, and the rules that every data set obeys.
+
+One set of rules, whatever the layout: `apply_rules`.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from datasets import Dataset
 
@@ -17,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Both spellings of "no document" occur in BRIGHT.
-_NONE: tuple[list[str], ...] = (["N/A"], [])
-# A score on broken data is worse than none.
-MAX_MISSING_GOLD = 0.05
+# What BRIGHT writes in place of an id where there is no document; it also leaves lists empty.
+_NO_DOCUMENT = "N/A"
+# From this share of labels that name nothing on, a score on the data is worse than none.
+MANY_MISSING = 0.05
 _NAMED = 5
 
 Labels = dict[str, dict[str, int]]
@@ -41,14 +45,13 @@ def load_split(row: TaskRow) -> dict[str, Any]:
     Raises:
         DataError: If data is missing or damaged, or too much of the gold is not in the corpus.
     """
-    corpus, queries, labels, excluded = _load_r2med(row) if row.layout == "r2med" else _load_bright(row)
+    corpus, queries = _load_r2med(row) if row.layout == "r2med" else _load_bright(row)
+    labels, excluded = load_labels(row)
     corpus = last_of_each_id(corpus, row.name)
     # `[:]` reads a column at once; iterating over it reads row by row.
     known = set(corpus["id"][:])
-    _check_gold(labels, known, row.name)
-    excluded = _known_exclusions(excluded, known, row.name)
-    _drop_excluded_gold(labels, excluded, row.name)
-    _warn_empty_queries(queries, row.name)
+    labels, excluded = apply_rules(labels, excluded, queries["id"][:], known, row.name)
+    warn_of_empty_queries(queries, row.name)
     return {
         "corpus": corpus,
         "queries": queries,
@@ -58,34 +61,107 @@ def load_split(row: TaskRow) -> dict[str, Any]:
     }
 
 
-def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
+def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset]:
     documents, examples = splits_of(row)
     corpus = read_split(row, *documents, columns=("id", "content"))
-    columns = ("id", "query", row.gold_column, "excluded_ids")
-    rows = read_split(row, *examples, columns=columns)
-    ids = rows["id"][:]
-    labels = {
-        query: dict.fromkeys([] if gold in _NONE else gold, 1)
-        for query, gold in zip(ids, rows[row.gold_column][:], strict=True)
-    }
-    excluded = {
-        query: list(dict.fromkeys(names))
-        for query, names in zip(ids, rows["excluded_ids"][:], strict=True)
-        if names not in _NONE
-    }
-    queries = rows.select_columns(["id", "query"]).rename_column("query", "text")
-    return corpus.rename_column("content", "text"), queries, labels, excluded
+    queries = read_split(row, *examples, columns=("id", "query"))
+    return corpus.rename_column("content", "text"), queries.rename_column("query", "text")
 
 
-def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
-    corpus_split, query_split, label_split = splits_of(row)
-    corpus = read_split(row, *corpus_split, columns=("id", "text"))
-    queries = read_split(row, *query_split, columns=("id", "text"))
-    pairs = read_split(row, *label_split, columns=("q_id", "p_id", "score"))
-    labels: Labels = {query: {} for query in queries["id"][:]}
-    for query, document, score in zip(*(pairs[name][:] for name in ("q_id", "p_id", "score")), strict=True):
-        labels.setdefault(query, {})[document] = int(score)
-    return corpus, queries, labels, {}
+def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset]:
+    corpus_split, query_split, _ = splits_of(row)
+    columns = ("id", "text")
+    return read_split(row, *corpus_split, columns=columns), read_split(row, *query_split, columns=columns)
+
+
+def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
+    """Load a task's labels and exclusions as they stand; its corpus is not read.
+
+    Args:
+        row: The task.
+
+    Returns:
+        Labels of every query (it may have none), and the exclusions of the queries that have some.
+
+    Raises:
+        DataError: If data is missing or damaged.
+    """
+    if row.layout == "r2med":
+        _, query_split, label_split = splits_of(row)
+        labels: Labels = {query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]}
+        names = ("q_id", "p_id", "score")
+        columns = (read_split(row, *label_split, columns=names)[name][:] for name in names)
+        for query, document, score in zip(*columns, strict=True):
+            labels.setdefault(query, {})[document] = int(score)
+        return labels, {}
+    _, examples = splits_of(row)
+    rows = read_split(row, *examples, columns=("id", row.gold_column, "excluded_ids"))
+    found = bright_examples(rows, row.gold_column)
+    return found.labels, found.excluded
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What BRIGHT's ``examples`` say of each query.
+
+    Attributes:
+        labels: The relevant documents, each labelled 1, by query id.
+        excluded: The documents that do not count, by query id; queries without any are left out.
+    """
+
+    labels: Labels
+    excluded: Exclusions
+
+
+def bright_examples(rows: Dataset, gold_column: str = "gold_ids") -> Examples:
+    """Read BRIGHT's examples.
+
+    Args:
+        rows: Data set with columns ``id``, the gold's and ``excluded_ids``.
+        gold_column: ``gold_ids``, or ``gold_ids_long`` for whole pages.
+    """
+    ids, gold, excluded = (rows[name][:] for name in ("id", gold_column, "excluded_ids"))
+    labels = {query: dict.fromkeys(named_documents(names), 1) for query, names in zip(ids, gold, strict=True)}
+    out = {query: named_documents(names) for query, names in zip(ids, excluded, strict=True)}
+    return Examples(labels, {query: names for query, names in out.items() if names})
+
+
+def named_documents(names: Sequence[str] | None) -> list[str]:
+    """Return the documents that a list of BRIGHT names, each once; ``["N/A"]``, ``[]`` and None name none.
+
+    Args:
+        names: A cell of ``gold_ids`` or ``excluded_ids``.
+    """
+    return [str(name) for name in dict.fromkeys(names or ()) if name is not None and name != _NO_DOCUMENT]
+
+
+def apply_rules(
+    labels: Labels, excluded: Exclusions, queries: Collection[str], documents: set[str], name: str
+) -> tuple[Labels, Exclusions]:
+    """Apply the rules for labels that do not fit; each is counted in a warning.
+
+    Labels of unknown queries are left out. Relevant documents that are not in the corpus stay, as in the
+    official scorers, where they belong to the ideal ranking. A negative label means not relevant. Exclusions
+    of what is not there exclude nothing. What is both relevant and excluded counts as excluded.
+
+    Args:
+        labels: Labels by query and document id; not changed.
+        excluded: Documents that do not count, by query id.
+        queries: Ids of the queries.
+        documents: Ids of the documents.
+        name: What the data are called, for the messages.
+
+    Returns:
+        Labels and exclusions that follow the rules.
+
+    Raises:
+        DataError: If 5 % or more of the labels name no query, or of the relevant ones no document.
+    """
+    labels = _asked_labels(labels, set(queries), name)
+    check_relevant_documents(labels, documents, name)
+    labels = negative_as_not_relevant(labels, name)
+    excluded = _known_exclusions(excluded, set(queries), documents, name)
+    return without_excluded(labels, excluded, name), excluded
 
 
 def last_of_each_id(corpus: Dataset, name: str) -> Dataset:
@@ -105,16 +181,46 @@ def last_of_each_id(corpus: Dataset, name: str) -> Dataset:
     return corpus.select(list(last.values()))
 
 
-def _check_gold(labels: Labels, known: set[str], name: str) -> None:
-    wanted = {document for gold in labels.values() for document in gold}
-    missing = sorted(wanted - known)
+def _asked_labels(labels: Labels, queries: set[str], name: str) -> Labels:
+    unknown = [query for query in labels if query not in queries]
+    lost, every = sum(len(labels[query]) for query in unknown), sum(map(len, labels.values()))
+    if unknown and lost >= MANY_MISSING * every:
+        msg = (
+            f"{name}: {lost} of {every} labels are for queries that are not among the queries "
+            f"({_some(unknown)}; queries are called {_some(queries, 2)}); {MANY_MISSING:.0%} or more means "
+            "that queries and labels do not belong together: give those that do"
+        )
+        raise DataError(msg)
+    if unknown:
+        logger.warning(
+            "%s: %d labels of queries that are not among the queries are left out: %s",
+            name,
+            lost,
+            _some(unknown),
+        )
+    return {query: dict(found) for query, found in labels.items() if query in queries}
+
+
+def check_relevant_documents(labels: Labels, documents: set[str], name: str) -> None:
+    """Warn of relevant documents that are not in the corpus, and refuse data with many of them.
+
+    Args:
+        labels: Labels by query and document id.
+        documents: Ids of the documents.
+        name: What the data are called, for the messages.
+
+    Raises:
+        DataError: If 5 % or more of the relevant labels name no document.
+    """
+    relevant = [document for found in labels.values() for document, label in found.items() if label > 0]
+    missing = [document for document in relevant if document not in documents]
     if not missing:
         return
-    if len(missing) > MAX_MISSING_GOLD * len(wanted):
+    if len(missing) >= MANY_MISSING * len(relevant):
         msg = (
-            f"{name}: {len(missing)} of {len(wanted)} relevant documents are not in the corpus "
-            f"({_some(missing)}); more than {MAX_MISSING_GOLD:.0%} means that corpus and labels do not "
-            "belong together: download both again"
+            f"{name}: {len(missing)} of {len(relevant)} relevant documents are not in the corpus "
+            f"({_some(dict.fromkeys(missing))}); {MANY_MISSING:.0%} or more means that corpus and labels do "
+            "not belong together: give those that do, or download both again"
         )
         raise DataError(msg)
     # They stay in the labels: the official scorer keeps them in the ideal ranking.
@@ -122,37 +228,97 @@ def _check_gold(labels: Labels, known: set[str], name: str) -> None:
         "%s: %d relevant documents are not in the corpus and cannot be found: %s",
         name,
         len(missing),
-        _some(missing),
+        _some(dict.fromkeys(missing)),
     )
 
 
-def _known_exclusions(excluded: Exclusions, known: set[str], name: str) -> Exclusions:
+def negative_as_not_relevant(labels: Labels, name: str) -> Labels:
+    """Return labels in which negative ones are 0, as trec_eval and BEIR take them.
+
+    Args:
+        labels: Labels by query and document id.
+        name: What the data are called, for the warning.
+    """
+    negative = sum(label < 0 for found in labels.values() for label in found.values())
+    if not negative:
+        return labels
+    logger.warning("%s: %d negative labels count as not relevant", name, negative)
+    return {q: {d: max(label, 0) for d, label in found.items()} for q, found in labels.items()}
+
+
+def _known_exclusions(excluded: Exclusions, queries: set[str], documents: set[str], name: str) -> Exclusions:
     """Drop excluded ids that are not in the corpus; they exclude nothing."""
-    kept = {query: [d for d in documents if d in known] for query, documents in excluded.items()}
+    kept = {q: [d for d in names if d in documents] for q, names in excluded.items() if q in queries}
     unknown = sum(map(len, excluded.values())) - sum(map(len, kept.values()))
     if unknown:
         logger.warning("%s: %d excluded document ids are not in the corpus", name, unknown)
-    return {query: documents for query, documents in kept.items() if documents}
+    return {query: names for query, names in kept.items() if names}
 
 
-def _drop_excluded_gold(labels: Labels, excluded: Exclusions, name: str) -> None:
-    """Take excluded documents out of the labels: what may not be found must not enter recall."""
-    both = [(q, d) for q, documents in excluded.items() for d in documents if d in labels.get(q, {})]
-    for query, document in both:
-        del labels[query][document]
+def without_excluded(labels: Labels, excluded: Exclusions, name: str) -> Labels:
+    """Return labels without the excluded documents: what may not be found must not enter recall.
+
+    Args:
+        labels: Labels by query and document id.
+        excluded: Documents that do not count, by query id.
+        name: What the data are called, for the warning.
+    """
+    out = {query: set(names) for query, names in excluded.items()}
+    kept = {q: {d: v for d, v in found.items() if d not in out.get(q, ())} for q, found in labels.items()}
+    both = sum(map(len, labels.values())) - sum(map(len, kept.values()))
     if both:
+        logger.warning("%s: %d documents are both relevant and excluded; they count as excluded", name, both)
+    return kept
+
+
+def own_ids(labels: Labels, queries: Iterable[str], documents: set[str], name: str) -> Exclusions:
+    """Return BEIR's rule as exclusions: the document with a query's own id does not count for it.
+
+    The rule is for data whose queries are documents themselves (ArguAna, Quora). Where queries and documents
+    are numbered each on their own, some of them share a number by chance. One document that is relevant for
+    the query of the same id shows that: the rule then holds for none.
+
+    Args:
+        labels: Labels by query and document id.
+        queries: Ids of the queries.
+        documents: Ids of the documents.
+        name: What the data are called, for the warnings.
+    """
+    own = [query for query in queries if query in documents]
+    relevant = [query for query in own if labels.get(query, {}).get(query, 0) > 0]
+    if relevant:
         logger.warning(
-            "%s: %d documents are both relevant and excluded; they count as excluded", name, len(both)
+            "%s: %d queries have the id of a document that is relevant for them (%s), so queries and "
+            "documents are numbered apart: BEIR's rule that a query's own id does not count is off",
+            name,
+            len(relevant),
+            _some(relevant),
         )
+        return {}
+    if own:
+        logger.warning(
+            "%s: %d queries have the id of a document (%s); by BEIR's own id rule it does not count there. "
+            "If they only share a number, write an excluded.tsv with nothing but its header",
+            name,
+            len(own),
+            _some(own),
+        )
+    return {query: [query] for query in own}
 
 
-def _warn_empty_queries(queries: Dataset, name: str) -> None:
+def warn_of_empty_queries(queries: Dataset, name: str) -> None:
+    """Warn of queries without a text.
+
+    Args:
+        queries: Data set with columns ``id`` and ``text``.
+        name: What the data are called.
+    """
     empty = [q for q, text in zip(queries["id"][:], queries["text"][:], strict=True) if not text.strip()]
     if empty:
         logger.warning("%s: %d queries are empty: %s", name, len(empty), _some(empty))
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Collection[str], shown: int = _NAMED) -> str:
     listed = list(names)
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more

@@ -1,8 +1,8 @@
-"""TREC's files: labels (qrels), exclusions and runs, plain or gzipped; and BRIGHT's JSON runs.
+"""Runs: TREC's files, BRIGHT's JSON, and the predictions that MTEB saves; plain or gzipped.
 
-Columns are parted by tabs or by white space. Where a row has as many tabs as its format asks for, ids are
-taken as they stand; else the document id is what lies between the columns before and behind it, so that it
-may hold spaces.
+TREC's columns are parted by tabs or by white space. Where a row has as many tabs as its format asks for, ids
+are taken as they stand; else the document id is what lies between the columns before and behind it, so that
+it may hold spaces.
 """
 
 from __future__ import annotations
@@ -10,100 +10,26 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.retrieval.text_lines import numbered_lines, open_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-_GZIP = b"\x1f\x8b"
-# BEIR's files begin with a line of column names.
-_HEADER = "query-id\t"
-_LABEL_COLUMNS = "query id, iteration, document id, label"
+# The key that MTEB puts beside the subsets in its predictions.
+_PREDICTIONS = "mteb_model_meta"
 _RUN_COLUMNS = "query id, Q0, document id, rank, score, tag"
 
-Labels = dict[str, dict[str, int]]
 Run = dict[str, dict[str, float]]
 
 
-def _text(file: Path) -> str:
-    """Return a file's text, unpacked if it is gzipped whatever its name."""
-    try:
-        content = file.read_bytes()
-        if content.startswith(_GZIP):
-            content = gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        msg = f"{file} is a damaged gzip file ({error}); fetch or write it again"
-        raise DataError(msg) from error
-    except OSError as error:
-        msg = f"cannot read {file}: {error.strerror or error}; give an existing file"
-        raise DataError(msg) from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        msg = f"{file}, line {line}: not UTF-8 text; give a TREC file or JSON, plain or gzipped"
-        raise DataError(msg) from error
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and lines that are not blank; ids may hold what `splitlines` would split at."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line and not line.isspace():
-            yield number, line.removesuffix("\r")
-
-
-def _bad(file: Path, number: int, line: str, columns: str) -> DataError:
+def _bad(file: Path, number: int, line: str) -> DataError:
     shown = line if len(line) <= 80 else f"{line[:77]}..."
-    return DataError(f"{file}, line {number}: expected {columns}; found {shown!r}")
-
-
-def _label_row(line: str) -> tuple[str, str, str]:
-    cells = line.split("\t")
-    if len(cells) == 4:
-        return cells[0], cells[2], cells[3]
-    if len(cells) == 3:
-        # BEIR's columns.
-        return cells[0], cells[1], cells[2]
-    query, _, rest = line.split(None, 2)
-    document, label = rest.rsplit(None, 1)
-    return query, document, label
-
-
-def read_qrels(file: Path) -> Labels:
-    """Read relevance labels: TREC qrels, or BEIR's three columns by tabs.
-
-    Args:
-        file: Lines of query id, iteration (not used), document id and label.
-
-    Returns:
-        Labels by query and document id. Negative ones are kept; trec_eval takes them for not relevant.
-
-    Raises:
-        DataError: If a line cannot be read, a pair has two different labels, or there is none; the
-            message names file and line.
-    """
-    labels: Labels = {}
-    for number, line in _lines(_text(file)):
-        if number == 1 and line.startswith(_HEADER):
-            continue
-        try:
-            query, document, value = _label_row(line)
-            label = int(value)
-        except ValueError:
-            raise _bad(file, number, line, _LABEL_COLUMNS) from None
-        if labels.setdefault(query, {}).setdefault(document, label) != label:
-            first = labels[query][document]
-            msg = (
-                f"{file}, line {number}: query {query!r}, document {document!r} is labelled {label} here "
-                f"and {first} above; keep one of the two"
-            )
-            raise DataError(msg)
-    return _not_empty(file, labels)
+    return DataError(f"{file}, line {number}: expected {_RUN_COLUMNS}; found {shown!r}")
 
 
 def _not_empty(file: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -111,31 +37,6 @@ def _not_empty(file: Path, found: dict[str, Any]) -> dict[str, Any]:
         msg = f"{file} holds no rows; give a file that does"
         raise DataError(msg)
     return found
-
-
-def read_exclusions(file: Path) -> dict[str, frozenset[str]]:
-    """Read the documents that do not count for a query.
-
-    Args:
-        file: Lines of query id and document id; may be empty.
-
-    Returns:
-        Excluded document ids by query id.
-
-    Raises:
-        DataError: If a line cannot be read; the message names file and line.
-    """
-    excluded: dict[str, set[str]] = {}
-    for number, line in _lines(_text(file)):
-        if number == 1 and line.startswith(_HEADER):
-            continue
-        cells = line.split("\t")
-        try:
-            query, document = cells if len(cells) == 2 else line.strip().split(None, 1)
-        except ValueError:
-            raise _bad(file, number, line, "query id, document id") from None
-        excluded.setdefault(query, set()).add(document)
-    return {query: frozenset(documents) for query, documents in excluded.items()}
 
 
 def _run_row(line: str) -> tuple[str, str, str]:
@@ -149,29 +50,36 @@ def _run_row(line: str) -> tuple[str, str, str]:
     return query, document, score
 
 
-def read_run(file: Path) -> Run:
-    """Read a run: TREC's six columns, or JSON ``{query id: {document id: score}}`` as BRIGHT writes it.
+def read_run(file: Path, subset: str | None = None, split: str | None = None) -> Run:
+    """Read a run: TREC's six columns, JSON ``{query id: {document id: score}}``, or MTEB's predictions.
 
     Args:
-        file: Plain or gzipped; JSON is told by its first character.
+        file: Plain or gzipped; JSON is told by its first character, predictions by their depth
+            (subset, split, query, document).
+        subset: Which subset of predictions; not needed where there is one.
+        split: Which split of predictions; not needed where there is one.
 
     Returns:
         Scores by query and document id, in the order of the file. TREC's ranks are not used.
 
     Raises:
         DataError: If it cannot be read, a query has a document twice, a score is NaN, or there is no
-            row; the message names file and line (for JSON, file, query and document).
+            row; the message names file and line (for JSON, file, query and document). If predictions hold
+            several subsets or splits and none is chosen; the message names them.
     """
-    text = _text(file)
-    if text.lstrip()[:1] == "{":
-        return _json_run(file, text)
+    with open_text(file) as stream:
+        first = next((line for line in stream if not line.isspace()), "")
+    if first.lstrip()[:1] == "{":
+        return _json_run(file, subset, split)
     run: Run = {}
-    for number, line in _lines(text):
+    for number, line in numbered_lines(file):
+        if line.isspace():
+            continue
         try:
             query, document, value = _run_row(line)
             score = float(value)
         except ValueError:
-            raise _bad(file, number, line, _RUN_COLUMNS) from None
+            raise _bad(file, number, line) from None
         found = run.setdefault(query, {})
         if document in found or score != score:
             raise DataError(f"{file}, line {number}: {_complaint(query, document, score)}")
@@ -186,7 +94,7 @@ def _complaint(query: str, document: str, score: float) -> str:
     return f"{where} comes a second time; keep one row of each document"
 
 
-def _json_run(file: Path, text: str) -> Run:
+def _json_run(file: Path, subset: str | None, split: str | None) -> Run:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -196,12 +104,43 @@ def _json_run(file: Path, text: str) -> Run:
             raise DataError(msg)
         return found
 
+    with open_text(file) as stream:
+        text = stream.read()
     try:
         content = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         msg = f"{file}, line {error.lineno}: not JSON ({error.msg}); write it again"
         raise DataError(msg) from error
+    if _PREDICTIONS in content or _are_predictions(content):
+        content = _chosen_predictions(file, content, subset, split)
     return _not_empty(file, {query: _json_scores(file, query, found) for query, found in content.items()})
+
+
+def _are_predictions(content: dict[str, Any]) -> bool:
+    """Tell MTEB's subset -> split -> query -> document -> score from query -> document -> score."""
+    splits = next((found for found in content.values() if isinstance(found, dict) and found), {})
+    return isinstance(next(iter(splits.values()), None), dict)
+
+
+def _chosen_predictions(
+    file: Path, content: dict[str, Any], subset: str | None, split: str | None
+) -> dict[str, Any]:
+    found: Any = {name: held for name, held in content.items() if name != _PREDICTIONS}
+    for kind, given in (("subset", subset), ("split", split)):
+        if not isinstance(found, dict) or not found:
+            msg = f"{file} holds no predictions of a retrieval task; give what --prediction-folder saved"
+            raise DataError(msg)
+        if given is None and len(found) == 1:
+            given = next(iter(found))
+        if given not in found:
+            asked = f"has no {kind} {given!r}" if given is not None else f"has {len(found)} {kind}s"
+            msg = f"{file} {asked}; choose one with --{kind}: {', '.join(found)}"
+            raise DataError(msg)
+        found = found[given]
+    if not isinstance(found, dict):
+        msg = f"{file}: subset {subset!r}, split {split!r} holds no object of queries; write it again"
+        raise DataError(msg)
+    return dict(found)
 
 
 def _json_scores(file: Path, query: str, found: Any) -> dict[str, float]:  # noqa: ANN401 - any JSON

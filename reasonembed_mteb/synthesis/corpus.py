@@ -5,27 +5,25 @@ Documents lie memory-mapped on the disk: a corpus costs its ids' memory at most,
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import write_whole
-from reasonembed_mteb.retrieval.labels import last_of_each_id
+from reasonembed_mteb.retrieval import beir
+from reasonembed_mteb.retrieval.labels import bright_examples, last_of_each_id, named_documents
 from reasonembed_mteb.retrieval.sources import content_hash, data_files, read_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from datasets import Dataset
 
     from reasonembed_mteb.synthesis.config import Config, SubsetSection
 
-# Both spellings of "no document" occur in BRIGHT (PROTOCOL section 4).
-_NONE = {"N/A"}
 _SPLIT_SUFFIXES = (".parquet", ".jsonl")
 # Documents read at a time.
 _BATCH = 1000
@@ -223,11 +221,12 @@ def _bright_benchmark(files: Sequence[Path]) -> Benchmark:
     excluded: set[str] = set()
     queries: list[str] = []
     for file in files:
-        rows = read_files([file], ("query", "gold_ids", "excluded_ids"))
+        rows = read_files([file], ("id", "query", "gold_ids", "excluded_ids"))
         queries += rows["query"][:]
-        gold.update(name for names in rows["gold_ids"][:] for name in names or ())
-        excluded.update(name for names in rows["excluded_ids"][:] for name in names or ())
-    return Benchmark(frozenset(gold - _NONE), frozenset(excluded - _NONE), tuple(queries))
+        found = bright_examples(rows)
+        gold.update(name for names in found.labels.values() for name in names)
+        excluded.update(name for names in found.excluded.values() for name in names)
+    return Benchmark(frozenset(gold), frozenset(excluded), tuple(queries))
 
 
 def _jsonl_data(file: Path, name: str) -> Dataset:
@@ -293,35 +292,44 @@ def _jsonl(file: Path, name: str, queries: Path | None) -> Corpus:
             msg = f"{queries}:{number} has no query (or text); correct that line"
             raise DataError(msg)
         texts.append(text)
-        gold.update(map(str, row.get("gold_ids") or ()))
-        excluded.update(map(str, row.get("excluded_ids") or ()))
-    apart = Benchmark(frozenset(gold - _NONE), frozenset(excluded - _NONE), tuple(texts))
+        gold.update(named_documents(row.get("gold_ids")))
+        excluded.update(named_documents(row.get("excluded_ids")))
+    apart = Benchmark(frozenset(gold), frozenset(excluded), tuple(texts))
     return Corpus(name, files, _jsonl_data(file, name), apart)
 
 
 def _beir(folder: Path, name: str) -> Corpus:
-    """Read BEIR's folder: corpus.jsonl, queries.jsonl, qrels/*.tsv, and our excluded.tsv."""
-    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
-    if not corpus.is_file():
-        msg = f"subset {name}: {folder} has no corpus.jsonl; give a BEIR folder, or another layout"
+    """Read a BEIR folder by the reader that `run --beir` has; every split's gold stays apart."""
+    file = beir.find_file(folder / beir.CORPUS)
+    if file is None:
+        msg = f"subset {name}: {folder} has no {beir.CORPUS}; give a BEIR folder, or another layout"
         raise DataError(msg)
-    qrels, exclusions = sorted((folder / "qrels").glob("*.tsv")), folder / "excluded.tsv"
-    texts = [str(row.get("text", "")) for _, row in _lines(queries)] if queries.is_file() else []
-    gold = {pair[1] for file in qrels for pair in _pairs(file) if float(pair[2]) > 0}
-    excluded = {pair[1] for pair in _pairs(exclusions)} if exclusions.is_file() else set()
-    files = [corpus, *qrels, *(file for file in (queries, exclusions) if file.is_file())]
-    apart = Benchmark(frozenset(gold), frozenset(excluded), tuple(texts))
-    return Corpus(name, files, _jsonl_data(corpus, name), apart)
+    data = _beir_data(file)
+    apart = beir.read_protected(folder, set(data["id"][:]))
+    benchmark = Benchmark(apart.gold, apart.excluded, apart.queries)
+    return Corpus(name, [file, *apart.files], data, benchmark)
 
 
-def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Read query, document and score from a table with a head line."""
-    with file.open(encoding="utf-8", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-            if number == 1 or not row:
-                continue
-            score = row[2] if len(row) > 2 else "1"
-            if len(row) < 2 or not score.lstrip("-").replace(".", "", 1).isdigit():
-                msg = f"{file}:{number} is not `query<TAB>document<TAB>score`; correct that line"
-                raise DataError(msg)
-            yield row[0], row[1], score
+def _beir_data(file: Path) -> Dataset:
+    """Convert a BEIR corpus once; it is then memory-mapped, and found again by its content."""
+    from datasets import Dataset, Features, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    options = {"file": str(file), "content": content_hash([file])}
+    features = Features({"id": Value("string"), "text": Value("string")})
+    try:
+        data = Dataset.from_generator(_titled_texts, features=features, gen_kwargs=options)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from error
+        msg = f"{file} cannot be read ({error.__cause__ or error}); write it again"
+        raise DataError(msg) from error
+    converted: Dataset = data
+    return converted
+
+
+def _titled_texts(file: str, content: str) -> Iterator[dict[str, str]]:
+    """Yield id and text, the title before it as MTEB puts it; ``content`` names what was converted."""
+    del content
+    for name, text, title in beir.read_texts(Path(file)):
+        yield {"id": name, "text": f"{title} {text}".strip() if title else text}
