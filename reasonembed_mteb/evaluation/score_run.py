@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError, unknown_name
+from reasonembed_mteb.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -248,41 +248,17 @@ def judgements_of_task(name: str) -> Judgements:
     """Return a task's labels and exclusions, from the hub or a local copy; its corpus is not read.
 
     Args:
-        name: See `find_row`.
+        name: See `reasonembed_mteb.retrieval.rows.find`.
 
     Raises:
         UnknownNameError: If no task is called so.
         DataError: If the data is missing or damaged.
     """
-    row = find_row(name)
+    from reasonembed_mteb.retrieval.rows import find
+
+    row = find(name)
     labels, excluded = _labels_of(row)
     return judge(row.name, labels, excluded, row.main_score)
-
-
-def find_row(name: str) -> TaskRow:
-    """Return the row of a task.
-
-    Args:
-        name: Our task name, MTEB's name of a task over the same data, or a subset of BRIGHT or R2MED
-            (``biology``, ``PMC-Treatment``), which means the task with passages and original queries.
-
-    Raises:
-        UnknownNameError: If no task is called so, with the nearest known name.
-    """
-    from reasonembed_mteb.retrieval.rows import load_rows
-
-    known: dict[str, TaskRow] = {}
-    for row in load_rows():
-        # Rows with original queries come first; rewritten ones repeat MTEB's name.
-        names = [row.name, row.mteb_name]
-        if row.kind in ("bright", "r2med"):
-            names.append(row.subset)
-        for called in names:
-            if called is not None:
-                known.setdefault(called, row)
-    if name not in known:
-        raise unknown_name("task", name, known)
-    return known[name]
 
 
 def _labels_of(row: TaskRow) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
@@ -299,8 +275,10 @@ def _labels_of(row: TaskRow) -> tuple[dict[str, dict[str, int]], dict[str, list[
             labels.setdefault(query, {})[document] = int(score)
         return labels, {}
     _, examples = splits_of(row)
-    rows = read_split(row, *examples, columns=("id", row.gold_column, "excluded_ids"))
-    ids, gold, out = (rows[name][:] for name in ("id", row.gold_column, "excluded_ids"))
+    excluded = [row.excluded_column] if row.excluded_column else []
+    rows = read_split(row, *examples, columns=("id", row.gold_column, *excluded))
+    ids, gold = (rows[name][:] for name in ("id", row.gold_column))
+    out = rows[excluded[0]][:] if excluded else [[] for _ in ids]
     return (
         {
             query: {} if found in _NONE else dict.fromkeys(found, 1)

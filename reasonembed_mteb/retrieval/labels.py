@@ -60,8 +60,9 @@ def load_split(row: TaskRow) -> dict[str, Any]:
 
 def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
     documents, examples = splits_of(row)
-    corpus = read_split(row, *documents, columns=("id", "content"))
-    columns = ("id", "query", row.gold_column, "excluded_ids")
+    corpus = read_split(row, *documents, columns=("id", row.document_column))
+    excluded_columns = (row.excluded_column,) if row.excluded_column else ()
+    columns = ("id", row.query_column, row.gold_column, *excluded_columns)
     rows = read_split(row, *examples, columns=columns)
     ids = rows["id"][:]
     labels = {
@@ -70,17 +71,23 @@ def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
     }
     excluded = {
         query: list(dict.fromkeys(names))
-        for query, names in zip(ids, rows["excluded_ids"][:], strict=True)
+        for column in excluded_columns
+        for query, names in zip(ids, rows[column][:], strict=True)
         if names not in _NONE
     }
-    queries = rows.select_columns(["id", "query"]).rename_column("query", "text")
-    return corpus.rename_column("content", "text"), queries, labels, excluded
+    return _texts(corpus, row.document_column), _texts(rows, row.query_column), labels, excluded
+
+
+def _texts(data: Dataset, column: str) -> Dataset:
+    """Return ids and texts by MTEB's names."""
+    kept: Dataset = data.select_columns(["id", column])
+    return kept if column == "text" else kept.rename_column(column, "text")
 
 
 def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset, Labels, Exclusions]:
     corpus_split, query_split, label_split = splits_of(row)
-    corpus = read_split(row, *corpus_split, columns=("id", "text"))
-    queries = read_split(row, *query_split, columns=("id", "text"))
+    corpus = _texts(read_split(row, *corpus_split, columns=("id", row.document_column)), row.document_column)
+    queries = _texts(read_split(row, *query_split, columns=("id", row.query_column)), row.query_column)
     pairs = read_split(row, *label_split, columns=("q_id", "p_id", "score"))
     labels: Labels = {query: {} for query in queries["id"][:]}
     for query, document, score in zip(*(pairs[name][:] for name in ("q_id", "p_id", "score")), strict=True):
