@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
+
+    from reasonembed_mteb.retrieval.task import ReasonTask
 
 MTEB_MIN, MTEB_BELOW = "2.26", "3"
 _OURS = "_reasonembed_mteb"
@@ -65,6 +67,19 @@ def _warn_taken(kind: str, names: Iterable[str]) -> None:
         )
 
 
+def _check_taken(tasks: Mapping[str, type[ReasonTask]], names: Iterable[str]) -> None:
+    """Refuse a task of a user's table that mteb has already; leave mteb's in place of one of ours."""
+    from reasonembed_mteb.retrieval.rows import is_users
+
+    taken = sorted(names)
+    for name in taken:
+        row = tasks[name].row
+        if is_users(row):
+            msg = f"{row.table}: MTEB has a task {name} already; give it another name"
+            raise DataError(msg)
+    _warn_taken("tasks", taken)
+
+
 def register_tasks(module: ModuleType) -> None:
     """Put our task classes into ``mteb.tasks`` before mteb gathers them.
 
@@ -80,7 +95,7 @@ def register_tasks(module: ModuleType) -> None:
 
     held = {task.metadata.name for task in vars(module).values() if hasattr(task, "metadata")}
     tasks = build_tasks()
-    _warn_taken("tasks", held & tasks.keys())
+    _check_taken(tasks, held & tasks.keys())
     for name, task in tasks.items():
         if name not in held:
             setattr(module, name, task)
@@ -98,11 +113,14 @@ def register_models(module: ModuleType) -> None:
     """
     check_mteb_version()
     from reasonembed_mteb.models.zoo import model_metas
+    from reasonembed_mteb.retrieval.rows import training_tasks
 
     registry: dict[str, Any] = _private(module, "MODEL_REGISTRY")
     metas = model_metas()
     _warn_taken("models", (name for name in metas if registry.get(name, metas[name]) is not metas[name]))
     for name, meta in metas.items():
+        # Tables that came later may hold more tasks over the same data.
+        meta.training_datasets = training_tasks()
         registry.setdefault(name, meta)
     _take_local_folders()
 
@@ -151,15 +169,24 @@ def _attribute(benchmark: str) -> str:
     return "REASONEMBED_" + "".join(c if c.isalnum() else "_" for c in benchmark).strip("_").upper()
 
 
-def register() -> None:
+def register(tables: str | Path | Iterable[str | Path] = ()) -> None:
     """Make mteb know our tasks, benchmarks and models; may be called any number of times.
 
-    With the start-up hook in place this has nothing left to do.
+    With the start-up hook in place, and no further tables, this has nothing left to do.
+
+    Args:
+        tables: A folder of task tables of your own, or several; see ``docs/adding-a-benchmark.md``. The
+            folders in ``REASONEMBED_TASKS`` are read without being named here.
 
     Raises:
         ReasonEmbedError: If the installed mteb is too old or too new, or has moved a name we need.
+        DataError: If a table cannot be read, or holds a task that exists already.
     """
     check_mteb_version()
+    if tables:
+        from reasonembed_mteb.retrieval.rows import add_tables
+
+        add_tables(tables)
     import_module("mteb")
     if _is_loading("mteb"):
         # Called in the middle of `import mteb`: the hook does it at the right moments.
@@ -179,7 +206,7 @@ def _add_tasks_afterwards() -> None:
     module = sys.modules["mteb.get_tasks"]
     registry: dict[str, Any] = _private(module, "_TASKS_REGISTRY")
     tasks = build_tasks()
-    _warn_taken("tasks", (name for name in tasks if registry.get(name, tasks[name]) is not tasks[name]))
+    _check_taken(tasks, (name for name in tasks if registry.get(name, tasks[name]) is not tasks[name]))
     new = {name: task for name, task in tasks.items() if name not in registry}
     if not new:
         return

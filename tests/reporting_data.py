@@ -7,8 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.evaluation.scores import Kept, write_scores
-from reasonembed_mteb.reporting.tables import row_of_task
-from reasonembed_mteb.retrieval.rows import row
+from reasonembed_mteb.retrieval.rows import find, row_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +77,7 @@ def write_run(
     default = [("d1", 0.9), ("d2", 0.5)]
     rows = [
         {
-            "split": row(task).split,
+            "split": find(task).split,
             "subset": "default",
             "query_id": query,
             "gold_ids": (gold or {}).get(query, ["d1"]),

@@ -19,7 +19,7 @@ from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.plugin import register
 from reasonembed_mteb.retrieval.beir import read_folder, read_protected, write_folder
 from reasonembed_mteb.retrieval.beir_task import BeirEncoder, beir_task, export_beir
-from reasonembed_mteb.retrieval.rows import row
+from reasonembed_mteb.retrieval.rows import find
 from reasonembed_mteb.retrieval.task import build_tasks
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_an_exported_task_scores_as_before(tmp_path: Path, subset: str) -> None:
     counts = export_beir(task, folder)
     assert not task.data_loaded
     assert counts["excluded"] > 0
-    again = beir_task(folder, row(name).instruction)
+    again = beir_task(folder, find(name).instruction)
     model = wordy()
     before, after = scores_of(model, build_tasks()[name]()), scores_of(model, again)
     assert {key: value for key, value in before.items() if "nauc" not in key} == {
@@ -574,7 +574,7 @@ def command(
 def test_the_commands_go_there_and_back(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     status, out, err = command("export-beir", "ReasonMiniAops", "out")
     assert (status, out) == (0, "out: 43 documents, 8 queries, 16 labels, 11 excluded\n")
-    assert f"--beir out --instruction '{row('ReasonMiniAops').instruction}'" in err
+    assert f"--beir out --instruction '{find('ReasonMiniAops').instruction}'" in err
     bag_of_words().save(str(tmp_path / "bow"))
     options = ("-m", "mteb/baseline-random-encoder", "-m", "./bow", "--beir", "out", "-t", "ReasonMiniAops")
     status, out, err = command("run", *options, "--instruction", INSTRUCTION)

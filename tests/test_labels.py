@@ -17,7 +17,7 @@ from reasonembed_mteb.retrieval import sources
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROW = tables.row("ReasonEmbedBrightBiology")
+ROW = tables.find("ReasonEmbedBrightBiology")
 DOCUMENTS = {"d 1": "one", "d2": "two", "d3": "", "d4": "four"}
 
 
@@ -126,9 +126,9 @@ def test_empty_queries_are_named(bright: Path, caplog: pytest.LogCaptureFixture)
 
 def test_a_missing_subset_names_the_file(bright: Path) -> None:
     with pytest.raises(DataError, match=r"no documents/pony-\*\.parquet"):
-        data.load_split(tables.row("ReasonEmbedBrightPony"))
+        data.load_split(tables.find("ReasonEmbedBrightPony"))
     with pytest.raises(DataError, match=r"no gpt4_reason/biology-\*\.parquet"):
-        data.load_split(tables.row("ReasonEmbedBrightBiologyGpt4Reason"))
+        data.load_split(tables.find("ReasonEmbedBrightBiologyGpt4Reason"))
 
 
 def test_a_truncated_file_is_named(bright: Path) -> None:
@@ -177,7 +177,7 @@ def test_r2med_from_its_parent_folder(tmp_path: Path, monkeypatch: pytest.Monkey
             file = tmp_path / "PMC-Treatment" / f"{config}.jsonl"
             file.parent.mkdir(exist_ok=True)
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    split = data.load_split(tables.row("ReasonEmbedR2MEDPMCTreatment"))
+    split = data.load_split(tables.find("ReasonEmbedR2MEDPMCTreatment"))
     assert split["relevant_docs"] == {"q1": {"p2": 1}}
     assert split["corpus"][1] == {"id": "p2", "text": "u"}
 

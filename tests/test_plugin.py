@@ -81,12 +81,37 @@ def test_zero_shot_marks_are_honest() -> None:
         "BrightPonyLongRetrieval",
         "ReasonEmbedBrightAopsGritReason",
         "MSMARCO",
+        # Other benchmarks over the same data.
+        "R2MEDBiologyRetrieval",
+        "ReasonEmbedR2MEDBiology",
+        "BrightProRoboticsRetrieval",
+        "BrightRetrieval",
+        "BrightLongRetrieval",
+        "NanoMSMARCORetrieval",
+        "TRECDL2019",
+        "mMARCO-NL",
     ):
         assert meta.is_zero_shot_on([mteb.get_task(name)]) is False, name
-    assert meta.is_zero_shot_on([mteb.get_task("R2MEDBiologyRetrieval")]) is True
+    for name in ("R2MEDBioinformaticsRetrieval", "ReasonEmbedR2MEDPMCClinical", "ReasonMiniBiology", "LoTTE"):
+        assert meta.is_zero_shot_on([mteb.get_task(name)]) is True, name
     # A model that declares only mteb's own task has seen ours too.
     diver = mteb.get_model_meta("AQ-MedAI/Diver-Retriever-4B")
     assert diver.is_zero_shot_on([mteb.get_task("ReasonEmbedBrightBiology")]) is False
+
+
+def test_no_task_over_training_data_is_left_out() -> None:
+    declared = mteb.get_model_meta(CHECKPOINTS[0].name).get_training_datasets()
+    assert declared is not None
+    marks = ("msmarco", "ms marco", "mmarco", "xlangai/bright", "mteb/bright")
+    over_them = {
+        name
+        for name, task in GET_TASKS._TASKS_REGISTRY.items()
+        if any(
+            mark in f"{task.metadata.dataset['path']} {task.metadata.description}".lower() for mark in marks
+        )
+    }
+    # Its description says what it differs from.
+    assert over_them - declared == {"LoTTE"}
 
 
 def test_a_local_directory_has_its_own_name_and_revision(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from reasonembed_mteb import cli
 from reasonembed_mteb.errors import DataError, UnknownNameError
 from reasonembed_mteb.evaluation import score_run as score
 from reasonembed_mteb.evaluation.score_run import judge, score_run, strip_prefix
+from reasonembed_mteb.retrieval.rows import find
 from reasonembed_mteb.retrieval.trec import write_run
 
 if TYPE_CHECKING:
@@ -192,19 +193,19 @@ def test_prefixes() -> None:
     ],
 )
 def test_task_names(name: str, found: str) -> None:
-    assert score.find_row(name).name == found
+    assert find(name).name == found
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'leetcode'"):
-        score.find_row("leetcod")
+        find("leetcod")
 
 
 def test_a_tasks_labels_are_those_it_is_evaluated_with() -> None:
     from reasonembed_mteb.retrieval.labels import load_split
 
     for name in ("ReasonMiniLeetcode", "ReasonMiniAops", "ReasonMiniBiology"):
-        row = score.find_row(name)
+        row = find(name)
         loaded, judged = load_split(row), score.judgements_of_task(name)
         assert judged.labels == loaded["relevant_docs"]
         theirs = {query: set(documents) for query, documents in dict(loaded["excluded_ids"]).items()}

@@ -272,7 +272,7 @@ def test_what_only_this_package_registers_is_not_in_mteb(output: Path) -> None:
     ],
 )
 def test_our_tasks_are_none_of_mtebs(output: Path, name: str, remedy: str) -> None:
-    assert tables.row(name).name == name
+    assert tables.find(name).name == name
     rename_task(revision_of(output), name)
     (finding,) = check_submission(output)
     assert (finding.kind, finding.refused) == ("task", True)
@@ -287,7 +287,7 @@ def test_a_part_of_a_benchmark_is_asked_about(output: Path) -> None:
         cache.save_to_cache(mteb.TaskResult.from_task_results(task, scores, evaluation_time=1.0), meta)
     (finding,) = check_submission(output)
     assert (finding.kind, finding.refused) == ("subsets", False)
-    assert finding.problem.startswith("2 of BRIGHT's 12 tasks; missing: BrightBiologyRetrieval")
+    assert finding.problem.startswith("2 of BRIGHT(v1.1)'s 12 tasks; missing: BrightBiologyRetrieval")
     assert finding.problem.endswith("and 7 more")
 
 

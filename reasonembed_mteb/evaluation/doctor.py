@@ -78,15 +78,16 @@ def _registration() -> list[Finding]:
 def _data() -> list[Finding]:
     from reasonembed_mteb.errors import DataError
     from reasonembed_mteb.retrieval.rows import load_rows
-    from reasonembed_mteb.retrieval.sources import PATH_VARIABLES, data_files, local_copy, splits_of
+    from reasonembed_mteb.retrieval.sources import data_files, local_copy, splits_of
 
     findings = []
-    for layout, variable in PATH_VARIABLES.items():
+    hub_rows = [row for row in load_rows() if not row.data]
+    for variable in dict.fromkeys(row.path_variable for row in hub_rows):
         if not os.environ.get(variable):
             findings.append(Finding(variable, "not set: data comes from the hub"))
             continue
         held, broken = [], None
-        for row in (row for row in load_rows() if row.layout == layout):
+        for row in (row for row in hub_rows if row.path_variable == variable):
             try:
                 folder = local_copy(row)
                 for *_, config, split in splits_of(row):

@@ -57,7 +57,7 @@ def causes(
         "protocol": PROTOCOL,
         "instruction": task_instructions().get(name) or json.dumps(task.metadata.prompt),
         # A BEIR folder is in no table.
-        "max_tokens": row.max_tokens if row is not None and row.kind == "beir" else max_tokens_for(name),
+        "max_tokens": row.max_tokens if row is not None and not row.table else max_tokens_for(name),
         "data_revision": _data_revision(task),
         "model_revision": meta.revision,
         "loader": options | extra,

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError, unknown_name
+from reasonembed_mteb.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 # `k_values` of MTEB's AbsTaskRetrieval.
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
@@ -246,40 +245,15 @@ def judgements_of_task(name: str) -> Judgements:
     """Return a task's labels and exclusions, from the hub or a local copy; its corpus is not read.
 
     Args:
-        name: See `find_row`.
+        name: See `reasonembed_mteb.retrieval.rows.find`.
 
     Raises:
         UnknownNameError: If no task is called so.
         DataError: If the data is missing or damaged.
     """
     from reasonembed_mteb.retrieval.labels import load_labels
+    from reasonembed_mteb.retrieval.rows import find
 
-    row = find_row(name)
+    row = find(name)
     labels, excluded = load_labels(row)
     return judge(row.name, labels, excluded, row.main_score)
-
-
-def find_row(name: str) -> TaskRow:
-    """Return the row of a task.
-
-    Args:
-        name: Our task name, MTEB's name of a task over the same data, or a subset of BRIGHT or R2MED
-            (``biology``, ``PMC-Treatment``), which means the task with passages and original queries.
-
-    Raises:
-        UnknownNameError: If no task is called so, with the nearest known name.
-    """
-    from reasonembed_mteb.retrieval.rows import load_rows
-
-    known: dict[str, TaskRow] = {}
-    for row in load_rows():
-        # Rows with original queries come first; rewritten ones repeat MTEB's name.
-        names = [row.name, row.mteb_name]
-        if row.kind in ("bright", "r2med"):
-            names.append(row.subset)
-        for called in names:
-            if called is not None:
-                known.setdefault(called, row)
-    if name not in known:
-        raise unknown_name("task", name, known)
-    return known[name]

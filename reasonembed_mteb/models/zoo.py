@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.models.folders import content_revision, local_name, model_kind
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import training_tasks
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
@@ -51,26 +51,12 @@ CHECKPOINTS = (
     Checkpoint("hanhainebula/reason-embed-basic-llama-3.1-8b-0928", _LLAMA_8B, 4096, "InfoNCE", 34.9, 41.98),
 )
 
-# MTEB's older tasks over the same data, with all subsets in one.
-_LEGACY_BRIGHT = ("BrightRetrieval", "BrightLongRetrieval")
-
 CITATION = """@article{chen2025reasonembed,
   title = {ReasonEmbed: Enhanced Text Embeddings for Reasoning-Intensive Document Retrieval},
   author = {Chen, Jianlyu and Lan, Junwei and Li, Chaofan and Lian, Defu and Liu, Zheng},
   journal = {arXiv preprint arXiv:2510.08252},
   year = {2025},
 }"""
-
-
-def training_tasks() -> set[str]:
-    """Return the tasks that the checkpoints are not zero-shot on.
-
-    Their training passages are BRIGHT documents and their first stage was MS MARCO, so every BRIGHT task
-    counts, ours and MTEB's, and MSMARCO.
-    """
-    rows = [row for row in load_rows() if row.kind in ("bright", "bright_long")]
-    names = {row.name for row in rows} | {row.mteb_name for row in rows if row.mteb_name}
-    return names | set(_LEGACY_BRIGHT) | {"MSMARCO"}
 
 
 def _meta(checkpoint: Checkpoint) -> ModelMeta:

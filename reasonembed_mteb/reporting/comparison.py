@@ -11,7 +11,6 @@ import numpy as np
 from reasonembed_mteb.reporting.formats import MISSING, Grid
 from reasonembed_mteb.reporting.published import MEAN, Beside, compare, published_for
 from reasonembed_mteb.reporting.significance import bootstrap_intervals, pool, significance_marks
-from reasonembed_mteb.reporting.tables import SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,7 +84,7 @@ def published_grids(board: Board, *, decimals: int = 2) -> list[Grid]:
     for source in beside(board):
         rows = tuple(
             (
-                SHORT.get(subset, subset),
+                board.head(subset),
                 f"{one.published.value:.{decimals}f}",
                 f"{one.ours:.{decimals}f}",
                 f"{one.difference:+.{decimals}f}",
@@ -219,7 +218,7 @@ def _pairs_grid(board: Board, tested: Tested, marks: Marks) -> Grid:
         )
         for one, two in pairs
     )
-    head = ("model", "against", "all", *(SHORT.get(column, column) for column in columns))
+    head = ("model", "against", "all", *(board.head(column) for column in columns))
     note = "p-values after Holm's correction over the pairs of each column"
     return Grid(f"{board.name}: p-values", head, rows, (note,), words=2)
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.reporting.tables import SHORT, metric_name
+from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +92,7 @@ def score_grid(board: Board, *, decimals: int = 2, marks: Mapping[str, str] | No
     )
     metric = metric_name(board.metric) if board.metric else "main scores"
     title = f"{board.name}: {metric} in % ({board.about})"
-    short = tuple(SHORT.get(column, column) for column in board.columns)
+    short = tuple(board.head(column) for column in board.columns)
     return Grid(title, (*head, *short), rows, board.notes, words=3 if variants else 2)
 
 

@@ -13,7 +13,7 @@ from reasonembed_mteb.errors import missing_extra
 from reasonembed_mteb.reporting.comparison import published_data
 from reasonembed_mteb.reporting.explorer import explore
 from reasonembed_mteb.reporting.published import noise
-from reasonembed_mteb.reporting.tables import SHORT, metric_name
+from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def _board(board: Board, explorer: dict[str, Any] | None, tested: Tested | None)
         "about": board.about,
         "metric_name": metric_name(board.metric) if board.metric else "main scores",
         "columns": list(board.columns),
-        "short": [SHORT.get(column, column) for column in board.columns],
+        "short": [board.head(column) for column in board.columns],
         "groups": list(board.groups),
         "notes": list(board.notes),
         "marks_note": _marks_note(tested),

@@ -10,7 +10,7 @@ from reasonembed_mteb.errors import missing_extra
 from reasonembed_mteb.reporting.comparison import beside
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
-from reasonembed_mteb.reporting.tables import SHORT, metric_name
+from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def heat_map(board: Board) -> Figure:
         text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
         color = "white" if shares[row, column] > 0.75 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(count), [SHORT.get(column, column) for column in board.columns], fontsize=9)
+    axes.set_xticks(range(count), [board.head(column) for column in board.columns], fontsize=9)
     axes.set_yticks(range(len(board.rows)), [_literal(_label(row)) for row in board.rows], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

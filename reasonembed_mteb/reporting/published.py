@@ -79,12 +79,9 @@ def _task_names() -> dict[tuple[str, str], str]:
         if row.is_rewritten:
             continue
         found[row.benchmark, row.subset] = row.name
-        theirs = {"bright": "BRIGHT(v1.1)", "bright_long": "BRIGHT(v1.1) long", "r2med": "R2MED"}
-        if row.mteb_name is not None and row.kind in theirs:
-            found[theirs[row.kind], row.subset] = row.mteb_name
-        for name in row.also:
-            if name.startswith("BrightPro"):
-                found["BRIGHT-Pro", row.subset] = name
+        if row.mteb_name is not None and row.mteb_benchmark:
+            found[row.mteb_benchmark, row.subset] = row.mteb_name
+        found |= {(other.benchmark, row.subset): other.name for other in row.also}
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.reporting.tables import row_of_task
+from reasonembed_mteb.retrieval.rows import row_of_task
 from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def local_texts(task: str, queries: Collection[str], documents: Collection[str])
 
 
 def _documents(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = "text" if row.layout == "r2med" else "content"
+    column = row.document_column
     return _pick(read_split(row, *splits_of(row)[0], columns=("id", column)), column, wanted)
 
 
 def _queries(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = "text" if row.layout == "r2med" else "query"
+    column = row.query_column
     return _pick(read_split(row, *splits_of(row)[1], columns=("id", column)), column, wanted)
 
 

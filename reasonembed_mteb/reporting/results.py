@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import row_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -246,7 +246,7 @@ def _load(file: Path, content: bytes) -> Any:  # noqa: ANN401 - TaskResult
 
 def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
     """Return the splits that count: of a task of the tables its own alone."""
-    expected = _known().get(loaded.task_name)
+    expected = row_of_task(loaded.task_name)
     scores = loaded.scores
     if not any(scores.values()):
         msg = "it holds no scores; run the task again"
@@ -259,16 +259,13 @@ def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
     return list(scores.items())
 
 
-@cache
-def _known() -> dict[str, Any]:
-    rows = {row.mteb_name: row for row in reversed(load_rows()) if row.mteb_name}
-    return rows | {row.name: row for row in load_rows()}
-
-
-@cache
 def _metric(task: str) -> str | None:
-    if task in _known():
-        return str(_known()[task].main_score)
+    row = row_of_task(task)
+    return row.main_score if row is not None else _mteb_metric(task)
+
+
+@cache
+def _mteb_metric(task: str) -> str | None:
     import mteb
 
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import collections, load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,47 +14,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.reporting.results import Model, Result, Results
     from reasonembed_mteb.retrieval.rows import TaskRow
 
-# The paper's three groups of BRIGHT's subsets (arXiv 2407.12883, table 1).
-GROUPS = {
-    "StackExchange": (
-        "biology",
-        "earth_science",
-        "economics",
-        "psychology",
-        "robotics",
-        "stackoverflow",
-        "sustainable_living",
-    ),
-    "coding": ("leetcode", "pony"),
-    "theorem": ("aops", "theoremqa_questions", "theoremqa_theorems"),
-}
-# Column heads that let twelve subsets stand beside each other.
-SHORT = {
-    "biology": "Bio.",
-    "earth_science": "Earth",
-    "economics": "Econ.",
-    "psychology": "Psy.",
-    "robotics": "Rob.",
-    "stackoverflow": "Stack",
-    "sustainable_living": "Sust.",
-    "leetcode": "Leet.",
-    "pony": "Pony",
-    "aops": "AoPS",
-    "theoremqa_questions": "TheoQ",
-    "theoremqa_theorems": "TheoT",
-    "Biology": "Bio.",
-    "Bioinformatics": "Bioinf.",
-    "Medical-Sciences": "MedSci",
-    "MedXpertQA-Exam": "MedXp.",
-    "MedQA-Diag": "MedQA",
-    "PMC-Treatment": "PMC-T",
-    "PMC-Clinical": "PMC-C",
-    "IIYi-Clinical": "IIYi",
-}
-_FAMILIES = {"bright": "BRIGHT", "bright_long": "BRIGHT", "r2med": "R2MED", "mini": "ReasonMini"}
-# MTEB's own tasks over the same data, as published scores name the benchmark.
-_MTEB = {"bright": "BRIGHT(v1.1)", "bright_long": "BRIGHT(v1.1) long", "r2med": "R2MED"}
-_PRO = "BRIGHT-Pro"
 _THEIRS = ", MTEB's own"
 _METRICS = {"ndcg": "nDCG", "recall": "recall", "map": "MAP", "mrr": "MRR", "precision": "precision"}
 
@@ -70,6 +29,8 @@ class BoardKey:
         metric: Name of the main score, or None where tasks differ.
         columns: The subsets of a whole row; empty where no table of ours says.
         published: Under which benchmark its published scores stand; empty for none.
+        heads: Each column with its short head.
+        groups: Each column that is part of a group, with the group.
     """
 
     name: str
@@ -78,33 +39,49 @@ class BoardKey:
     metric: str | None
     columns: tuple[str, ...] = ()
     published: str = ""
+    heads: tuple[tuple[str, str], ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 @cache
-def _places() -> dict[str, tuple[BoardKey, str]]:
-    """Return the table and column of every task of the tables: ours, MTEB's own, BRIGHT-Pro."""
+def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[BoardKey, str]]:
+    """Return the table and column of every task of the rows: ours, MTEB's own, further ones."""
     members: dict[tuple[str, str, str, str], list[tuple[str, TaskRow]]] = {}
-    for row in load_rows():
+    for row in rows:
         for task, name, family, about in _tables_of(row):
             members.setdefault((name, family, about, row.main_score), []).append((task, row))
     found: dict[str, tuple[BoardKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
-        columns = tuple(row.subset for _, row in tasks)
-        board = BoardKey(name, family, about, metric, columns, published=name.removesuffix(_THEIRS))
+        board = BoardKey(
+            name,
+            family,
+            about,
+            metric,
+            columns=tuple(row.subset for _, row in tasks),
+            published=name.removesuffix(_THEIRS),
+            heads=tuple((row.subset, row.short) for _, row in tasks),
+            groups=tuple((row.subset, row.group) for _, row in tasks if row.group),
+        )
         found |= {task: (board, row.subset) for task, row in tasks}
     return found
 
 
+def _places() -> dict[str, tuple[BoardKey, str]]:
+    # By the rows themselves: a user may add tables at any time.
+    return _places_of(load_rows())
+
+
 def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
     """Yield the tasks that share a row's data, each with the name, family and description of its table."""
-    family, about = _FAMILIES[row.kind], _about(row)
-    yield row.name, row.benchmark, family, f"{about}; our tasks"
-    if row.is_rewritten or row.kind not in _MTEB:
+    about = _about(row)
+    yield row.name, row.benchmark, row.family, f"{about}; our tasks"
+    if row.is_rewritten:
         return
-    if row.mteb_name is not None:
-        yield row.mteb_name, _MTEB[row.kind] + _THEIRS, family, f"{about}; MTEB's own tasks"
-    for task in row.also:
-        yield task, _PRO + _THEIRS, _PRO, "original queries, aspect labels; MTEB's own tasks"
+    if row.mteb_name is not None and row.mteb_benchmark:
+        yield row.mteb_name, row.mteb_benchmark + _THEIRS, row.family, f"{about}; MTEB's own tasks"
+    for other in row.also:
+        about = "; ".join(filter(None, (other.about, "MTEB's own tasks")))
+        yield other.name, other.benchmark + _THEIRS, other.benchmark, about
 
 
 def board_order() -> dict[str, int]:
@@ -114,11 +91,8 @@ def board_order() -> dict[str, int]:
 
 
 def _about(row: TaskRow) -> str:
-    queries = f"rewritten queries ({row.queries_config})" if row.is_rewritten else "original queries"
-    if row.kind == "mini":
-        return f"{queries}; a smoke benchmark, not a BRIGHT result"
-    documents = {"bright": ", short documents", "bright_long": ", long documents"}.get(row.kind, "")
-    return queries + documents
+    queries = f"rewritten queries ({row.rewritten})" if row.is_rewritten else "original queries"
+    return ", ".join(filter(None, (queries, row.about)))
 
 
 def place(result: Result) -> tuple[BoardKey, str]:
@@ -135,16 +109,26 @@ def place(result: Result) -> tuple[BoardKey, str]:
     if result.limit is not None:
         name = f"{board.name}, first {result.limit} queries"
         about = f"smoke run over the first {result.limit} queries, not a result; {board.about}"
-        board = BoardKey(name, f"{board.family} smoke", about, board.metric, board.columns)
+        board = replace(board, name=name, family=f"{board.family} smoke", about=about, published="")
     return board, column
 
 
 def _elsewhere(result: Result) -> tuple[BoardKey, str]:
     if result.subset != "default":
         about = f"split {result.split}; MTEB's own task"
-        if result.task.startswith("Bright"):
-            about += " before v1.1: exclusions ignored, no instructions"
-        return BoardKey(f"{result.task}, {result.split}", result.task, about, result.metric), result.subset
+        collection = next((one for one in collections() if result.task in one.tasks), None)
+        if collection is not None and collection.about:
+            about += f" {collection.about}"
+        rows = [row for row in load_rows() if collection is not None and row.family == collection.name]
+        key = BoardKey(
+            f"{result.task}, {result.split}",
+            result.task,
+            about,
+            result.metric,
+            heads=tuple(dict.fromkeys((row.subset, row.short) for row in rows)),
+            groups=tuple(dict.fromkeys((row.subset, row.group) for row in rows if row.group)),
+        )
+        return key, result.subset
     metric = result.metric or "main score"
     key = BoardKey(f"Other tasks, {metric}", f"other {metric}", "tasks of no table of ours", metric)
     return key, result.task
@@ -158,17 +142,6 @@ def metric_name(metric: str | None) -> str:
     """
     stem, at, cut = (metric or "main score").partition("_at_")
     return f"{_METRICS.get(stem, stem)}@{cut}" if at else stem
-
-
-def row_of_task(task: str) -> TaskRow | None:
-    """Return the table row whose data a task has: our own task's, or that of MTEB's own over the same data.
-
-    Args:
-        task: MTEB task name.
-    """
-    rows = load_rows()
-    by_name = {row.mteb_name: row for row in reversed(rows) if row.mteb_name and not row.is_rewritten}
-    return {row.name: row for row in rows}.get(task) or by_name.get(task)
 
 
 @dataclass(frozen=True)
@@ -253,6 +226,7 @@ class Board:
         rows: The best whole mean first, then incomplete ones.
         notes: What a reader has to know.
         published: Under which benchmark its published scores stand; empty for none.
+        heads: Short heads by column.
     """
 
     name: str
@@ -263,6 +237,15 @@ class Board:
     rows: list[Row]
     notes: tuple[str, ...] = ()
     published: str = ""
+    heads: dict[str, str] = field(default_factory=dict)
+
+    def head(self, column: str) -> str:
+        """Return the short head of a column.
+
+        Args:
+            column: A subset, or the mean.
+        """
+        return self.heads.get(column, column)
 
 
 def make_boards(results: Results, *, together: bool = False) -> list[Board]:
@@ -297,13 +280,23 @@ def _board(key: BoardKey, found: Mapping[Model, Mapping[str, Result]], labels: M
     columns = key.columns or tuple(seen)
     groups = {
         name: held
-        for name, members in GROUPS.items()
-        if (held := tuple(column for column in members if column in columns))
+        for name in dict.fromkeys(name for _, name in key.groups)
+        if (held := tuple(column for column, group in key.groups if group == name and column in columns))
     }
     # One group alone says no more than the mean.
     groups = groups if len(groups) > 1 else {}
     rows = [_row(model, labels[model], cells, columns, groups) for model, cells in found.items()]
-    return Board(key.name, key.about, key.metric, columns, groups, ranked(rows), _notes(rows), key.published)
+    return Board(
+        key.name,
+        key.about,
+        key.metric,
+        columns,
+        groups,
+        ranked(rows),
+        _notes(rows),
+        key.published,
+        dict(key.heads),
+    )
 
 
 def _row(
@@ -408,4 +401,5 @@ def _joined(family: str, boards: Sequence[Board]) -> Board:
             "ranks hold within each of the tables",
             *dict.fromkeys(note for board in boards for note in board.notes),
         ),
+        heads={column: head for board in boards for column, head in board.heads.items()},
     )

@@ -63,15 +63,18 @@ def load_split(row: TaskRow) -> dict[str, Any]:
 
 def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset]:
     documents, examples = splits_of(row)
-    corpus = read_split(row, *documents, columns=("id", "content"))
-    queries = read_split(row, *examples, columns=("id", "query"))
-    return corpus.rename_column("content", "text"), queries.rename_column("query", "text")
+    return _texts(row, documents, row.document_column), _texts(row, examples, row.query_column)
 
 
 def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset]:
     corpus_split, query_split, _ = splits_of(row)
-    columns = ("id", "text")
-    return read_split(row, *corpus_split, columns=columns), read_split(row, *query_split, columns=columns)
+    return _texts(row, corpus_split, row.document_column), _texts(row, query_split, row.query_column)
+
+
+def _texts(row: TaskRow, split: tuple[str, str, str, str], column: str) -> Dataset:
+    """Return ids and texts by MTEB's names."""
+    data = read_split(row, *split, columns=("id", column))
+    return data if column == "text" else data.rename_column(column, "text")
 
 
 def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
@@ -95,8 +98,9 @@ def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
             labels.setdefault(query, {})[document] = int(score)
         return labels, {}
     _, examples = splits_of(row)
-    rows = read_split(row, *examples, columns=("id", row.gold_column, "excluded_ids"))
-    found = bright_examples(rows, row.gold_column)
+    excluded = (row.excluded_column,) if row.excluded_column else ()
+    rows = read_split(row, *examples, columns=("id", row.gold_column, *excluded))
+    found = bright_examples(rows, row.gold_column, row.excluded_column)
     return found.labels, found.excluded
 
 
@@ -113,14 +117,18 @@ class Examples:
     excluded: Exclusions
 
 
-def bright_examples(rows: Dataset, gold_column: str = "gold_ids") -> Examples:
+def bright_examples(
+    rows: Dataset, gold_column: str = "gold_ids", excluded_column: str = "excluded_ids"
+) -> Examples:
     """Read BRIGHT's examples.
 
     Args:
-        rows: Data set with columns ``id``, the gold's and ``excluded_ids``.
+        rows: Data set with columns ``id``, the gold's and that of the exclusions.
         gold_column: ``gold_ids``, or ``gold_ids_long`` for whole pages.
+        excluded_column: Column of the documents that do not count; empty for none.
     """
-    ids, gold, excluded = (rows[name][:] for name in ("id", gold_column, "excluded_ids"))
+    ids, gold = (rows[name][:] for name in ("id", gold_column))
+    excluded = rows[excluded_column][:] if excluded_column else [None] * len(ids)
     labels = {query: dict.fromkeys(named_documents(names), 1) for query, names in zip(ids, gold, strict=True)}
     out = {query: named_documents(names) for query, names in zip(ids, excluded, strict=True)}
     return Examples(labels, {query: names for query, names in out.items() if names})

@@ -2,24 +2,81 @@
 
 A table holds ``[defaults]`` and one ``[[task]]`` per row that says only what differs. ``base`` names
 another table whose row of the same subset lies underneath; ``[rewritten]`` repeats every row with
-another query config.
+another query config; ``[[also]]`` names another of MTEB's benchmarks over the same subsets, and
+``[[collection]]`` tasks that share data and stand in no row. ``layouts.toml`` names the columns of each
+layout. Users' own tables come from the folders in ``REASONEMBED_TASKS`` and from `add_tables`.
 """
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonembed_mteb.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from importlib.resources.abc import Traversable
 
-TABLES = ("bright.toml", "bright_long.toml", "r2med.toml", "mini.toml")
+TABLES_VARIABLE = "REASONEMBED_TASKS"
+_LAYOUTS = "layouts.toml"
+_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection"})
+# What the smaller sections hold: what each must, and what it may.
+_NEEDED: dict[str, dict[str, type]] = {
+    "also": {"benchmark": str, "tasks": dict},
+    "collection": {"name": str, "tasks": list},
+    "rewritten": {"path": str, "revision": str, "benchmark": str, "suffixes": dict},
+}
+_OPTIONAL: dict[str, dict[str, type]] = {
+    "also": {"about": str},
+    "collection": {"about": str, "trained_on": bool},
+    "rewritten": {},
+}
+# Tables without an order of their own come last.
+_LAST = 1000
+# The name of a task is also that of its result file.
+_NAME = re.compile(r"[\w.()-]+")
+# As MTEB spells the main scores of a retrieval task.
+_METRIC = re.compile(r"(ndcg|recall|map|mrr|precision|hit_rate)_at_(1|3|5|10|20|100|1000)")
+
+
+@dataclass(frozen=True)
+class OtherTask:
+    """A task of another of MTEB's benchmarks over the same subset.
+
+    Attributes:
+        name: MTEB task name.
+        benchmark: The benchmark, such as ``BRIGHT-Pro``.
+        about: Which queries and labels it has.
+    """
+
+    name: str
+    benchmark: str
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Data that several tasks share.
+
+    Attributes:
+        name: As the column ``sources`` of a row spells it.
+        trained_on: Whether the published checkpoints were trained on it.
+        tasks: MTEB tasks over it that stand in no row.
+        about: What a reader of their scores has to know.
+    """
+
+    name: str
+    trained_on: bool
+    tasks: tuple[str, ...]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,22 +88,42 @@ class TaskRow:
         subset: Subset of the benchmark, spelt as the data spells it.
         instruction: The sentence put before each query.
         wanted: What the task looks for; part of the description.
-        mteb_name: MTEB's own task over the same data, or None.
-        also: Further MTEB tasks that take the same instruction.
-        kind: ``bright``, ``bright_long``, ``r2med`` or ``mini``.
-        layout: How the data is laid out: ``bright``, ``r2med`` or ``mini``.
-        max_tokens: Longest input in tokens, queries and documents alike.
-        path: Hub data set (or folder inside the package).
+        kind: A word for the table, such as ``bright``.
+        benchmark: Our benchmark that it is part of.
+        layout: How the data is laid out; see ``layouts.toml``.
+        path: Hub data set.
         revision: Its commit.
+        corpus_config: Config of the documents.
+        queries_config: Config of the queries.
+        gold_column: Column (or config, for R2MED's layout) with the relevant documents.
+        split: Split that is scored.
+        main_score: MTEB's name of the metric.
+        max_tokens: Longest input in tokens, queries and documents alike.
         queries_path: Hub data set of the queries; differs for rewritten queries.
         queries_revision: Its commit.
-        gold_column: Column (or config, for R2MED) with the relevant documents.
+        mteb_name: MTEB's own task over the same data, or None.
+        also: Further MTEB tasks that take the same instruction.
+        family: Data that several tables share; rows of a family may be reported together.
+        sources: Collections that its queries or documents come from; by default the family.
+        mteb_benchmark: MTEB's own benchmark over the same data; empty for none.
+        benchmark_reference: Address of the benchmark; by default the row's ``reference``.
+        summary: What the benchmark holds, in a few words.
+        about: Which documents a report's table is about.
+        group: Group of subsets that has a mean of its own in reports; empty for none.
+        short: Column head in reports; by default the subset.
+        path_variable: Environment variable that names a local copy.
+        copy_folder: Folder of the subset in a local copy; empty for the copy itself.
+        data: Folder beside the table that holds the data itself; empty for the hub or a local copy.
+        document_column: Column of a document's text.
+        query_column: Column of a query's text.
+        excluded_column: Column of the documents that do not count; empty for none.
+        rewritten: Which rewriting its queries are; empty for the original ones.
+        table: File that it stands in.
     """
 
     name: str
     subset: str
     instruction: str
-    wanted: str
     kind: str
     benchmark: str
     layout: str
@@ -55,96 +132,322 @@ class TaskRow:
     corpus_config: str
     queries_config: str
     gold_column: str
-    split: str
-    main_score: str
-    max_tokens: int
-    description: str
-    reference: str
-    license: str
-    date: tuple[str, str]
-    domains: tuple[str, ...]
-    task_subtypes: tuple[str, ...]
-    annotations_creators: str
-    sample_creation: str
-    citation: str
     queries_path: str
     queries_revision: str
+    wanted: str = "relevant documents"
+    split: str = "test"
+    main_score: str = "ndcg_at_10"
+    max_tokens: int = 8192
+    description: str = "Find {wanted}."
+    reference: str = ""
+    license: str = ""
+    date: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    task_subtypes: tuple[str, ...] = ()
+    annotations_creators: str = ""
+    sample_creation: str = ""
+    citation: str = ""
     mteb_name: str | None = None
-    also: tuple[str, ...] = ()
+    also: tuple[OtherTask, ...] = ()
+    family: str = ""
+    sources: tuple[str, ...] = ()
+    mteb_benchmark: str = ""
+    benchmark_reference: str = ""
+    summary: str = ""
+    about: str = ""
+    group: str = ""
+    short: str = ""
+    path_variable: str = ""
+    copy_folder: str = ""
+    data: str = ""
+    document_column: str = "text"
+    query_column: str = "text"
+    excluded_column: str = ""
+    rewritten: str = ""
+    table: str = ""
 
     @property
     def is_rewritten(self) -> bool:
         """Whether the queries are rewritten ones, which never mix with the original."""
-        return self.queries_config.endswith("_reason")
+        return bool(self.rewritten)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every MTEB task name over this row's data: ours, MTEB's own, and further ones."""
+        own = (self.mteb_name,) if self.mteb_name is not None else ()
+        return (self.name, *own, *(other.name for other in self.also))
 
 
-_FIELDS = frozenset(field.name for field in fields(TaskRow))
+# Filled in here, not by a table.
+_DERIVED = frozenset({"also", "rewritten", "table"})
+_COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
+_TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
+_WORDS = {str: "text", int: "a whole number", list: "a list", dict: "a table", bool: "true or false"}
+_REQUIRED = ("name", "subset", "instruction", "benchmark", "layout", "path")
+_TEMPLATES = ("path", "reference", "description", "copy_folder", "data")
+# What names another table's own tasks and data, and is not inherited from it.
+_OWN = frozenset({"name", "mteb_name", "mteb_benchmark", "sources", "path_variable", "data"})
+
+_added: list[Path] = []
 
 
 def tables_folder() -> Traversable:
     """Return the folder of the tables: installed package data, or the checkout's own ``tasks/``."""
     installed = files("reasonembed_mteb") / "tasks"
-    if installed.joinpath(TABLES[0]).is_file():
+    if installed.joinpath(_LAYOUTS).is_file():
         return installed
     checkout = Path(__file__).resolve().parents[2] / "tasks"
-    if not (checkout / TABLES[0]).is_file():
+    if not (checkout / _LAYOUTS).is_file():
         msg = f"the task tables are missing from this installation (looked in {installed}): reinstall"
         raise DataError(msg)
     return checkout
 
 
-def _read(table: str) -> dict[str, Any]:
-    return tomllib.loads(tables_folder().joinpath(table).read_text(encoding="utf-8"))
+def add_tables(folders: str | Path | Iterable[str | Path]) -> None:
+    """Read the tables of further folders too, after those of this package.
+
+    Args:
+        folders: One folder of TOML tables, or several.
+
+    Raises:
+        DataError: If a folder does not exist or holds no table, or a table cannot be read; the tables are
+            then as they were.
+    """
+    given = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    new = [folder for one in given if (folder := Path(one).expanduser().resolve()) not in _added]
+    before = list(_added)
+    _added.extend(dict.fromkeys(new))
+    _forget()
+    try:
+        load_rows()
+    except DataError:
+        _added[:] = before
+        _forget()
+        raise
 
 
-def _make_row(values: dict[str, Any], table: str) -> TaskRow:
-    """Build a row from merged values; derived fields are filled by one rule for all tables."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if "name" not in values:
+def _forget() -> None:
+    for cached in (_tables, load_rows, collections, _known):
+        cached.cache_clear()
+
+
+def is_users(row: TaskRow) -> bool:
+    """Return whether a row stands in a user's table, not in one of this package.
+
+    Args:
+        row: Any row.
+    """
+    return Path(row.table).is_absolute()
+
+
+def _user_folders() -> list[Path]:
+    """Return the folders of users' tables, those of the environment first."""
+    named = [
+        Path(name).expanduser() for name in os.environ.get(TABLES_VARIABLE, "").split(os.pathsep) if name
+    ]
+    folders = list(dict.fromkeys(folder.resolve() for folder in (*named, *_added)))
+    for folder in folders:
+        if not folder.is_dir():
+            msg = f"no folder {folder} of task tables; correct {TABLES_VARIABLE} or register(tables=...)"
+            raise DataError(msg)
+        if not any(folder.glob("*.toml")):
+            msg = f"{folder} holds no *.toml; give a folder of task tables"
+            raise DataError(msg)
+    return folders
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """One file: where it lies, what messages call it, and what it holds."""
+
+    file: Traversable
+    label: str
+    folder: Traversable
+    content: dict[str, Any]
+
+
+@cache
+def _tables() -> tuple[_Table, ...]:
+    """Return every table: ours by their order, then users' by folder and name."""
+    ours = [_open(file, file.name, tables_folder()) for file in _toml_files(tables_folder())]
+    users = [_open(file, str(file), folder) for folder in _user_folders() for file in _toml_files(folder)]
+    ours.sort(key=lambda table: (table.content.get("order", _LAST), table.label))
+    return (*ours, *users)
+
+
+def _toml_files(folder: Traversable) -> list[Traversable]:
+    found = [file for file in folder.iterdir() if file.name.endswith(".toml") and file.name != _LAYOUTS]
+    return sorted(found, key=lambda file: file.name)
+
+
+def _read(file: Traversable, label: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        msg = f"{label} cannot be read as TOML in UTF-8: {error}; correct it"
+        raise DataError(msg) from error
+
+
+def _open(file: Traversable, label: str, folder: Traversable) -> _Table:
+    content = _read(file, label)
+    for section in content:
+        if section not in _SECTIONS:
+            _refuse(label, unknown_name("section", section, _SECTIONS))
+    if not content.get("task") and not content.get("collection"):
+        _refuse(label, "it has no [[task]] and no [[collection]]; give one a task")
+    for section, kind in (("defaults", dict), ("rewritten", dict), ("task", list)):
+        if not isinstance(content.get(section, kind()), kind):
+            _refuse(label, f"{section!r} must be {'[[task]]' if kind is list else f'[{section}]'}")
+    for section in _NEEDED:
+        found = content.get(section, [])
+        for part in found if isinstance(found, list) else [found]:
+            _check_section(label, section, part)
+    subsets = {str(row.get("subset")) for row in content.get("task", [])}
+    for subset in (subset for part in content.get("also", []) for subset in part["tasks"]):
+        if subset not in subsets:
+            _refuse(f"{label}, [also]", unknown_name("subset", subset, subsets))
+    return _Table(file, label, folder, content)
+
+
+def _check_section(label: str, section: str, part: dict[str, Any]) -> None:
+    allowed = _NEEDED[section] | _OPTIONAL[section]
+    for key, value in part.items():
+        if key not in allowed:
+            _refuse(f"{label}, [{section}]", unknown_name("key", key, allowed))
+        if not isinstance(value, allowed[key]):
+            _refuse(f"{label}, [{section}]", f"{key} = {value!r} must be {_WORDS[allowed[key]]}")
+    missing = [key for key in _NEEDED[section] if key not in part]
+    if missing:
+        _refuse(f"{label}, [{section}]", f"{', '.join(missing)} missing; add it")
+
+
+def _refuse(where: str, problem: object) -> NoReturn:
+    msg = f"{where}: {problem}"
+    raise DataError(msg)
+
+
+def _layouts() -> dict[str, dict[str, str]]:
+    return _read(tables_folder() / _LAYOUTS, _LAYOUTS)
+
+
+def _make_row(given: dict[str, Any], table: _Table, number: int) -> TaskRow:
+    """Build a row from merged values; derived values are filled by one rule for all tables."""
+    where = f"{table.label}, task {given.get('name') or given.get('mteb_name') or number}"
+    _check_values(given, where)
+    values = _layouts().get(given.get("layout", ""), {}) | given
+    if "name" not in values and "mteb_name" in values:
         values["name"] = "ReasonEmbed" + values["mteb_name"].removesuffix("Retrieval")
-    for key in ("path", "reference", "description"):
-        values[key] = values[key].format(subset=values["subset"], wanted=values["wanted"])
+    values.setdefault("path", values.get("data"))
+    values.setdefault("kind", table.file.name.removesuffix(".toml"))
+    missing = [key for key in _REQUIRED if not values.get(key)]
+    if missing:
+        _refuse(where, f"{', '.join(missing)} missing; add {'them' if len(missing) > 1 else 'it'}")
+    if not _NAME.fullmatch(values["name"]):
+        _refuse(
+            where, f"name {values['name']!r} may hold letters, digits and _ . - ( ) only: it names a file"
+        )
+    _fill(values, where)
+    values["table"] = table.label
+    if values.get("data"):
+        values["data"] = str(table.folder / values["data"])
+    columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return TaskRow(**columns)
+
+
+def _check_values(values: dict[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if key not in _COLUMNS:
+            _refuse(where, unknown_name("key", key, _COLUMNS))
+        kind = _TYPES[_COLUMNS[key]]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            _refuse(where, f"{key} = {value!r} must be {_WORDS[kind]}")
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            _refuse(where, f"{key} = {value!r} must be a list of texts")
+    layout, metric = values.get("layout"), values.get("main_score", "ndcg_at_10")
+    if layout is not None and layout not in _layouts():
+        _refuse(where, unknown_name("layout", layout, _layouts()))
+    if not _METRIC.fullmatch(metric):
+        nearest = difflib.get_close_matches(
+            metric, ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10"), n=1
+        )
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "; give one such as 'ndcg_at_10'"
+        _refuse(where, f"unknown main_score {metric!r}{hint}")
+    if values.get("max_tokens", 1) < 1:
+        _refuse(where, f"max_tokens = {values['max_tokens']} must be 1 or more")
+
+
+def _fill(values: dict[str, Any], where: str) -> None:
+    """Fill what a row leaves out from what it says."""
+    known = {"subset": values["subset"], "wanted": values.get("wanted", TaskRow.wanted)}
+    values.setdefault("description", TaskRow.description)
+    for key in _TEMPLATES:
+        try:
+            values[key] = values.get(key, "").format(**known)
+        except (KeyError, IndexError, ValueError):
+            _refuse(where, f"{key} = {values[key]!r}: write {{subset}} or {{wanted}}; double any other brace")
+    # Data beside the table is known by its content.
+    values.setdefault("revision", "" if values["data"] else "main")
     values.setdefault("queries_path", values["path"])
     values.setdefault("queries_revision", values["revision"])
-    for key in values:
-        if key not in _FIELDS:
-            msg = f"{table}, task {values['name']}: {unknown_name('key', key, _FIELDS)}"
-            raise DataError(msg)
-    return TaskRow(**values)
+    values.setdefault("family", values["kind"])
+    values.setdefault("sources", [values["family"]])
+    values.setdefault("short", values["subset"])
+    letters = re.sub(r"\W+", "_", values["family"]).upper()
+    values.setdefault("path_variable", f"REASONEMBED_{letters}_PATH")
 
 
-def _own_rows(table: str) -> list[TaskRow]:
-    content = _read(table)
-    defaults = dict(content["defaults"])
+def _own_rows(table: _Table) -> list[TaskRow]:
+    content = table.content
+    defaults = dict(content.get("defaults", {}))
     base = defaults.pop("base", None)
-    beneath = {row["subset"]: _beneath(base, row) for row in _read(base)["task"]} if base else {}
-    return [_make_row(beneath.get(row["subset"], {}) | defaults | row, table) for row in content["task"]]
+    beneath = _rows_beneath(table, base) if base is not None else {}
+    rows = [
+        _make_row(beneath.get(str(row.get("subset")), {}) | defaults | row, table, number)
+        for number, row in enumerate(content.get("task", []), 1)
+    ]
+    return [replace(row, also=_others(content, row.subset)) for row in rows]
 
 
-def _beneath(base: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row inherits from the row of the same subset in another table."""
-    inherited: dict[str, Any] = _read(base)["defaults"] | row
-    # The names belong to the other table's tasks alone.
-    return {key: value for key, value in inherited.items() if key not in ("mteb_name", "also")}
+def _others(content: dict[str, Any], subset: str) -> tuple[OtherTask, ...]:
+    sections = content.get("also", [])
+    return tuple(
+        OtherTask(section["tasks"][subset], section["benchmark"], section.get("about", ""))
+        for section in sections
+        if subset in section["tasks"]
+    )
 
 
-def _rewritten_rows(table: str) -> list[TaskRow]:
-    spec = _read(table).get("rewritten")
+def _rows_beneath(table: _Table, base: object) -> dict[str, dict[str, Any]]:
+    """Return what rows inherit from another table's, by subset: of the same folder, or one of ours."""
+    by_file = {str(other.file): other for other in _tables()}
+    found = by_file.get(str(table.folder / str(base))) or by_file.get(str(tables_folder() / str(base)))
+    if found is None:
+        _refuse(table.label, unknown_name("base", str(base), sorted(other.file.name for other in _tables())))
+    shared = found.content.get("defaults", {})
+    return {
+        str(row.get("subset")): {k: v for k, v in (shared | row).items() if k not in _OWN | {"base"}}
+        for row in found.content.get("task", [])
+    }
+
+
+def _rewritten_rows(table: _Table, rows: Sequence[TaskRow]) -> list[TaskRow]:
+    spec = table.content.get("rewritten")
     if spec is None:
         return []
     return [
         replace(
             row,
             name=row.name + suffix,
-            benchmark=row.benchmark.replace("BRIGHT(", f"BRIGHT-{config}("),
+            benchmark=spec["benchmark"].format(config=config),
             description=f"{row.description} Queries rewritten with reasoning ({config}).",
             queries_config=config,
             queries_path=spec["path"],
             queries_revision=spec["revision"],
+            rewritten=config,
             also=(),
         )
         for config, suffix in spec["suffixes"].items()
-        for row in _own_rows(table)
+        for row in rows
     ]
 
 
@@ -153,29 +456,87 @@ def load_rows() -> tuple[TaskRow, ...]:
     """Return every task row, in the order of the tables.
 
     Raises:
-        DataError: If a table is missing, or a row holds an unknown key.
+        DataError: If a table is missing or cannot be read, a row holds an unknown key or value, or a task
+            or benchmark stands in another table already.
     """
-    rows = [row for table in TABLES for row in (*_own_rows(table), *_rewritten_rows(table))]
-    return tuple(rows)
+    found: dict[str, TaskRow] = {}
+    owners: dict[str, str] = {}
+    for table in _tables():
+        own = _own_rows(table)
+        for row in (*own, *_rewritten_rows(table, own)):
+            if row.name in found:
+                other = found[row.name].table
+                _refuse(table.label, f"task {row.name} stands in {other} already; give it another name")
+            owner = owners.setdefault(row.benchmark, table.label)
+            if owner != table.label:
+                problem = f"benchmark {row.benchmark} stands in {owner} already; give it another name"
+                _refuse(f"{table.label}, task {row.name}", problem)
+            found[row.name] = row
+    return tuple(found.values())
 
 
 @cache
-def _rows_by_name() -> dict[str, TaskRow]:
-    return {row.name: row for row in load_rows()}
+def collections() -> tuple[Collection, ...]:
+    """Return the collections that tasks share, as the tables declare them."""
+    return tuple(
+        Collection(
+            part["name"], bool(part.get("trained_on")), tuple(part["tasks"]), str(part.get("about", ""))
+        )
+        for table in _tables()
+        for part in table.content.get("collection", [])
+    )
 
 
-def row(name: str) -> TaskRow:
-    """Return the row of one of our tasks.
+def training_tasks() -> set[str]:
+    """Return every task over data that the published checkpoints were trained on.
+
+    Whose data it is decides, not the name: a task of another benchmark that shares the data counts too.
+    """
+    trained_on = [collection for collection in collections() if collection.trained_on]
+    names = {name for collection in trained_on for name in collection.tasks}
+    sources = {collection.name for collection in trained_on}
+    rows = (row for row in load_rows() if sources.intersection(row.sources))
+    return names.union(*(row.all_names for row in rows))
+
+
+@cache
+def _known() -> dict[str, TaskRow]:
+    """Return rows by every name: ours, MTEB's own, and subsets, whose first row counts."""
+    rows = load_rows()
+    found = {row.name: row for row in rows}
+    # A rewritten row repeats the MTEB name of the original one, which comes first.
+    for row in rows:
+        for name in row.all_names:
+            found.setdefault(name, row)
+    for row in rows:
+        found.setdefault(row.subset, row)
+    return found
+
+
+def find(name: str) -> TaskRow:
+    """Return the row of a task.
 
     Args:
-        name: Our MTEB task name, such as ``ReasonEmbedBrightBiology``.
+        name: Our task name, MTEB's name of a task over the same data, or a subset such as ``biology`` or
+            ``PMC-Treatment``, which means the first benchmark that has it: passages, original queries.
 
     Raises:
-        UnknownNameError: If no row has that name.
+        UnknownNameError: If no task is called so, with the nearest known name.
     """
-    if name not in _rows_by_name():
-        raise unknown_name("task", name, _rows_by_name())
-    return _rows_by_name()[name]
+    if name not in _known():
+        # Of two that differ in case alone, the first counts.
+        raise unknown_name("task", name, reversed(list(_known())))
+    return _known()[name]
+
+
+def row_of_task(task: str) -> TaskRow | None:
+    """Return the row of an MTEB task name, ours or MTEB's own, or None where no table knows it.
+
+    Args:
+        task: MTEB task name; a subset is none.
+    """
+    found = _known().get(task)
+    return found if found is not None and task in found.all_names else None
 
 
 def benchmarks() -> dict[str, list[TaskRow]]:
@@ -186,42 +547,21 @@ def benchmarks() -> dict[str, list[TaskRow]]:
     return grouped
 
 
-@cache
-def _tasks_by_any_name() -> dict[str, TaskRow]:
-    """Return rows by every MTEB task name that shares their instruction: ours and MTEB's own."""
-    found: dict[str, TaskRow] = {}
-    for task in load_rows():
-        names = (task.name, *task.also)
-        if task.mteb_name is not None:
-            names += (task.mteb_name,)
-        for name in names:
-            # A rewritten row repeats the MTEB name of the original one, which came first.
-            found.setdefault(name, task)
-    return found
-
-
 def task_instructions() -> dict[str, str]:
     """Return the instruction of every MTEB task name we know: ours and MTEB's own."""
-    return {name: task.instruction for name, task in _tasks_by_any_name().items()}
+    return {name: task.instruction for name, task in _known().items() if name in task.all_names}
 
 
 def instruction_for(task: str) -> str:
     """Return the instruction of a task.
 
     Args:
-        task: An MTEB task name (ours or MTEB's own), or a BRIGHT subset (``biology``), which
-            means its short instruction, or an R2MED subset (``PMC-Treatment``).
+        task: See `find`.
 
     Raises:
-        UnknownNameError: If it is neither, with the nearest known name.
+        UnknownNameError: If no task is called so, with the nearest known name.
     """
-    by_name = _tasks_by_any_name()
-    if task in by_name:
-        return by_name[task].instruction
-    subsets = {known.subset: known for known in reversed(load_rows()) if known.kind in ("bright", "r2med")}
-    if task in subsets:
-        return subsets[task].instruction
-    raise unknown_name("task", task, (*by_name, *subsets))
+    return find(task).instruction
 
 
 def max_tokens_for(task: str, default: int = 8192) -> int:
@@ -231,5 +571,5 @@ def max_tokens_for(task: str, default: int = 8192) -> int:
         task: An MTEB task name, ours or MTEB's own.
         default: What a task outside our tables gets.
     """
-    known = _tasks_by_any_name().get(task)
+    known = row_of_task(task)
     return known.max_tokens if known else default

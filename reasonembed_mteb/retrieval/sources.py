@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval.rows import tables_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -75,28 +74,25 @@ def read_parquet(files: Sequence[Path], columns: tuple[str, ...]) -> datasets.Da
     return builder.as_dataset(split="train")
 
 
-PATH_VARIABLES = {"bright": "REASONEMBED_BRIGHT_PATH", "r2med": "REASONEMBED_R2MED_PATH"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_copy(row: TaskRow) -> Path | None:
-    """Return the folder of a local copy of a task's data set, or None for the hub.
+    """Return the folder of a task's data: beside its table, or a local copy; None for the hub.
 
     Args:
         row: The task.
 
     Raises:
-        DataError: If the variable names no folder, or R2MED's parent lacks the subset.
+        DataError: If the variable names no folder, or the copy lacks the subset.
     """
-    if row.layout == "mini":
-        return Path(str(tables_folder() / "mini"))
-    variable = PATH_VARIABLES[row.layout]
+    if row.data:
+        return Path(row.data)
+    variable = row.path_variable
     named = os.environ.get(variable)
     if not named:
         return None
-    folder = Path(named).expanduser()
-    if row.layout == "r2med":
-        folder /= row.subset
+    folder = Path(named).expanduser() / row.copy_folder
     if not folder.is_dir():
         msg = f"{variable}={named}: no folder {folder}; correct it, or unset {variable} to use the hub"
         raise DataError(msg)
@@ -215,7 +211,7 @@ def read_split(
         cause = str(error).splitlines()[0]
         msg = (
             f"cannot load {repo} ({config}, {split}) at {revision[:12]}: {cause}; go online and run "
-            f"`reasonembed download -t {row.name}`, or set {PATH_VARIABLES[row.layout]} to a local copy"
+            f"`reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
         )
         raise DataError(msg) from error
     missing = [column for column in columns if column not in data.column_names]
@@ -277,13 +273,15 @@ def data_revision(row: TaskRow) -> str:
 
     Returns:
         The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
-        a content hash of the task's own files. The mini benchmark's is in its table; a BEIR folder's was
-        taken when its task was made.
+        a content hash of the task's own files. Data beside a table may have it in the table; a BEIR folder's
+        was taken when its task was made.
 
     Raises:
         DataError: If a file of the task is missing.
     """
-    folder = local_copy(row) if row.layout in PATH_VARIABLES else None
+    if row.layout == "beir" or (row.data and row.revision):
+        return row.revision
+    folder = local_copy(row)
     if folder is None:
         return row.revision
     files = [file for *_, config, split in splits_of(row) for file in data_files(folder, config, split)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from pydantic import ValidationError
 
-from reasonembed_mteb.errors import unknown_name
+from reasonembed_mteb.errors import DataError, unknown_name
 from reasonembed_mteb.retrieval.labels import load_split
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.rows import benchmarks as benchmark_rows
@@ -76,32 +78,51 @@ class ReasonTask(AbsTaskRetrieval):
 
 def _metadata(row: TaskRow) -> TaskMetadata:
     # Validated as data, which the table is; the literal types are mteb's to check.
-    return TaskMetadata.model_validate(
-        {
-            "name": row.name,
-            "description": row.description,
-            "reference": row.reference,
-            "dataset": {"path": row.path, "revision": row.revision},
-            "type": "Retrieval",
-            "category": "t2t",
-            "modalities": ["text"],
-            "eval_splits": [row.split],
-            "eval_langs": ["eng-Latn"],
-            "main_score": row.main_score,
-            "date": row.date,
-            "domains": list(row.domains),
-            "task_subtypes": list(row.task_subtypes),
-            "license": row.license,
-            "annotations_creators": row.annotations_creators,
-            "dialect": [],
-            "sample_creation": row.sample_creation,
-            "bibtex_citation": row.citation,
-            "prompt": {"query": row.instruction},
-            "adapted_from": [row.mteb_name] if row.mteb_name else None,
-        }
-    )
+    try:
+        return TaskMetadata.model_validate(_metadata_values(row))
+    except ValidationError as error:
+        raise _refused_value(row, error) from error
 
 
+def _metadata_values(row: TaskRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "description": row.description,
+        "reference": row.reference or None,
+        "dataset": {"path": row.path, "revision": row.revision or "local"},
+        "type": "Retrieval",
+        "category": "t2t",
+        "modalities": ["text"],
+        "eval_splits": [row.split],
+        "eval_langs": ["eng-Latn"],
+        "main_score": row.main_score,
+        "date": row.date or None,
+        "domains": list(row.domains) or None,
+        "task_subtypes": list(row.task_subtypes) or None,
+        "license": row.license or None,
+        "annotations_creators": row.annotations_creators or None,
+        "dialect": [],
+        "sample_creation": row.sample_creation or None,
+        "bibtex_citation": row.citation,
+        "prompt": {"query": row.instruction},
+        "adapted_from": [row.mteb_name] if row.mteb_name else None,
+    }
+
+
+def _refused_value(row: TaskRow, error: ValidationError) -> DataError:
+    """Return the error for a value that MTEB does not take, with the nearest that it does."""
+    first = error.errors()[0]
+    column = next((str(part) for part in first["loc"] if isinstance(part, str)), "row")
+    column = {"bibtex_citation": "citation", "prompt": "instruction"}.get(column, column)
+    allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+    if allowed:
+        problem = str(unknown_name(column, str(first["input"]), allowed))
+    else:
+        problem = f"{column} = {first['input']!r}: {first['msg']}"
+    return DataError(f"{row.table}, task {row.name}: {problem}")
+
+
+@cache
 def make_task(row: TaskRow) -> type[ReasonTask]:
     """Build the task class of one row.
 
@@ -109,7 +130,11 @@ def make_task(row: TaskRow) -> type[ReasonTask]:
         row: The row.
 
     Returns:
-        A class named as the task, which lives in this module so that it can be pickled.
+        A class named as the task, which lives in this module so that it can be pickled; for an equal row
+        the same class.
+
+    Raises:
+        DataError: If MTEB does not take a value of the row; the nearest that it takes is named.
     """
     namespace = {"row": row, "metadata": _metadata(row), "__module__": __name__, "__doc__": row.description}
     task = type(row.name, (ReasonTask,), namespace)
@@ -117,7 +142,6 @@ def make_task(row: TaskRow) -> type[ReasonTask]:
     return task
 
 
-@cache
 def build_tasks() -> dict[str, type[ReasonTask]]:
     """Return the task class of every row, by name."""
     # The module below needs mteb's task classes. Importing mteb first lets our start-up hook, which
@@ -145,17 +169,11 @@ def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[ReasonTask]:
 
 def _description(name: str, rows: list[TaskRow]) -> str:
     first = rows[0]
-    metric = "recall@1" if first.main_score == "recall_at_1" else "nDCG@10"
-    what = {
-        "bright": "BRIGHT's twelve subsets with passages",
-        "bright_long": "BRIGHT's eight subsets with whole documents",
-        "r2med": "R2MED's eight medical tasks",
-        "mini": "A smoke benchmark in BRIGHT's schema that ships inside the package; not a result",
-    }[first.kind]
-    queries = f", queries rewritten with reasoning ({first.queries_config})" if first.is_rewritten else ""
+    metric = first.main_score.replace("_at_", "@").replace("ndcg", "nDCG")
+    queries = f", queries rewritten with reasoning ({first.rewritten})" if first.is_rewritten else ""
     return (
-        f"{what}{queries}, by one protocol: the paper's instructions, {first.max_tokens} tokens, "
-        f"excluded documents removed before the cut, {metric}, macro mean of {len(rows)}."
+        f"{first.summary or name}{queries}, by one protocol: the table's instructions, {first.max_tokens} "
+        f"tokens, excluded documents removed before the cut, {metric}, macro mean of {len(rows)}."
     )
 
 
@@ -169,7 +187,7 @@ def build_benchmarks() -> dict[str, Benchmark]:
             name=name,
             tasks=load_tasks(name),
             description=_description(name, rows),
-            reference=rows[0].reference if rows[0].kind != "r2med" else "https://arxiv.org/abs/2505.14558",
+            reference=rows[0].benchmark_reference or rows[0].reference or None,
             citation=rows[0].citation or None,
         )
         for name, rows in benchmark_rows().items()

@@ -206,7 +206,6 @@ def _settings(file: Path) -> Iterator[tuple[tuple[str, str, str], object]]:
 MAX_BYTES = 10 * 1024 * 1024
 META, EXPERIMENTS = "model_meta.json", "experiments"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_KINDS = {"bright": "BRIGHT", "bright_long": "BRIGHT long", "r2med": "R2MED"}
 
 
 def results_root(folder: Path) -> Path:
@@ -397,8 +396,9 @@ def _check_files(folder: Path) -> Iterator[Finding]:
 
 def _check_complete(folder: Path, scored: set[str]) -> Iterator[Finding]:
     """Say which tasks of a benchmark are missing beside the ones that are there."""
-    for kind, label in _KINDS.items():
-        rows = [row for row in load_rows() if row.kind == kind and not row.is_rewritten]
+    own = [row for row in load_rows() if row.mteb_benchmark and not row.is_rewritten]
+    for label in dict.fromkeys(row.mteb_benchmark for row in own):
+        rows = [row for row in own if row.mteb_benchmark == label]
         wanted = [row.mteb_name for row in rows if row.mteb_name]
         missing = [name for name in wanted if name not in scored]
         if missing and len(missing) < len(wanted):

@@ -227,13 +227,13 @@ def _search_arguments(run: Run, subset: SubsetSection) -> dict[str, Any]:
 
 
 def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's TaskMetadata
-    """Return a task by which a model finds its instruction: BRIGHT's own where the words are the same."""
+    """Return a task by which a model finds its instruction: a table's own where the words are the same."""
     from mteb.abstasks.task_metadata import TaskMetadata
 
     from reasonembed_mteb.retrieval.rows import load_rows
 
     instruction = run.domain(subset).instruction
-    rows = (row for row in load_rows() if row.kind == "bright" and row.instruction == instruction)
+    rows = (row for row in load_rows() if row.instruction == instruction)
     known = next((row.name for row in rows if row.subset == (subset.domain or subset.name)), None)
     return TaskMetadata(
         name=known or f"ReMixer-{subset.name}",

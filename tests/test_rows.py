@@ -92,7 +92,7 @@ def test_counts_and_separate_benchmarks() -> None:
     ],
 )
 def test_rows_say_what_differs(name: str, field: str, value: object) -> None:
-    assert getattr(tables.row(name), field) == value
+    assert getattr(tables.find(name), field) == value
 
 
 def test_max_tokens_follow_the_task_not_the_package() -> None:
@@ -109,7 +109,7 @@ def test_a_subset_means_its_short_instruction() -> None:
 
 def test_unknown_names_suggest_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'ReasonEmbedBrightBiology'"):
-        tables.row("reasonembedbrightbiolgy")
+        tables.find("reasonembedbrightbiolgy")
     with pytest.raises(UnknownNameError, match="did you mean 'biology'"):
         tables.instruction_for("bioligy")
     far = unknown_name("fusion", "zzz", ["rrf", "dbsf"])
