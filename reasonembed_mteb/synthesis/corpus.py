@@ -97,7 +97,7 @@ class Corpus:
         import pyarrow.compute as pc
 
         unique = list(dict.fromkeys(names))
-        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self._ids)
+        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self.ids)
         positions = places.to_pylist()
         if None in positions:
             msg = f"{self.name}: document {unique[positions.index(None)]!r} is not in the corpus any more"
@@ -105,7 +105,8 @@ class Corpus:
         return {name: text for _, name, text in self.documents(positions)}
 
     @cached_property
-    def _ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
+    def ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
+        """Every document's id, in order, as an Arrow array."""
         import pyarrow as pa
 
         column = self.data.with_format("arrow")[:]["id"]
