@@ -38,6 +38,30 @@ class UnknownNameError(ReasonEmbedError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error as one line; ours are sentences already, others are named.
+
+    Args:
+        error: Any error.
+    """
+    text = str(error).strip().partition("\n")[0].strip()
+    if isinstance(error, ReasonEmbedError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def first_names(names: Iterable[object], most: int = 5) -> str:
+    """Return the first names, and how many more there are.
+
+    Args:
+        names: What is listed.
+        most: At most so many are named.
+    """
+    listed = list(names)
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(map(str, listed[:most])) + more
+
+
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
     """Build the error for an unknown name, with the nearest known one, or else with some of them.
 

@@ -1,16 +1,26 @@
-"""Files that are written whole or not at all."""
+"""Files: written whole or not at all, read with line numbers, known by what they hold."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
+import importlib.metadata
+import json
 import os
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+# What scores and vectors depend on; a record of a run names their versions.
+PACKAGES = ("reasonembed-mteb", "mteb", "sentence-transformers", "transformers", "torch", "datasets")
+_BLOCK = 1 << 22
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @contextlib.contextmanager
@@ -55,3 +65,151 @@ def write_whole(file: Path, content: str | bytes) -> None:
     """
     with replacing(file) as part:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a folder to fill, which takes the folder's name once the block has ended without an error.
+
+    Args:
+        folder: The folder; those above it are made.
+        replace: Whether a folder of that name with something in it is replaced.
+
+    Yields:
+        The folder to fill, beside it.
+
+    Raises:
+        DataError: If there is something of that name that may not be replaced.
+        ReasonEmbedError: If it cannot be written, a full disk for one.
+    """
+    folder = folder.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or (not replace and any(folder.iterdir()))):
+        msg = f"{folder} exists and is not an empty folder; give a new one"
+        raise DataError(msg)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.replace(folder)
+    except OSError as error:
+        msg = f"cannot write {folder}: {error.strerror or error}; free space or choose another folder"
+        raise ReasonEmbedError(msg) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """Return a hash of files' names and bytes, as ``xxh3:<32 hex digits>``.
+
+    Args:
+        files: In any order.
+    """
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for file in sorted(files):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def fingerprint(*values: object) -> str:
+    """Return a short hash of values that JSON can hold, to tell whether anything has changed.
+
+    Args:
+        *values: Strings, numbers, lists, dictionaries.
+
+    Returns:
+        32 hex digits.
+    """
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON Lines, with its line break.
+
+    Args:
+        value: What JSON can hold.
+    """
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def json_text(value: object) -> str:
+    """Return a value as a JSON file for people, with a line break at its end.
+
+    Args:
+        value: What JSON can hold.
+    """
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_json_object(file: Path) -> dict[str, Any] | None:
+    """Return the object that a file of ours holds, or None where it is missing or damaged.
+
+    Args:
+        file: JSON.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[tuple[int, Any]]:
+    """Read JSON Lines with their numbers; blank lines are passed over.
+
+    A byte order mark and line breaks of Windows do no harm. ``NaN``, which pandas writes for what is missing,
+    is read as None.
+
+    Args:
+        file: UTF-8, gzipped where its name ends with ``.gz``.
+        remedy: What to do about a broken line, for the message.
+
+    Yields:
+        Number of the line, from 1, and what it holds.
+
+    Raises:
+        DataError: If the file cannot be read or a line is not JSON; the message names it.
+    """
+    try:
+        # In bytes, lines end at \n only: texts may hold other line separators.
+        with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if not content.strip():
+                    continue
+                try:
+                    yield number, json.loads(content.decode("utf-8"), parse_constant=_constant)
+                except (ValueError, RecursionError) as error:
+                    msg = f"{file}:{number} is not JSON ({error}); {remedy}"
+                    raise DataError(msg) from error
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        msg = f"cannot read {file}: {reason}; correct the path or fetch the file again"
+        raise DataError(msg) from error
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        msg = f"{name} is no number of JSON"
+        raise ValueError(msg)
+
+
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of packages; one that is not installed is left out.
+
+    Args:
+        packages: Names of distributions.
+    """
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,10 +1,19 @@
-"""Instruction formatting: pure strings."""
+"""Templates of the text before a query: checked, filled in, written into names and read back."""
 
 from __future__ import annotations
 
+import re
+
+from reasonembed_mteb.errors import ReasonEmbedError
+
 # One space after "Query:"; the official evaluation writes it so (PROTOCOL: model card and
 # FlagEmbedding 7ed43d67, evaluation/bright).
+PLACE = "{instruction}"
 QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: "
+
+
+class TemplateError(ReasonEmbedError, ValueError):
+    """A template that cannot be used."""
 
 
 def query_prefix(instruction: str, template: str = QUERY_TEMPLATE) -> str:
@@ -18,10 +27,41 @@ def query_prefix(instruction: str, template: str = QUERY_TEMPLATE) -> str:
         The prefix, or an empty string when there is no instruction.
 
     Raises:
-        ValueError: If the template has no ``{instruction}`` in it.
+        TemplateError: If the template has no ``{instruction}`` in it.
     """
-    if "{instruction}" not in template:
-        msg = f"the template {template!r} must contain '{{instruction}}'"
-        raise ValueError(msg)
+    check_template(template)
     # Not str.format: an instruction or template may hold other braces.
-    return template.replace("{instruction}", instruction) if instruction else ""
+    return template.replace(PLACE, instruction) if instruction else ""
+
+
+def check_template(template: str) -> str:
+    """Return a template, which must say where the instruction goes.
+
+    Args:
+        template: The template.
+
+    Raises:
+        TemplateError: If it has no ``{instruction}`` in it.
+    """
+    if PLACE not in template:
+        msg = f"the template {template!r} must contain '{PLACE}'; write it where the instruction goes"
+        raise TemplateError(msg)
+    return template
+
+
+def escape_template(template: str) -> str:
+    r"""Return a template as one line, for names and command lines: a line break becomes ``\n``.
+
+    Args:
+        template: The template.
+    """
+    return template.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def unescape_template(line: str) -> str:
+    r"""Return a template from one line: ``\n`` becomes a line break.
+
+    Args:
+        line: What `escape_template` made, or a user wrote. A ``\`` before anything else stays one.
+    """
+    return re.sub(r"\\([\\n])", lambda found: "\n" if found[1] == "n" else "\\", line)

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from stub_server import Reply, Seen, StubServer, chat, failure
 
+from reasonembed_mteb.endpoints import retries
+from reasonembed_mteb.endpoints.endpoint import Reply as Kept
 from reasonembed_mteb.endpoints.endpoint import request_hash
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
-from reasonembed_mteb.llm import asking
-from reasonembed_mteb.llm.cache import FILE, AnswerCache, Outcome
+from reasonembed_mteb.llm.cache import FILE, AnswerCache
 from reasonembed_mteb.llm.client import (
     Answer,
     Budget,
@@ -76,7 +77,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "aiohttp":
         pytest.importorskip("aiohttp")
-    monkeypatch.setattr(asking, "_has_aiohttp", lambda: request.param == "aiohttp")
+    monkeypatch.setattr(retries, "_has_aiohttp", lambda: request.param == "aiohttp")
 
 
 def fails_first(times: int, bad: Reply) -> Callable[[Seen], Reply]:
@@ -316,6 +317,53 @@ def test_when_every_request_fails_it_is_the_endpoint(
             assert {a.text for a in answers(client, map(ask, range(count)))} == {"fine"}
 
 
+def test_requests_that_always_fail_end_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def script(seen: Seen) -> Reply:
+        bad = seen.text.isdigit() and int(seen.text) % 50 == 7
+        return failure(500, "CUDA error") if bad else chat(f"answer {seen.text}")
+
+    with StubServer(script) as server:
+        # Retries take long, so that those that fail are the last ones.
+        tried = endpoint(server, max_attempts=3, backoff=0.3, concurrency=64)
+        with LLMClient(tried, tmp_path) as client:
+            got = answers(client, map(ask, range(1000)))
+        assert {a.key for a in got if a.error} == {f"item {i}" for i in range(7, 1000, 50)}
+        assert {a.error for a in got} == {None, "server_error"}
+        # Alone in a run they are no more the endpoint's fault than before.
+        with LLMClient(tried, tmp_path, retry_errors=True) as client:
+            again = answers(client, map(ask, range(1000)))
+            assert (client.usage.cached, sum(a.error is not None for a in again)) == (980, 20)
+        sent = server.total
+        with LLMClient(tried, tmp_path) as client:
+            assert [a.error for a in answers(client, map(ask, range(1000)))] == [a.error for a in again]
+        assert server.total == sent
+
+
+def test_an_endpoint_that_fails_half_way_stops_and_goes_on_later(tmp_path: Path) -> None:
+    broken = threading.Event()
+
+    def script(seen: Seen) -> Reply:
+        if seen.text == "100":
+            broken.set()
+        return failure(500, "CUDA error") if broken.is_set() else chat(f"answer {seen.text}")
+
+    with StubServer(script) as server:
+        tried = endpoint(server, max_attempts=2)
+        got: list[Answer] = []
+        for _ in range(2):
+            # Nor does it end otherwise with answers on disk.
+            with (
+                LLMClient(tried, tmp_path) as client,
+                pytest.raises(EndpointError, match="requests in a row"),
+            ):
+                got += client.run(map(ask, range(300)), description="Testing")
+        assert not any(a.error for a in got)
+    with StubServer() as server, LLMClient(endpoint(server), tmp_path) as client:
+        whole = answers(client, map(ask, range(300)))
+        assert {a.error for a in whole} == {None}
+        assert client.usage.cached >= 90
+
+
 def test_a_busy_endpoint_is_waited_for(tmp_path: Path) -> None:
     last = 0.0
 
@@ -536,27 +584,27 @@ def test_half_a_transaction_is_dropped(tmp_path: Path) -> None:
     kept, torn = tmp_path / "kept", tmp_path / "torn"
     torn.mkdir()
     with AnswerCache(kept) as cache:
-        cache.add((bytes([i]) * 32, Outcome(f"first {i}", None)) for i in range(20))
+        cache.add((bytes([i]) * 32, Kept(f"first {i}", None)) for i in range(20))
         size = (kept / f"{FILE}-wal").stat().st_size
-        cache.add((bytes([i]) * 32, Outcome(f"second {i}", None)) for i in range(20, 40))
+        cache.add((bytes([i]) * 32, Kept(f"second {i}", None)) for i in range(20, 40))
         whole = (kept / f"{FILE}-wal").read_bytes()
         assert len(whole) > size
         (torn / FILE).write_bytes((kept / FILE).read_bytes())
         (torn / f"{FILE}-wal").write_bytes(whole[:-100])
     with AnswerCache(torn) as cache:
         assert len(cache) == 20
-        assert cache.find([bytes([3]) * 32, bytes([30]) * 32]) == {bytes([3]) * 32: Outcome("first 3", None)}
-        cache.add([(bytes([30]) * 32, Outcome("again", None))])
+        assert cache.find([bytes([3]) * 32, bytes([30]) * 32]) == {bytes([3]) * 32: Kept("first 3", None)}
+        cache.add([(bytes([30]) * 32, Kept("again", None))])
         assert len(cache) == 21
 
 
 def test_many_answers_at_once_and_the_first_one_stays(tmp_path: Path) -> None:
     hashes = [i.to_bytes(32) for i in range(3000)]
     with AnswerCache(tmp_path) as cache:
-        cache.add((h, Outcome("first", None, 1, 2)) for h in hashes[:2000])
-        cache.add([(hashes[0], Outcome("second", None))])
+        cache.add((h, Kept("first", None, 1, 2)) for h in hashes[:2000])
+        cache.add([(hashes[0], Kept("second", None))])
         found = cache.find(hashes)
-    assert found == dict.fromkeys(hashes[:2000], Outcome("first", None, 1, 2))
+    assert found == dict.fromkeys(hashes[:2000], Kept("first", None, 1, 2))
 
 
 def test_what_is_no_file_of_answers(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from reasonembed_mteb.files import content_hash
 from reasonembed_mteb.retrieval.labels import load_split
 from reasonembed_mteb.retrieval.rows import benchmarks
-from reasonembed_mteb.retrieval.sources import content_hash
 
 ROWS = benchmarks()["ReasonMini"]
 FOLDER = Path(__file__).resolve().parents[1] / "tasks" / "mini"

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from remixer_script import make_config, write_config, write_corpus
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.synthesis.config import GROUPS, LEVEL_WEIGHTS, WORD_WEIGHTS, digest, read_config
+from reasonembed_mteb.files import fingerprint
+from reasonembed_mteb.synthesis.config import GROUPS, LEVEL_WEIGHTS, WORD_WEIGHTS, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,5 +104,6 @@ def test_an_unknown_endpoint_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_digest_follows_every_value() -> None:
-    assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
-    assert len({digest("a", "b"), digest("ab"), digest("a", ["b"]), digest("b", "a")}) == 4
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
+    given = [("a", "b"), ("ab",), ("a", ["b"]), ("b", "a")]
+    assert len({fingerprint(*values) for values in given}) == 4

@@ -65,3 +65,17 @@ def test_other_languages_take_their_own_words() -> None:
     assert english["stemmer"].stemWord("running") == "run"
     # Nothing is known of this one.
     assert _of_language("xxx-Latn") == {"stopwords": None, "stemmer": None}
+
+
+def test_equal_scores_at_the_cut_go_by_id() -> None:
+    from datasets import Dataset
+
+    # Many equal documents: which of them a partition puts first depends on the processor.
+    names = [f"d{number:03}" for number in range(300)]
+    texts = ["a heron by the river" if number % 2 else "another stone" for number in range(300)]
+    corpus = Corpus(
+        "x", [], Dataset.from_dict({"id": names, "text": texts}), Benchmark(frozenset(), frozenset(), ())
+    )
+    (found,) = LexicalSearch(corpus, "eng-Latn").search(["heron"], 5)
+    assert list(found) == ["d299", "d297", "d295", "d293", "d291"]
+    assert len(set(found.values())) == 1

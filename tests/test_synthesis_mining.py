@@ -10,7 +10,7 @@ from stub_server import StubServer
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.synthesis.config import MineSection
-from reasonembed_mteb.synthesis.mine import _candidates, _QueryMemory, mined
+from reasonembed_mteb.synthesis.mine import _candidates, _MiningEncoder, mined
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
 from reasonembed_mteb.synthesis.step import Run
 
@@ -120,7 +120,7 @@ def test_queries_are_encoded_once() -> None:
             return (prompt_type, self.calls)
 
     model = Model()
-    memory = _QueryMemory(model)
+    memory = _MiningEncoder(model)
     for _ in range(3):
         assert memory.encode([], prompt_type=PromptType.query) == (PromptType.query, 1)
     assert memory.encode([], prompt_type=PromptType.document) == (PromptType.document, 2)

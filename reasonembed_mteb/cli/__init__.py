@@ -61,7 +61,7 @@ def main() -> None:
 
 def _report(error: Exception, debug: bool) -> int:
     """Say what went wrong in one line; return the exit status."""
-    from reasonembed_mteb.evaluation.runner import one_line
+    from reasonembed_mteb.errors import one_line
 
     # A usage error of the parser, whichever click typer brings.
     if hasattr(error, "format_message"):

@@ -228,7 +228,9 @@ def _say_ignored(
 
 def _unescaped(template: str | None) -> str | None:
     """Let a shell user write the line break of a template as a backslash and an n."""
-    return template.replace("\\n", "\n") if template is not None else None
+    from reasonembed_mteb.prompts import unescape_template
+
+    return unescape_template(template) if template is not None else None
 
 
 def _finish(

@@ -43,6 +43,16 @@ class Request:
     n_sample: int = 0
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What one request came to, whoever asked; the fields are those of `Answer`."""
+
+    text: str | None
+    error: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back for one request.

@@ -11,19 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.endpoints.endpoint import EndpointError
-from reasonembed_mteb.llm.asking import Asker, AttemptError
-from reasonembed_mteb.llm.budget import BudgetExceeded
-from reasonembed_mteb.llm.cache import Outcome
+from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply, Request
+from reasonembed_mteb.endpoints.limits import BudgetExceeded
+from reasonembed_mteb.endpoints.retries import Asker, AttemptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openai import AsyncOpenAI
 
-    from reasonembed_mteb.endpoints.endpoint import Endpoint, Request
-    from reasonembed_mteb.llm.budget import Budget, Counts
-    from reasonembed_mteb.llm.cache import AnswerCache
+    from reasonembed_mteb.endpoints.endpoint import Endpoint
+    from reasonembed_mteb.endpoints.limits import Budget, Counts
+    from reasonembed_mteb.endpoints.retries import Service
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 _GATHERING = 0.01
 # So many requests that fail by themselves, one after the other, are the endpoint's fault.
 _FAILURES_IN_A_ROW = 16
+_PROBE = Request("probe", ({"role": "user", "content": "Say yes."},), 0.0, 1.0, 16, None)
 # Most seconds in which requests on their way may end after an error.
 _GRACE = 30.0
 
@@ -47,7 +47,7 @@ class Slot:
 
     request: Request
     hash: bytes
-    outcome: Outcome | None = None
+    outcome: Reply | None = None
 
 
 class Sender:
@@ -56,7 +56,8 @@ class Sender:
     def __init__(
         self,
         endpoint: Endpoint,
-        cache: AnswerCache,
+        service: Service,
+        store: Callable[[list[tuple[bytes, Reply]]], None],
         budget: Budget | None,
         counts: Counts,
         *,
@@ -66,7 +67,8 @@ class Sender:
 
         Args:
             endpoint: Whom to ask.
-            cache: Where answers go.
+            service: What it is asked for.
+            store: Keeps replies by the hashes of their requests.
             budget: What may be spent.
             counts: What to add to.
             known: Whether an answer has been found on disk, so that the endpoint is known to work.
@@ -75,16 +77,17 @@ class Sender:
             MissingExtraError: If openai or tenacity is not installed.
             EndpointError: If the key cannot be one.
         """
-        self._endpoint, self._cache, self._budget = endpoint, cache, budget
+        self._endpoint, self._store_all, self._budget = endpoint, store, budget
         self._counts, self._known = counts, known
-        self._asker = Asker(endpoint, counts)
+        self._asker = Asker(endpoint, service, counts)
         self._failure: BaseException | None = None
         self._ended = False
         self._news = threading.Condition()
         # Only the loop's thread touches these.
         self._queue: asyncio.Queue[Slot] = asyncio.Queue()
-        self._done: list[tuple[Slot, Outcome]] = []
+        self._done: list[tuple[Slot, Reply]] = []
         self._doubtful: list[tuple[Slot, AttemptError]] = []
+        self._probe: asyncio.Task[bool] | None = None
         self._open = 0
         self._workers: list[asyncio.Task[None]] = []
         self._storing: asyncio.Task[None] | None = None
@@ -101,7 +104,7 @@ class Sender:
         """Send these, as soon as there is room."""
         self._loop.call_soon_threadsafe(self._accept, slots)
 
-    def wait(self, slot: Slot) -> Outcome:
+    def wait(self, slot: Slot) -> Reply:
         """Wait for a slot's outcome.
 
         Raises:
@@ -144,7 +147,7 @@ class Sender:
             try:
                 outcome = await self._answer(client, slot.request)
             except AttemptError as error:
-                self._doubt(slot, error)
+                await self._tell_doubt(client, slot, error)
             except Exception as error:
                 self._fail(error)
             else:
@@ -152,7 +155,14 @@ class Sender:
                 # Those that failed by themselves waited for such a sign of life.
                 self._settle()
 
-    async def _answer(self, client: AsyncOpenAI, request: Request) -> Outcome:
+    async def _tell_doubt(self, client: AsyncOpenAI, slot: Slot, error: AttemptError) -> None:
+        try:
+            await self._doubt(client, slot, error)
+        except Exception as worse:
+            # The endpoint is down, or the budget is spent.
+            self._fail(worse)
+
+    async def _answer(self, client: AsyncOpenAI, request: Request) -> Reply:
         """Send a request and book what it used; see `Asker.ask`.
 
         Raises:
@@ -167,7 +177,7 @@ class Sender:
             self._book(outcome)
         return outcome
 
-    def _book(self, outcome: Outcome | None) -> None:
+    def _book(self, outcome: Reply | None) -> None:
         """Count what a request used; None where it was not answered."""
         used = (outcome.prompt_tokens, outcome.completion_tokens) if outcome else (0, 0)
         self._counts.prompt_tokens += used[0]
@@ -181,28 +191,50 @@ class Sender:
             logger.warning("The endpoint counts no tokens: the budget cannot see what is spent.")
         self._budget.settle(sum(used), self._endpoint.cost(*used))
 
-    def _doubt(self, slot: Slot, error: AttemptError) -> None:
+    async def _doubt(self, client: AsyncOpenAI, slot: Slot, error: AttemptError) -> None:
         """Take a request that failed by itself: final only if the endpoint answers others."""
         if self._failure is not None:
             return
         self._doubtful.append((slot, error))
+        answered = bool(self._counts.requests) or self._known()
         if len(self._doubtful) >= _FAILURES_IN_A_ROW:
-            msg = f"{error}, and so {len(self._doubtful)} requests in a row"
-            self._fail(EndpointError(self._asker.told(msg)))
-        elif self._open == len(self._doubtful):
-            if self._counts.requests or self._known():
-                self._settle()
+            # Requests that always fail gather at the end of a run, and are alone in the next one.
+            if not answered or not await self._lives(client):
+                self._give_up(f"{error}, and so {len(self._doubtful)} requests in a row")
             else:
-                self._fail(EndpointError(self._asker.told(str(error))))
+                self._settle()
+        elif self._open == len(self._doubtful):
+            self._settle() if answered else self._give_up(str(error))
+
+    async def _lives(self, client: AsyncOpenAI) -> bool:
+        """Ask for something that no endpoint in order fails at."""
+        if self._probe is None:
+            self._probe = self._loop.create_task(self._ask_probe(client))
+        try:
+            # Several may wait for the same one.
+            return await self._probe
+        finally:
+            self._probe = None
+
+    async def _ask_probe(self, client: AsyncOpenAI) -> bool:
+        try:
+            await self._answer(client, _PROBE)
+        except AttemptError:
+            return False
+        return True
+
+    def _give_up(self, why: str) -> None:
+        if self._failure is None:
+            self._fail(EndpointError(self._asker.told(why)))
 
     def _settle(self) -> None:
         """Make doubtful failures final."""
         for slot, error in self._doubtful:
             logger.warning("No answer for %r: the endpoint %s", slot.request.key, error)
-            self._keep(slot, Outcome(None, error.error))
+            self._keep(slot, Reply(None, error.error))
         self._doubtful.clear()
 
-    def _keep(self, slot: Slot, outcome: Outcome) -> None:
+    def _keep(self, slot: Slot, outcome: Reply) -> None:
         """Store an outcome with the next transaction."""
         self._open -= 1
         self._counts.requests += 1
@@ -217,7 +249,7 @@ class Sender:
                 await asyncio.sleep(_GATHERING)
                 done, self._done = self._done, []
                 rows = [(slot.hash, outcome) for slot, outcome in done]
-                await self._loop.run_in_executor(self._disk, self._cache.add, rows)
+                await self._loop.run_in_executor(self._disk, self._store_all, rows)
                 with self._news:
                     for slot, outcome in done:
                         slot.outcome = outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,7 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_PACKAGES = ("reasonembed-mteb", "mteb", "sentence-transformers", "transformers", "torch", "datasets", "beir")
+from reasonembed_mteb.files import PACKAGES, package_versions
+
+_PACKAGES = (*PACKAGES, "beir")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ def examine() -> list[Finding]:
 
 def _versions() -> list[Finding]:
     found = [Finding("Python", platform.python_version())]
+    versions = package_versions(_PACKAGES)
     for package in _PACKAGES:
-        try:
-            found.append(Finding(package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
+        if package in versions:
+            found.append(Finding(package, versions[package]))
+        else:
             found.append(Finding(package, f"missing: pip install {package}", ok=False))
     return found
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.evaluation.runner import one_line
+from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.models.instructions import planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
 import json
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.files import package_versions, write_whole
 from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
 PROTOCOL = "ReasonEmbed"
-_PACKAGES = ("reasonembed-mteb", "mteb", "sentence-transformers", "transformers", "torch", "datasets")
 # A difference in one of these makes a cached result stale; the words are for the message.
 _REASONS = {
     "protocol": "the protocol",
@@ -161,7 +159,7 @@ def file_hash(file: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that a score depends on."""
-    return {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return package_versions()
 
 
 def make_record(

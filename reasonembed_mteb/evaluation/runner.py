@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.evaluation.limits import limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     causes,
@@ -109,14 +109,6 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one line; ours are sentences already, others are named."""
-    text = " ".join(str(error).strip().split("\n")[:1]).strip()
-    if isinstance(error, ReasonEmbedError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _Loaded:

@@ -8,12 +8,13 @@ from collections import Counter
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from reasonembed_mteb.endpoints.endpoint import Answer, request_hash
+from reasonembed_mteb.endpoints.endpoint import Answer, Reply, request_hash
+from reasonembed_mteb.endpoints.limits import Counts, Usage
+from reasonembed_mteb.endpoints.retries import AttemptError, refused_request
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.files import replacing
-from reasonembed_mteb.llm.asking import AttemptError, read_completion, refused_request
-from reasonembed_mteb.llm.budget import Counts, Usage
-from reasonembed_mteb.llm.cache import AnswerCache, Outcome
+from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.llm.replies import read_completion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -181,7 +182,7 @@ class BatchFiles:
     def _read(self, file: Path) -> None:
         """Add a file of answers to those on disk; say what is no answer."""
         failed: Counter[str] = Counter()
-        part: list[tuple[bytes, Outcome]] = []
+        part: list[tuple[bytes, Reply]] = []
         try:
             with file.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
@@ -203,7 +204,7 @@ class BatchFiles:
         for reason, count in failed.most_common():
             logger.warning("%s: %d requests without an answer: %s", file, count, reason)
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count(self, outcome: Reply) -> None:
         self._counts.requests += 1
         self._counts.prompt_tokens += outcome.prompt_tokens
         self._counts.completion_tokens += outcome.completion_tokens
@@ -222,10 +223,10 @@ class BatchFiles:
 
 
 # A request, its hash, and what it came to.
-_Looked = tuple["Request", bytes, "Outcome | None"]
+_Looked = tuple["Request", bytes, "Reply | None"]
 
 
-def _parsed(line: bytes, where: str) -> tuple[bytes, Outcome | None, str]:
+def _parsed(line: bytes, where: str) -> tuple[bytes, Reply | None, str]:
     """Read one line of answers.
 
     Args:

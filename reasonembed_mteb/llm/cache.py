@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock
 
+from reasonembed_mteb.endpoints.endpoint import Reply
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ _FORMAT = 1
 _MOST_VARIABLES = 900
 # Seconds to wait for another process that is writing.
 _PATIENCE = 60.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one request came to, whoever asked; the fields are those of `Answer`."""
-
-    text: str | None
-    error: str | None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class AnswerCache:
@@ -107,7 +97,7 @@ class AnswerCache:
             msg = f"{self.file} is damaged ({error}): move it away, and its answers are asked for again"
             raise DataError(msg) from error
 
-    def find(self, hashes: Sequence[bytes]) -> dict[bytes, Outcome]:
+    def find(self, hashes: Sequence[bytes]) -> dict[bytes, Reply]:
         """Look up many answers at once.
 
         Args:
@@ -119,7 +109,7 @@ class AnswerCache:
         Raises:
             DataError: If the file is damaged.
         """
-        found: dict[bytes, Outcome] = {}
+        found: dict[bytes, Reply] = {}
         fine = " AND error IS NULL" if self._retry_errors else ""
         with self._told(), self._lock:
             for start in range(0, len(hashes), _MOST_VARIABLES):
@@ -130,10 +120,10 @@ class AnswerCache:
                     f" WHERE hash IN ({marks}){fine}",
                     part,
                 )
-                found.update((row[0], Outcome(*row[1:])) for row in rows)
+                found.update((row[0], Reply(*row[1:])) for row in rows)
         return found
 
-    def add(self, outcomes: Iterable[tuple[bytes, Outcome]]) -> None:
+    def add(self, outcomes: Iterable[tuple[bytes, Reply]]) -> None:
         """Store answers in one transaction; they are safe once this returns.
 
         An answer that is already there stays, unless it is an error.

@@ -8,16 +8,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self
 
 from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, EndpointError, Request, request_hash
+from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded, Counts, Usage
 from reasonembed_mteb.endpoints.sending import Sender, Slot
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.llm.budget import Budget, BudgetExceeded, Counts, Usage
 from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.llm.replies import CHAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from reasonembed_mteb.llm.cache import Outcome
+    from reasonembed_mteb.endpoints.endpoint import Reply
 
 __all__ = [
     "Answer",
@@ -158,7 +159,7 @@ class _Flow:
             used = outcome.prompt_tokens, outcome.completion_tokens
             yield Answer(key, outcome.text, outcome.error, *used, cached)
 
-    def _wait(self, slot: Slot) -> Outcome:
+    def _wait(self, slot: Slot) -> Reply:
         assert self._sender is not None
         return self._sender.wait(slot)
 
@@ -191,7 +192,12 @@ class _Flow:
         """Return the sender; without anything to send, neither openai nor a key is needed."""
         if self._sender is None:
             self._sender = Sender(
-                self._endpoint, self._cache, self._budget, self._counts, known=lambda: self._known
+                self._endpoint,
+                CHAT,
+                self._cache.add,
+                self._budget,
+                self._counts,
+                known=lambda: self._known,
             )
         return self._sender
 

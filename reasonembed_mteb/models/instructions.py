@@ -22,7 +22,7 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
         The prefix; empty for none; None where only the loaded model knows.
     """
     from reasonembed_mteb.models.zoo import CHECKPOINTS
-    from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix
+    from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
 
     chosen = meta.experiment_kwargs or {}
     options = meta.loader_kwargs or {}
@@ -35,7 +35,7 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     if "instruction_template" in chosen:
         from reasonembed_mteb.models.mteb_encoder import instruction_of
 
-        return query_prefix(instruction_of(task), str(template).replace("\\n", "\n"))
+        return query_prefix(instruction_of(task), unescape_template(str(template)))
     if "path" in options:
         return _directory_prefix(Path(options["path"]), task)
     return _registered_prefix(meta, task)

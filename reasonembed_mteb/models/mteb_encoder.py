@@ -11,7 +11,7 @@ from mteb.types import PromptType
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.folders import content_revision
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix
+from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
 
@@ -252,7 +252,7 @@ def load_other(
             **kwargs,
         )
         if instruction_template is not None:
-            template = instruction_template.replace("\\n", "\n")
+            template = unescape_template(instruction_template)
             return ReasonEmbedEncoder(model, revision, instruction_template=template)
         if no_instruction:
             model.prompts = {}

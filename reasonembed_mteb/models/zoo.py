@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.models.folders import content_revision, local_name, model_kind
+from reasonembed_mteb.prompts import check_template, escape_template
 from reasonembed_mteb.retrieval.rows import training_tasks
 
 if TYPE_CHECKING:
@@ -174,14 +175,13 @@ def with_instruction(meta: ModelMeta, template: str | None, *, none: bool = Fals
     if template is not None and none:
         msg = "give --instruction-template or --no-instruction, not both"
         raise ReasonEmbedError(msg)
-    if template is not None and "{instruction}" not in template:
-        msg = f"the template {template!r} must contain '{{instruction}}'"
-        raise ReasonEmbedError(msg)
+    if template is not None:
+        check_template(template)
     if "dense" not in (meta.model_type or ()):
         msg = f"{meta.name} is no dense model: it takes no instruction"
         raise ReasonEmbedError(msg)
     # Part of a folder's name, where no line break belongs; the loader puts it back.
-    escaped = (template or "").replace("\n", "\\n")
+    escaped = escape_template(template or "")
     chosen = {"instruction_template": escaped} if template is not None else {"no_instruction": True}
     loader_kwargs = {"kind": "dense"} | (meta.loader_kwargs or {})
     return meta.model_copy(

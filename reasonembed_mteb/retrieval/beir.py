@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.files import content_hash
 from reasonembed_mteb.retrieval import qrels
 from reasonembed_mteb.retrieval.labels import (
     apply_rules,
@@ -23,7 +24,6 @@ from reasonembed_mteb.retrieval.labels import (
     own_ids,
     warn_of_empty_queries,
 )
-from reasonembed_mteb.retrieval.sources import content_hash
 from reasonembed_mteb.retrieval.text_lines import numbered_lines
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -253,19 +254,6 @@ def copied_revision(folder: Path, files: Iterable[Path]) -> str | None:
         commits.add(note.read_text(encoding="utf-8").split("\n", 1)[0] if note.is_file() else "")
     commit = commits.pop() if len(commits) == 1 else ""
     return commit if _COMMIT.fullmatch(commit) else None
-
-
-def content_hash(files: Iterable[Path]) -> str:
-    """Return a hash of files' names and bytes, as ``xxh3:<32 hex digits>``."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    for file in sorted(files):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return f"xxh3:{digest.hexdigest()}"
 
 
 def data_revision(row: TaskRow) -> str:

@@ -35,8 +35,8 @@ class Similarity:
         """Prepare the queries."""
         self._model = model
         self._queries = queries
-        self._function = _plain_function(model) if not torch.cuda.is_available() else None
-        if self._function is not None and not _is_plain(queries):
+        self._function = plain_function(model) if not torch.cuda.is_available() else None
+        if self._function is not None and not is_plain(queries):
             self._function = None
         if self._function is not None:
             full = torch.as_tensor(queries).float()
@@ -48,7 +48,7 @@ class Similarity:
         Args:
             documents: Document vectors ``(C, dim)``.
         """
-        if self._function is None or not _is_plain(documents):
+        if self._function is None or not is_plain(documents):
             scores = torch.as_tensor(self._model.similarity(self._queries, documents))
             return scores.to_dense() if scores.is_sparse else scores
         full = torch.as_tensor(documents).float()
@@ -58,14 +58,14 @@ class Similarity:
         return scores
 
 
-def _is_plain(vectors: Any) -> bool:  # noqa: ANN401 - mteb's Array
+def is_plain(vectors: Any) -> bool:  # noqa: ANN401 - mteb's Array
     """Whether vectors are a dense matrix on the CPU."""
     if isinstance(vectors, torch.Tensor):
         return vectors.dim() == 2 and vectors.layout == torch.strided and vectors.device.type == "cpu"
     return getattr(vectors, "ndim", None) == 2 and not hasattr(vectors, "tocsr")
 
 
-def _plain_function(model: Any) -> str | None:  # noqa: ANN401 - mteb's EncoderProtocol
+def plain_function(model: Any) -> str | None:  # noqa: ANN401 - mteb's EncoderProtocol
     """Return ``cosine`` or ``dot`` if that is all the model's similarity does."""
     from mteb.models import CompressionWrapper
     from mteb.models.abs_encoder import AbsEncoder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import read_json_lines
 from reasonembed_mteb.synthesis.annotate import UNJUDGED, labelled, second_labelled
 
 if TYPE_CHECKING:
@@ -104,18 +104,10 @@ def read_labels(file: Path) -> dict[Pair, int]:
         DataError: If a line is wrong; the message names it.
     """
     found: dict[Pair, int] = {}
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"cannot read the labels {file}: {error}"
-        raise DataError(msg) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(file):
         try:
-            row = json.loads(line)
             pair, label = (str(row["query_id"]), str(row["document_id"])), row["label"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             msg = f"{file}:{number}: a line needs query_id, document_id and label ({error!r})"
             raise DataError(msg) from error
         if isinstance(label, bool) or label not in LABELS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
-from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.files import json_text, replacing, write_whole
 from reasonembed_mteb.synthesis.agreement import agreements
 from reasonembed_mteb.synthesis.annotate import labelled, second_labelled
 from reasonembed_mteb.synthesis.clean import cleaned
@@ -45,7 +44,7 @@ def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
     """
     facts = {subset.name: _facts(run, subset) for subset in subsets}
     content = {"subsets": facts, "made_with": _made_with(run), "cost": _costs(run, facts)}
-    write_whole(run.folder / "card.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(run.folder / "card.json", json_text(content))
     _draw(run.folder / "pictures", facts)
     write_whole(run.folder / "README.md", _text(run, content))
     return run.folder / "README.md"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -460,18 +459,3 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         return inner[str(location[0])]
     annotation = Config.model_fields[str(location[0])].annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Config
-
-
-def digest(*parts: object) -> str:
-    """Return a short hash of values that JSON can hold, to tell whether anything has changed.
-
-    Args:
-        *parts: Strings, numbers, lists, dictionaries.
-
-    Returns:
-        32 hex digits.
-    """
-    import json
-
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

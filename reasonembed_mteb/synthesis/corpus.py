@@ -5,17 +5,16 @@ Documents lie memory-mapped on the disk: a corpus costs its ids' memory at most,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.files import content_hash, json_text, read_json_lines, read_json_object, write_whole
 from reasonembed_mteb.retrieval import beir
 from reasonembed_mteb.retrieval.labels import bright_examples, last_of_each_id, named_documents
-from reasonembed_mteb.retrieval.sources import content_hash, data_files, read_files
+from reasonembed_mteb.retrieval.sources import data_files, read_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -95,7 +94,7 @@ class Corpus:
         import pyarrow.compute as pc
 
         unique = list(dict.fromkeys(names))
-        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self._ids)
+        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self.ids)
         positions = places.to_pylist()
         if None in positions:
             msg = f"{self.name}: document {unique[positions.index(None)]!r} is not in the corpus any more"
@@ -103,7 +102,8 @@ class Corpus:
         return {name: text for _, name, text in self.documents(positions)}
 
     @cached_property
-    def _ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
+    def ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
+        """Every document's id, in order, as an Arrow array."""
         import pyarrow as pa
 
         column = self.data.with_format("arrow")[:]["id"]
@@ -159,8 +159,8 @@ def check_unchanged(corpus: Corpus, note: Path) -> None:
         DataError: If the corpus is another than in an earlier step.
     """
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        if before["fingerprint"] != corpus.fingerprint:
+        before = read_json_object(note) or {}
+        if before.get("fingerprint") != corpus.fingerprint:
             named = ", ".join(str(file) for file in corpus.files[:3])
             msg = (
                 f"the corpus of {corpus.name} is not the one that earlier steps read ({named} changed); "
@@ -169,7 +169,7 @@ def check_unchanged(corpus: Corpus, note: Path) -> None:
             raise DataError(msg)
         return
     content = {"fingerprint": corpus.fingerprint, "documents": len(corpus), "subset": corpus.name}
-    write_whole(note, json.dumps(content, indent=1) + "\n")
+    write_whole(note, json_text(content))
 
 
 def _with_text(data: Dataset, id_column: str, text_column: str, name: str) -> Dataset:
@@ -254,22 +254,12 @@ def _jsonl_data(file: Path, name: str) -> Dataset:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON Lines with their numbers; blank lines are passed over."""
-    number = 0
-    with file.open(encoding="utf-8", newline="\n") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        msg = f"{file}:{number} is no JSON object; write one document or query a line"
-                        raise DataError(msg)
-                    yield number, row
-        except (ValueError, UnicodeDecodeError) as error:
-            # What cannot be decoded is met before the line is counted.
-            place = number if isinstance(error, json.JSONDecodeError) else number + 1
-            msg = f"{file}:{place} is not JSON ({error}); correct that line"
-            raise DataError(msg) from error
+    """Read objects with the numbers of their lines."""
+    for number, row in read_json_lines(file):
+        if not isinstance(row, dict):
+            msg = f"{file}:{number} is no JSON object; write one document or query a line"
+            raise DataError(msg)
+        yield number, row
 
 
 def _check_lines(file: Path, id_column: str, text_column: str) -> None:

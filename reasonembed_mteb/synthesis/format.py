@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.files import replacing, write_whole
-from reasonembed_mteb.retrieval.sources import content_hash
+from reasonembed_mteb.files import (
+    content_hash,
+    fingerprint,
+    json_line,
+    json_text,
+    read_json_object,
+    replacing,
+    write_whole,
+)
 from reasonembed_mteb.synthesis.annotate import labelled
-from reasonembed_mteb.synthesis.config import digest
 from reasonembed_mteb.synthesis.reason import reasoned, refusal, sides
 from reasonembed_mteb.synthesis.step import FORMAT, in_blocks, need
 
@@ -39,7 +44,7 @@ def _fingerprint(run: Run, subset: SubsetSection) -> str:
     reasons = need(reasoned(run, subset), "reason", subset)["output"]
     domain, section = run.domain(subset), run.config.format.model_dump()
     corpus = run.corpus(subset).fingerprint
-    return digest(FORMAT, "format", subset.name, labels, reasons, corpus, domain.instruction, section)
+    return fingerprint(FORMAT, "format", subset.name, labels, reasons, corpus, domain.instruction, section)
 
 
 def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
@@ -49,9 +54,8 @@ def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
         run: The run.
         subset: The subset.
     """
-    try:
-        note: dict[str, Any] = json.loads(_note_file(run, subset).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    note = read_json_object(_note_file(run, subset))
+    if note is None:
         return None
     file = formatted_file(run, subset)
     same = note.get("fingerprint") == _fingerprint(run, subset)
@@ -72,7 +76,7 @@ def format_samples(run: Run, subset: SubsetSection) -> None:
         part.unlink(missing_ok=True)
     with replacing(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
         for sample in _samples(run, subset, counts):
-            stream.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            stream.write(json_line(sample))
     names = ("rows", "kept", "without_reasoning", "positives", "negatives", "repeated_texts")
     note = {
         "fingerprint": _fingerprint(run, subset),
@@ -80,7 +84,7 @@ def format_samples(run: Run, subset: SubsetSection) -> None:
         **{name: counts.pop(name, 0) for name in names},
         "dropped": dict(sorted(counts.items())),
     }
-    write_whole(_note_file(run, subset), json.dumps(note, indent=1) + "\n")
+    write_whole(_note_file(run, subset), json_text(note))
 
 
 def _samples(run: Run, subset: SubsetSection, counts: Counter[str]) -> Iterator[Row]:

@@ -1,7 +1,4 @@
-"""BM25 over a corpus that is never in memory as text: MTEB's bm25s model, streamed.
-
-MTEB's own class holds every document and every token in lists; 100,000 documents of 2 kB pass 1 GB so.
-"""
+"""Step 3: candidates for each query, from a search of the whole corpus by vectors, by BM25, or by both."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.synthesis.exact import ExactSimilarity
 from reasonembed_mteb.synthesis.generate import is_generated, queries
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import in_blocks, need
@@ -20,100 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mteb.abstasks.task_metadata import PromptDict
+    from numpy.typing import NDArray
 
     from reasonembed_mteb.synthesis.config import MineSection, SubsetSection
     from reasonembed_mteb.synthesis.corpus import Corpus
     from reasonembed_mteb.synthesis.shards import Row, Shards
     from reasonembed_mteb.synthesis.step import Run
 
-# The defaults of mteb 2.26.24's BM25Search.
-_OPTIONS = {"k1": 1.5, "b": 0.75, "delta": 0.5, "method": "lucene"}
-
-
-def _of_language(language: str) -> dict[str, Any]:
-    """Return the stop words and the stemmer that MTEB takes."""
-    if language == "eng-Latn":
-        from Stemmer import Stemmer  # type: ignore[import-not-found]
-
-        # Without mteb, whose import takes a third of a gigabyte.
-        return {"stopwords": "en", "stemmer": Stemmer("english")}
-    from mteb.models.model_implementations.bm25 import BM25Tokenizer
-
-    of_language = BM25Tokenizer(language.partition("-")[0])
-    return {"stopwords": of_language.stopwords_key, "stemmer": of_language.stemmer}
-
-
-class LexicalSearch:
-    """An index of a corpus, with the stop words and the stemmer that MTEB takes for its language.
-
-    A language without a stop list gets none: MTEB would make one of its most frequent words.
-
-    Args:
-        corpus: The corpus.
-        language: As MTEB spells it, such as ``eng-Latn``.
-    """
-
-    def __init__(self, corpus: Corpus, language: str) -> None:
-        """Read the corpus once."""
-        try:
-            import bm25s
-        except ImportError:
-            raise missing_extra("bm25s", "synthesis") from None
-        self._options = _of_language(language)
-        self._corpus = corpus
-        tokenizer = bm25s.tokenization.Tokenizer(**self._options)
-        texts = (text for _, _, text in corpus.documents())
-        # Four bytes a token; Python's lists take eight, and more while they grow.
-        tokens = [
-            np.array(ids, dtype=np.int32) for ids in tokenizer.streaming_tokenize(texts, allow_empty=False)
-        ]
-        self._index = bm25s.BM25(**_OPTIONS)
-        self._index.index((tokens, tokenizer.get_vocab_dict()), show_progress=False)
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[dict[str, float]]:
-        """Return the best documents of each query, best first, with their scores.
-
-        Args:
-            queries: Texts.
-            top_k: At most so many; a document that shares no word is no hit.
-        """
-        count = min(top_k, len(self._corpus))
-        found, scores = self._index.retrieve(self._tokens(queries), k=count, show_progress=False)
-        names = {
-            position: name
-            for position, name, _ in self._corpus.documents(sorted(set(found.flatten().tolist())))
-        }
-        return [
-            {names[place]: score for place, score in zip(*pair, strict=True) if score > 0}
-            for pair in zip(found.tolist(), scores.tolist(), strict=True)
-        ]
-
-    def score(self, query: str, position: int) -> float:
-        """Return the score of one document.
-
-        Args:
-            query: The text.
-            position: The document's place in the corpus.
-        """
-        (tokens,) = self._tokens([query])
-        return float(self._index.get_scores(tokens)[position]) if tokens else 0.0
-
-    def _tokens(self, queries: Sequence[str]) -> list[list[str]]:
-        from bm25s import tokenize
-
-        tokens: list[list[str]] = tokenize(
-            list(queries), **self._options, return_ids=False, show_progress=False
-        )
-        return tokens
-
-
 # Queries a file.
 SIZE = 256
-# Documents and scores in memory at a time; a score has 4 bytes.
+# Documents and scores in memory at a time; a score has 8 bytes, and 4 as a result.
 _CHUNK = 4096
-_SCORES = 1 << 24
-# Scores that are one number on every machine worth the name.
+_SCORES = 1 << 23
+# What a float32 score of about 1 tells apart. Only for people: order and cut go by the score itself.
 _DIGITS = 6
+# Raised where scores are computed differently, so that no search is finished with scores of two kinds.
+_SCORING = "whole numbers 1"
 
 Hits = dict[str, float]
 
@@ -252,13 +172,34 @@ def _query_data(rows: list[Row]) -> Any:  # noqa: ANN401 - datasets.Dataset
     return Dataset.from_dict({"id": [row["id"] for row in rows], "text": [row["query"] for row in rows]})
 
 
-class _QueryMemory:
-    """An MTEB encoder that encodes the same queries once, however many blocks of documents follow."""
+# Pairs of queries and documents by which a similarity is known, and how far half precision may be off.
+_PROBED, _ALIKE = 8, 1e-2
+
+
+def _as_numbers(vectors: Any) -> NDArray[np.float64] | None:  # noqa: ANN401 - mteb's Array
+    """Return a matrix as float64 on the CPU, None where it is none, as of late interaction or sparse."""
+    import torch
+
+    from reasonembed_mteb.retrieval.topk import is_plain
+
+    near = vectors.detach().cpu() if isinstance(vectors, torch.Tensor) else vectors
+    if not is_plain(near):
+        return None
+    numbers: NDArray[np.float64] = torch.as_tensor(near).double().numpy()
+    return numbers
+
+
+class _MiningEncoder:
+    """An MTEB encoder that encodes the same queries once, and scores alike whatever the blocks.
+
+    A similarity that is neither cosine nor dot product stays the model's own.
+    """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - mteb's EncoderProtocol
         self.model = model
         self.mteb_model_meta = model.mteb_model_meta
         self._queries: Any = None
+        self._similarity: ExactSimilarity | None = None
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **kwargs: Any) -> Any:  # noqa: ANN401
         from mteb.types import PromptType
@@ -270,7 +211,35 @@ class _QueryMemory:
         return self._queries
 
     def similarity(self, queries: Any, documents: Any) -> Any:  # noqa: ANN401
-        return self.model.similarity(queries, documents)
+        import torch
+
+        whole = queries is self._queries
+        exact = self._similarity if whole else self._exact(queries, documents)
+        if exact is None and whole:
+            exact = self._similarity = self._exact(queries, documents)
+        if exact is None or (right := _as_numbers(documents)) is None:
+            return self.model.similarity(queries, documents)
+        return torch.from_numpy(exact.scores(right))
+
+    def _exact(self, queries: Any, documents: Any) -> ExactSimilarity | None:  # noqa: ANN401
+        """Return the model's similarity in whole numbers, None where it computes something else."""
+        from mteb.models.model_meta import ScoringFunction
+
+        from reasonembed_mteb.retrieval.topk import plain_function
+
+        declared = getattr(self.mteb_model_meta, "similarity_fn_name", None)
+        names: dict[Any, str] = {ScoringFunction.COSINE: "cosine", ScoringFunction.DOT_PRODUCT: "dot"}
+        function = plain_function(self.model) or names.get(declared)
+        left, right = _as_numbers(queries[:_PROBED]), _as_numbers(documents[:_PROBED])
+        if function is None or left is None or right is None:
+            return None
+        # Declared is not computed: a few pairs tell.
+        own = _as_numbers(self.model.similarity(queries[:_PROBED], documents[:_PROBED]))
+        ours = ExactSimilarity(function, left).scores(right)
+        if own is None or not np.allclose(ours, own, rtol=_ALIKE, atol=_ALIKE):
+            return None
+        every = _as_numbers(queries)
+        return None if every is None else ExactSimilarity(function, every)
 
     def similarity_pairwise(self, queries: Any, documents: Any) -> Any:  # noqa: ANN401
         return self.model.similarity_pairwise(queries, documents)
@@ -291,14 +260,14 @@ def _dense(run: Run, subset: SubsetSection, count: int) -> Iterator[Row]:
     """Search block by block of documents, and merge; a killed run goes on with the next block."""
     section, corpus = run.config.mine, run.corpus(subset)
     causes = [_causes(run, subset), _identities(run)[:2], section.block, section.score_ceiling is not None]
-    shards = run.shards("search-dense", subset, *causes)
+    shards = run.shards("search-dense", subset, _SCORING, *causes)
     blocks = shard_count(len(corpus), section.block)
     own = int(section.score_ceiling is not None)
     if shards.note is None:
         shards.begin()
         missing = [index for index in range(blocks + own) if not shards.has(index)]
         rows = list(queries(run, subset).rows())
-        model = _QueryMemory(_load(run, _model_name(run))) if missing else None
+        model = _MiningEncoder(_load(run, _model_name(run))) if missing else None
         for index in missing:
             if index == blocks:
                 shards.write(index, _own_scores(run, subset, model, rows))
@@ -351,7 +320,9 @@ def _own_scores(run: Run, subset: SubsetSection, model: Any, rows: list[Row]) ->
 def _bm25(run: Run, subset: SubsetSection, count: int) -> Iterator[Row]:
     """Search by BM25, some queries at a time."""
     section = run.config.mine
-    shards = run.shards("search-bm25", subset, _causes(run, subset), section.score_ceiling is not None)
+    shards = run.shards(
+        "search-bm25", subset, _SCORING, _causes(run, subset), section.score_ceiling is not None
+    )
     files = shard_count(count, SIZE)
     if shards.note is None:
         shards.begin()
@@ -375,3 +346,100 @@ def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> 
 def _position(row: Row) -> int:
     """Return the place of a query's source in the corpus, which its id ends with."""
     return int(row["id"].rpartition("-")[2])
+
+
+# The defaults of mteb 2.26.24's BM25Search.
+_OPTIONS = {"k1": 1.5, "b": 0.75, "delta": 0.5, "method": "lucene"}
+
+
+def _of_language(language: str) -> dict[str, Any]:
+    """Return the stop words and the stemmer that MTEB takes."""
+    if language == "eng-Latn":
+        from Stemmer import Stemmer  # type: ignore[import-not-found]
+
+        # Without mteb, whose import takes a third of a gigabyte.
+        return {"stopwords": "en", "stemmer": Stemmer("english")}
+    from mteb.models.model_implementations.bm25 import BM25Tokenizer
+
+    of_language = BM25Tokenizer(language.partition("-")[0])
+    return {"stopwords": of_language.stopwords_key, "stemmer": of_language.stemmer}
+
+
+class LexicalSearch:
+    """BM25 over a corpus that is never in memory as text: MTEB's bm25s model, streamed.
+
+    MTEB's own class holds every document and every token in lists; 100,000 documents of 2 kB pass 1 GB so.
+    This is an index of a corpus, with the stop words and the stemmer that MTEB takes for its language.
+
+    A language without a stop list gets none: MTEB would make one of its most frequent words.
+
+    Args:
+        corpus: The corpus.
+        language: As MTEB spells it, such as ``eng-Latn``.
+    """
+
+    def __init__(self, corpus: Corpus, language: str) -> None:
+        """Read the corpus once."""
+        from reasonembed_mteb.retrieval.topk import id_ranks
+
+        try:
+            import bm25s
+        except ImportError:
+            raise missing_extra("bm25s", "synthesis") from None
+        self._options = _of_language(language)
+        self._corpus = corpus
+        tokenizer = bm25s.tokenization.Tokenizer(**self._options)
+        texts = (text for _, _, text in corpus.documents())
+        # Four bytes a token; Python's lists take eight, and more while they grow.
+        tokens = [
+            np.array(ids, dtype=np.int32) for ids in tokenizer.streaming_tokenize(texts, allow_empty=False)
+        ]
+        self._index = bm25s.BM25(**_OPTIONS)
+        self._index.index((tokens, tokenizer.get_vocab_dict()), show_progress=False)
+        self._ranks = id_ranks(corpus.ids)
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[dict[str, float]]:
+        """Return the best documents of each query, best first, with their scores.
+
+        Equal scores go by id descending.
+
+        Args:
+            queries: Texts.
+            top_k: At most so many; a document that shares no word is no hit.
+        """
+        return [self._best(self._scores(tokens), top_k) for tokens in self._tokens(queries)]
+
+    def _best(self, scores: NDArray[np.float32], top_k: int) -> Hits:
+        # Not bm25s' own choice of the best, whose way with equal scores depends on the processor.
+        import torch
+
+        from reasonembed_mteb.retrieval.topk import best
+
+        count = min(top_k, len(scores))
+        columns = best(torch.from_numpy(scores)[None], self._ranks, count)[0].numpy()
+        hits = columns[scores[columns] > 0]
+        hits = hits[np.lexsort((self._ranks.numpy()[hits], -scores[hits]))]
+        return dict(zip(self._corpus.ids.take(hits).to_pylist(), scores[hits].tolist(), strict=True))
+
+    def score(self, query: str, position: int) -> float:
+        """Return the score of one document.
+
+        Args:
+            query: The text.
+            position: The document's place in the corpus.
+        """
+        (tokens,) = self._tokens([query])
+        return float(self._scores(tokens)[position])
+
+    def _scores(self, tokens: list[str]) -> NDArray[np.float32]:
+        """Return the score of every document, ``(N,)``."""
+        scores: NDArray[np.float32] = np.zeros(len(self._corpus), dtype=np.float32)
+        return self._index.get_scores(tokens) if tokens else scores
+
+    def _tokens(self, queries: Sequence[str]) -> list[list[str]]:
+        from bm25s import tokenize
+
+        tokens: list[list[str]] = tokenize(
+            list(queries), **self._options, return_ids=False, show_progress=False
+        )
+        return tokens

@@ -11,8 +11,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.retrieval.rows import instruction_for
-from reasonembed_mteb.synthesis.config import DomainSection, digest
+from reasonembed_mteb.synthesis.config import DomainSection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ class Prompt:
     @property
     def hash(self) -> str:
         """Return what identifies the wording."""
-        return digest(self.system, self.user)
+        return fingerprint(self.system, self.user)
 
     def messages(self, **values: str) -> tuple[dict[str, str], ...]:
         """Fill the template in.

@@ -7,14 +7,19 @@ missing. No file holds a time or a place, so that two runs write the same bytes.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import write_whole
-from reasonembed_mteb.retrieval.sources import content_hash
+from reasonembed_mteb.files import (
+    content_hash,
+    json_line,
+    json_text,
+    read_json_lines,
+    read_json_object,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,7 +47,7 @@ class Shards:
 
         None unless the folder is finished and made from the same things.
         """
-        note = _read(self.folder / "done.json")
+        note = read_json_object(self.folder / "done.json")
         if note is None or note.get("fingerprint") != self.fingerprint:
             return None
         files = [self.file(index) for index in range(note["files"])]
@@ -51,11 +56,11 @@ class Shards:
 
     def begin(self) -> None:
         """Prepare the folder: what was made from other things goes, finished files stay."""
-        begun = _read(self.folder / "begun.json")
+        begun = read_json_object(self.folder / "begun.json")
         if begun is None or begun.get("fingerprint") != self.fingerprint:
             if self.folder.exists():
                 shutil.rmtree(self.folder)
-            write_whole(self.folder / "begun.json", _json({"fingerprint": self.fingerprint}) + "\n")
+            write_whole(self.folder / "begun.json", json_line({"fingerprint": self.fingerprint}))
         # A killed process leaves the file that it was writing.
         for part in self.folder.glob(".*.part"):
             part.unlink(missing_ok=True)
@@ -75,7 +80,7 @@ class Shards:
             index: Its number.
             rows: What JSON can hold.
         """
-        write_whole(self.file(index), "".join(_json(row) + "\n" for row in rows))
+        write_whole(self.file(index), "".join(json_line(row) for row in rows))
 
     def read(self, index: int) -> list[Row]:
         """Return the rows of one file."""
@@ -110,7 +115,7 @@ class Shards:
             "tokens": tokens,
             **more,
         }
-        write_whole(self.folder / "done.json", json.dumps(note, indent=1, ensure_ascii=False) + "\n")
+        write_whole(self.folder / "done.json", json_text(note))
 
     def forget(self, errors: frozenset[str]) -> None:
         """Remove the files in which requests failed, so that they are made again.
@@ -144,10 +149,6 @@ class Shards:
                 yield row
 
 
-def _json(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False)
-
-
 def _all_rows(files: Iterable[Path]) -> Iterator[Row]:
     for file in files:
         yield from read_rows(file)
@@ -162,22 +163,8 @@ def read_rows(file: Path) -> Iterator[Row]:
     Raises:
         DataError: If a line is broken, which only a change from outside can do.
     """
-    # Not splitlines: texts may hold line separators other than \n.
-    with file.open(encoding="utf-8", newline="\n") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                msg = f"{file}:{number} is not JSON ({error}); delete the file and run the step again"
-                raise DataError(msg) from error
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    for _, row in read_json_lines(file, "delete the file and run the step again"):
+        yield row
 
 
 def shard_count(rows: int, size: int) -> int:

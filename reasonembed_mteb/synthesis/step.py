@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.synthesis.config import digest
+from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
 from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts
 from reasonembed_mteb.synthesis.shards import Shards
@@ -101,7 +101,7 @@ class Run:
             subset: The subset.
             *causes: What the rows are made from; another cause makes them again.
         """
-        return Shards(self.folder / part / subset.name, digest(FORMAT, part, subset.name, *causes))
+        return Shards(self.folder / part / subset.name, fingerprint(FORMAT, part, subset.name, *causes))
 
     def asking(self, section: AskingSection, step: str, subset: SubsetSection) -> list[Any]:
         """Return what decides the answers of a step that asks: sampling, model and wording."""

@@ -7,12 +7,11 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
-from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.files import package_versions, write_whole
 from reasonembed_mteb.training.building import CHECKPOINTS, build_trainer, is_main, on_cpu
 from reasonembed_mteb.training.checkpoints import last_whole, remove_broken
 from reasonembed_mteb.training.data import ReadOptions, describe_counts, load_training_data
@@ -271,12 +270,6 @@ def _check_devices(processes: int, precision: str) -> None:
 
 
 def _record(recipe: Recipe, data: TrainingData, plan: TrainingPlan) -> dict[str, Any]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except ModuleNotFoundError:
-            continue
     return {
         "format": 1,
         "recipe": recipe.model_dump(),
@@ -285,7 +278,7 @@ def _record(recipe: Recipe, data: TrainingData, plan: TrainingPlan) -> dict[str,
         "short_rows": plan.short_rows,
         "steps": plan.steps,
         "world_size": plan.world_size,
-        "versions": versions,
+        "versions": package_versions(_PACKAGES),
         "finished": False,
     }
 

@@ -1,26 +1,25 @@
-"""What an endpoint's replies mean: an answer, a final error, or trouble that may pass."""
+"""Attempts at a request: an answer, a final error, or trouble that may pass."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import time
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.endpoints.endpoint import EndpointError
+from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply
 from reasonembed_mteb.errors import missing_extra
-from reasonembed_mteb.llm.cache import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from openai import APIStatusError, AsyncOpenAI
     from tenacity import RetryCallState
 
     from reasonembed_mteb.endpoints.endpoint import Endpoint
-    from reasonembed_mteb.llm.budget import Counts
+    from reasonembed_mteb.endpoints.limits import Counts
 
 # OpenAI, vLLM, SGLang, llama.cpp and TGI each say it in their own words.
 _TOO_LONG = re.compile(
@@ -50,51 +49,7 @@ class AttemptError(Exception):
         self.error, self.passing, self.down, self.wait = error, passing, down, wait
 
 
-def read_reply(raw: bytes) -> Outcome:
-    """Read the body of a successful reply.
-
-    Args:
-        raw: The body.
-
-    Returns:
-        The answer or an error that another attempt would meet too.
-
-    Raises:
-        AttemptError: If it is no chat completion.
-    """
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        msg = f"the answer is no JSON: {shown(raw.decode('utf-8', 'replace'))!r}"
-        raise AttemptError(msg, "bad_answer") from error
-    return read_completion(body)
-
-
-def read_completion(body: Any) -> Outcome:  # noqa: ANN401 (whatever JSON holds)
-    """Read a chat completion; see `read_reply`."""
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-        finish = choice.get("finish_reason")
-        usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        msg = f"the answer is no chat completion: {shown(json.dumps(body))}"
-        raise AttemptError(msg, "bad_answer") from error
-    if text is not None and not isinstance(text, str):
-        msg = f"the answer's content is no text: {shown(json.dumps(text))}"
-        raise AttemptError(msg, "bad_answer")
-    if refusal or finish == "content_filter":
-        return Outcome(None, "refused", *tokens)
-    # Half a character pair cannot be written to any file.
-    whole = None if text is None else text.encode("utf-8", "replace").decode("utf-8")
-    if finish == "length":
-        return Outcome(whole, "length", *tokens)
-    return Outcome(whole, None, *tokens) if whole else Outcome(None, "bad_answer", *tokens)
-
-
-def refused_request(status: int, message: str, code: str = "") -> Outcome | None:
+def refused_request(status: int, message: str, code: str = "") -> Reply | None:
     """Read a 4xx reply as an error that belongs to the request alone, if it is one.
 
     Args:
@@ -108,9 +63,9 @@ def refused_request(status: int, message: str, code: str = "") -> Outcome | None
     if status not in (400, 413, 422):
         return None
     if _REFUSED.search(code) or _REFUSED.search(message):
-        return Outcome(None, "refused")
+        return Reply(None, "refused")
     if status == 413 or _TOO_LONG.search(code) or _TOO_LONG.search(message):
-        return Outcome(None, "context_length")
+        return Reply(None, "context_length")
     return None
 
 
@@ -154,6 +109,19 @@ _LOST = {"ServerDisconnectedError", "ClientOSError", "ReadError", "RemoteProtoco
 _UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
 
 
+@dataclass(frozen=True)
+class Service:
+    """What an endpoint is asked for: chat completions, for one.
+
+    Attributes:
+        path: Below the endpoint's address.
+        read: Reads the body of a successful reply; raises `AttemptError` where it is none.
+    """
+
+    path: str
+    read: Callable[[bytes], Reply]
+
+
 class Asker:
     """Asks one endpoint, attempt after attempt.
 
@@ -164,18 +132,19 @@ class Asker:
         stopping: Whether to make no further attempt.
     """
 
-    def __init__(self, endpoint: Endpoint, counts: Counts) -> None:
+    def __init__(self, endpoint: Endpoint, service: Service, counts: Counts) -> None:
         """Read the key and make the clients.
 
         Args:
             endpoint: Whom to ask.
+            service: What is asked for.
             counts: Where attempts are counted.
 
         Raises:
             MissingExtraError: If openai or tenacity is not installed.
             EndpointError: If the key cannot be one.
         """
-        self._endpoint, self._counts = endpoint, counts
+        self._endpoint, self._service, self._counts = endpoint, service, counts
         self._key = endpoint.key()
         self.on_their_way = 0
         self.last_answer = float("-inf")
@@ -211,7 +180,7 @@ class Asker:
             for _ in range(-(-self._endpoint.concurrency // per_client))
         ]
 
-    async def ask(self, client: AsyncOpenAI, body: dict[str, Any]) -> Outcome:
+    async def ask(self, client: AsyncOpenAI, body: dict[str, Any]) -> Reply:
         """Send a request until it is answered or its attempts are used up.
 
         Args:
@@ -233,11 +202,11 @@ class Asker:
         self.last_answer = time.monotonic()
         return outcome
 
-    async def _ask_again(self, first: AttemptError, client: AsyncOpenAI, body: dict[str, Any]) -> Outcome:
+    async def _ask_again(self, first: AttemptError, client: AsyncOpenAI, body: dict[str, Any]) -> Reply:
         """Go on after a failed attempt, with the waits asked for or longer and longer ones."""
         met: AttemptError | None = first
 
-        async def attempt() -> Outcome:
+        async def attempt() -> Reply:
             nonlocal met
             if met is not None:
                 error, met = met, None
@@ -268,12 +237,12 @@ class Asker:
         growing = self._tenacity.wait_exponential(multiplier=first, max=most)
         return growing(state) + self._tenacity.wait_random(0, first / 2)(state)
 
-    async def _attempt(self, client: AsyncOpenAI, body: dict[str, Any]) -> Outcome:
+    async def _attempt(self, client: AsyncOpenAI, body: dict[str, Any]) -> Reply:
         """Send a request once; see `ask`."""
         self.on_their_way += 1
         try:
             # Bytes, since the library's own parsing into models takes as long again.
-            return read_reply(await client.post("/chat/completions", cast_to=bytes, body=body))
+            return self._service.read(await client.post(self._service.path, cast_to=bytes, body=body))
         except self._openai.APIStatusError as error:
             return self._read_status(error)
         except self._breaks as error:
@@ -284,7 +253,7 @@ class Asker:
         finally:
             self.on_their_way -= 1
 
-    def _read_status(self, error: APIStatusError) -> Outcome:
+    def _read_status(self, error: APIStatusError) -> Reply:
         """Read a reply that is no success; see `ask`."""
         status, message = error.status_code, self._without_key(shown(_message(error)))
         code = f"{error.code or ''} {error.type or ''}"
