@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.escaping import file_name, visible
 from reasonembed_mteb.evaluation.limits import limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     causes,
@@ -113,9 +113,10 @@ class Outcome:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line; ours are sentences already, others are named."""
-    text = " ".join(str(error).strip().split("\n")[:1]).strip()
     if isinstance(error, ReasonEmbedError):
-        return text
+        # Whole: a line break in it comes from a name, and the remedy stands at the end.
+        return visible(str(error).strip())
+    text = visible(" ".join(str(error).strip().split("\n")[:1]).strip())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -204,7 +205,7 @@ def _prediction_folder(options: RunOptions, label: str) -> Path | None:
     if options.prediction_folder is None:
         return None
     apart = output_folder(options).relative_to(options.output)
-    return options.prediction_folder / apart / re.sub(r"[^\w.@-]+", "_", label.replace("/", "__"))
+    return options.prediction_folder / apart / file_name(label)
 
 
 def _run_model(
