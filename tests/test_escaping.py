@@ -193,7 +193,7 @@ def test_a_stream_of_ascii_shows_what_it_cannot_hold() -> None:
 def test_our_own_log_messages_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = logging.Logger("root")
+    root = logging.RootLogger(logging.WARNING)
     monkeypatch.setattr(logging, "root", root)
     monkeypatch.setattr(logging.Logger, "manager", logging.Manager(root))
     set_up_logging(debug=False)

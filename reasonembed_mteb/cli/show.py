@@ -43,14 +43,17 @@ class VisibleStream:
         """Return what the stream itself has."""
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
+    def write(self, text: object) -> int:
         """Write text.
 
         Args:
-            text: Text; characters that the stream's encoding lacks are shown by their code.
+            text: A str; characters that the stream's encoding lacks are shown by their code.
 
         Returns:
             Its length.
+
+        Raises:
+            TypeError: If it is anything else; click tries bytes on every stream to know its kind.
         """
         if not isinstance(text, str):
             msg = f"write() takes text, not {type(text).__name__}"

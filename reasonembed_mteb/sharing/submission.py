@@ -317,7 +317,7 @@ def _check_plausible(file: Path, meta: Mapping[str, Any], skipped: set[str]) -> 
             problem = f"{field} is {_shown(value)}; it must be {allowed}"
             yield Finding(file, "metadata", problem, "correct the model's entry and run it again")
     whole, part = meta.get("n_parameters"), meta.get("n_embedding_parameters")
-    if _is_count(whole) and _is_count(part) and part > whole:
+    if isinstance(whole, int) and isinstance(part, int) and 0 < whole < part:
         problem = f"n_embedding_parameters is {part}, more than all n_parameters {whole}"
         yield Finding(file, "metadata", problem, "correct the model's entry and run it again")
     if meta.get("open_weights") is True and meta.get("license") is None:
@@ -583,7 +583,7 @@ def _settings_of(line: str) -> dict[tuple[str, str, str], object] | str:
     if not isinstance(entry, dict):
         return f"is not one JSON object but {type(entry).__name__}"
     # Older versions of mteb wrote one split and one subset a line.
-    names = {
+    names: dict[str, Any] = {
         "task": [entry.get("task")],
         "splits": entry["splits"] if "splits" in entry else [entry.get("split")],
         "subsets": entry["subsets"] if "subsets" in entry else [entry.get("subset")],
