@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.escaping import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -44,9 +46,10 @@ def one_line(error: BaseException) -> str:
     Args:
         error: Any error.
     """
-    text = str(error).strip().partition("\n")[0].strip()
     if isinstance(error, ReasonEmbedError):
-        return text
+        # Whole: a line break in it comes from a name, and the remedy stands at the end.
+        return visible(str(error).strip())
+    text = visible(str(error).strip().partition("\n")[0].strip())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -107,7 +107,7 @@ def test_half_a_surrogate_pair_is_written(tmp_path: Path) -> None:
     write_run(tmp_path, "x/a", BIOLOGY, {"1": 0.5}, found={"1": [("d1", 0.5)]})
     boards = make_boards(read_results([tmp_path]))
     text, _ = make_page(boards, ["broken \ud800 name"])
-    assert "broken ? name" in data_of(text.encode("utf-8").decode("utf-8"))["problems"]
+    assert r"broken \ud800 name" in data_of(text.encode("utf-8").decode("utf-8"))["problems"]
 
 
 def test_texts_stop_at_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,11 +260,11 @@ def test_markdown_and_latex_escape_what_a_name_holds(tmp_path: Path) -> None:
     write_result(tmp_path, "x/a|b_c<i>$&", BIOLOGY, 0.5)
     board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
     markdown = formats.as_markdown(formats.score_grid(board))
-    assert r"x/a\|b\_c&lt;i>$&amp;" in markdown
+    assert r"x/a\|b\_c&lt;i&gt;\$&amp;" in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in rows}) == 1
     latex = formats.as_latex(formats.score_grid(board))
-    assert r"x/a|b\_c<i>\$\&" in latex
+    assert r"x/a|b\_c\textless{}i\textgreater{}\$\&" in latex
     body = latex[latex.index(r"\toprule") : latex.index(r"\bottomrule")]
     counts = {line.replace(r"\&", "").count("&") for line in body.splitlines() if line.endswith(r"\\")}
     assert counts == {len(formats.score_grid(board).head) - 1}

@@ -106,6 +106,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
         ("leakage", True),
         "does not declare BrightAopsRetrieval",
     ),
+    "metadata emptied, as of a model that was given as an object": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(n_parameters=None, loader=None)),
+        ("metadata", True),
+        'loader differs from MTEB\'s entry: null here, "SentenceTransformerEncoderWrapper" there',
+    ),
+    "metadata of an older mteb": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.pop("output_dtypes")),
+        ("metadata", False),
+        "output_dtypes is missing; MTEB's entry has null",
+    ),
+    "a wrong type in the metadata": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(embed_dim="wide")),
+        ("metadata", True),
+        r"embed_dim.*\(it is \"wide\"\)",
+    ),
+    "other training data than MTEB's entry": (
+        lambda f: edit(f / "model_meta.json", lambda m: m.update(training_datasets=["SciFact"])),
+        ("metadata", True),
+        "training_datasets differs from MTEB's entry: it lacks .* and 7 more; it adds SciFact",
+    ),
     "half a result": (
         lambda f: (f / "SciFact.json").write_text('{"task_name": "SciF'),
         ("result", True),
@@ -115,7 +135,72 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
     "a result without main score": (
         lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].pop("main_score")),
         ("result", True),
-        "no result that mteb reads",
+        "no result that mteb reads: main_score of test/default is missing",
+    ),
+    "a result without a revision of the data": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(dataset_revision=None)),
+        ("result", True),
+        r"dataset_revision: .*\(it is null\)",
+    ),
+    "a result without a time": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.pop("evaluation_time")),
+        ("result", True),
+        "evaluation_time: Field required",
+    ),
+    "a time of null": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(evaluation_time=None)),
+        ("result", False),
+        "evaluation_time is null",
+    ),
+    "a negative time": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(evaluation_time=-1.0)),
+        ("result", True),
+        r"evaluation_time is -1\.0; it must be a number of seconds",
+    ),
+    "a time as text, which pydantic would take": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(evaluation_time="10")),
+        ("result", True),
+        'evaluation_time is "10"',
+    ),
+    "a date to come": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(date="2999-01-01T00:00:00")),
+        ("result", True),
+        "date is .2999",
+    ),
+    "negative emissions": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(kg_co2_emissions=-2)),
+        ("result", True),
+        "kg_co2_emissions is -2",
+    ),
+    "a score in per cent": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(main_score=50.0)),
+        ("result", True),
+        r"main_score of test/default: its main score is 50\.0, and ndcg_at_10 lies in \[0, 1\]",
+    ),
+    "a main score that is not its metric": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(main_score=0.6)),
+        ("result", True),
+        r"its main score 0\.6 is not its ndcg_at_10 0\.5",
+    ),
+    "another metric out of range": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(recall_at_10=1.5)),
+        ("result", True),
+        r"recall_at_10 of test/default is 1\.5",
+    ),
+    "another metric that is no number": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(map_at_10=float("nan"))),
+        ("nan", True),
+        "map_at_10 of test/default is nan",
+    ),
+    "a subset twice": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"].append(r["scores"]["test"][0])),
+        ("result", True),
+        "hf_subset test/default is there 2 times",
+    ),
+    "other languages": (
+        lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(languages=["fra-Latn"])),
+        ("result", False),
+        "languages of test/default: it lacks eng-Latn; it adds fra-Latn",
     ),
     "a result under another name": (
         lambda f: (f / "SciFact.json").rename(f / "Scifact.json"),
@@ -139,7 +224,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
     "other data": (
         lambda f: edit(f / "SciFact.json", lambda r: r.update(dataset_revision="x+limit3")),
         ("data", True),
-        r"scored on data revision x\+limit3",
+        r"dataset_revision: it was scored on data revision x\+limit3",
     ),
     "a missing subset": (
         lambda f: edit(f / "SciFact.json", lambda r: r["scores"].update(test=[])),
@@ -149,12 +234,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
     "a score that is no number": (
         lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(main_score=float("nan"))),
         ("nan", True),
-        "main score of test/default is nan",
+        "main_score of test/default: its main score is NaN",
     ),
     "damaged settings": (
         lambda f: (f / "run_settings.jsonl").open("a").write("{oops\n"),
         ("settings", True),
-        "not one JSON object a line",
+        r"line \d+ is not one JSON object",
+    ),
+    "settings without a version": (
+        lambda f: (f / "run_settings.jsonl").open("a").write('{"task": "A", "split": "a", "subset": "b"}\n'),
+        ("settings", True),
+        r"line \d+ names no version\.mteb: version is null",
+    ),
+    "settings with a text for a list": (
+        lambda f: (f / "run_settings.jsonl").open("a").write('{"task": "A", "splits": "test"}\n'),
+        ("settings", True),
+        r"line \d+ names no splits: it has \"test\"",
     ),
     "a large file": (
         lambda f: edit(f / "SciFact.json", lambda r: r["scores"]["test"][0].update(much="x" * (10 << 20))),
@@ -199,8 +294,9 @@ def test_a_damage_is_found(output: Path, damage: str) -> None:
     assert findings
     assert re.search(message, findings[0].problem)
     assert findings[0].remedy
-    # Nothing but the damage is found, apart from what follows from it.
-    assert {one.kind for one in check_submission(output)} == {expected[0]}
+    # Nothing but the damage is found, apart from what follows from it: MTEB's entry is adapted from nothing.
+    follows = {"metadata"} if damage.startswith("leakage of") else set()
+    assert {one.kind for one in check_submission(output)} == {expected[0]} | follows
 
 
 def test_settings_must_cover_each_subset(output: Path) -> None:
@@ -228,8 +324,7 @@ def test_a_revision_must_be_a_commit_or_mtebs_own(output: Path) -> None:
     other = local.parent.with_name("mteb__baseline-bm25s") / bm25.revision
     other.parent.mkdir()
     local.rename(other)
-    changes = {"name": bm25.name, "revision": bm25.revision}
-    edit(other / "model_meta.json", lambda m: m.update(changes))
+    (other / "model_meta.json").write_text(json.dumps(bm25.to_dict(), default=list))
     local.parent.rmdir()
     assert kinds(output) == []
 
@@ -242,8 +337,10 @@ def test_one_task_of_two_revisions_is_refused(output: Path) -> None:
     shutil.copytree(folder, other)
     edit(other / "model_meta.json", lambda m: m.update(revision=other.name))
     (other / "ArguAna.json").unlink()
-    (finding,) = check_submission(output)
-    assert finding.kind == "revision"
+    asked, finding = check_submission(output)
+    assert (asked.kind, asked.refused) == ("revision", False)
+    assert asked.problem == f"revision is {other.name}, and MTEB's entry of {NAME} has {folder.name}"
+    assert (finding.kind, finding.refused) == ("revision", True)
     assert finding.problem.startswith("SciFact is there for 2 revisions")
 
 
@@ -296,6 +393,52 @@ def test_a_folder_without_results_is_said(tmp_path: Path) -> None:
         check_submission(tmp_path)
 
 
+def test_every_wrong_field_is_named_at_once(output: Path) -> None:
+    folder = revision_of(output)
+    edit(folder / "SciFact.json", lambda r: (r.update(dataset_revision=None), r.pop("evaluation_time")))
+    edit(folder / "model_meta.json", lambda m: (m.pop("languages"), m.update(n_parameters="many")))
+    said = " | ".join(one.problem for one in check_submission(output))
+    for field in ("dataset_revision", "evaluation_time", "languages", "n_parameters"):
+        assert field in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_parameters", -5),
+        ("n_embedding_parameters", 0),
+        ("memory_usage_mb", -1.5),
+        ("max_tokens", 0),
+        ("embed_dim", -384),
+        ("embed_dim", []),
+        ("release_date", "2999-01-01"),
+        ("release_date", "1999-01-01"),
+    ],
+)
+def test_metadata_of_a_model_that_mteb_does_not_know_is_plausible(
+    output: Path, field: str, value: object
+) -> None:
+    folder = revision_of(output)
+    other = folder.parent.with_name("someone__new") / folder.name
+    other.parent.mkdir()
+    folder.rename(other)
+    folder.parent.rmdir()
+    edit(other / "model_meta.json", lambda m: m.update(name="someone/new"))
+    assert kinds(output) == [("registry", True)]
+    edit(other / "model_meta.json", lambda m: m.update({field: value}))
+    problems = [one.problem for one in check_submission(output) if one.kind == "metadata"]
+    assert len(problems) == 1
+    assert field in problems[0]
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"name": 5}', '{"name": "a/b", "adapted_from": [1]}', "\ufeff{}"]
+)
+def test_broken_metadata_is_a_finding(output: Path, content: str) -> None:
+    (revision_of(output) / "model_meta.json").write_text(content, encoding="utf-8")
+    assert ("metadata", True) in kinds(output)
+
+
 def command(*arguments: str) -> int:
     sys.argv = ["reasonembed", *arguments]
     with pytest.raises(SystemExit) as ended:
@@ -309,13 +452,15 @@ def test_the_command_says_it_and_sends_nothing(
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setattr("reasonembed_mteb.cli.sharing.connect", lambda debug: None)
     assert command("submit", "--check", str(output)) == 0
+    assert "is now `reasonembed check-submission`" in capsys.readouterr().err
+    assert command("check-submission", str(output)) == 0
     assert f"mteb submit-results --output-folder {output}" in capsys.readouterr().err
     assert command("submit", str(output)) == 2
-    assert "give --check first" in capsys.readouterr().err
+    assert "use `reasonembed check-submission` first" in capsys.readouterr().err
     for name in TASKS:
         edit(revision_of(output) / f"{name}.json", lambda r: r.update(dataset_revision="x"))
         (revision_of(output) / f"{name}.parquet").touch()
-    assert command("submit", "--check", str(output)) == 1
+    assert command("check-submission", str(output)) == 1
     shown = capsys.readouterr()
     assert "ArguAna.parquet and 1 more" in " ".join(shown.out.split())
     assert "Nothing would be refused" not in shown.err

@@ -14,6 +14,7 @@ from reasonembed_mteb.cli import store as _store  # noqa: F401
 from reasonembed_mteb.cli import synthesis as _synthesis  # noqa: F401
 from reasonembed_mteb.cli import training as _training  # noqa: F401
 from reasonembed_mteb.cli.common import FAILED, INTERRUPTED, USAGE, app, say
+from reasonembed_mteb.cli.show import visible_output
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ def _wants_debug(arguments: Sequence[str]) -> bool:
 
 def main() -> None:
     """Run the command; an error is one line with a remedy, and a traceback only with ``--debug``."""
+    with visible_output():
+        status = _main()
+    sys.exit(status)
+
+
+def _main() -> int:
+    """Run the command; return the exit status."""
     debug = _wants_debug(sys.argv[1:])
     try:
         # Typer turns Ctrl-C into its exit status, which it returns outside standalone mode.
@@ -56,7 +64,7 @@ def main() -> None:
         unasked = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
         how = "the same command" + (" with --resume" if unasked else "")
         say(f"reasonembed: interrupted; {how} goes on where this one stopped")
-    sys.exit(status if isinstance(status, int) else 0)
+    return status if isinstance(status, int) else 0
 
 
 def _report(error: Exception, debug: bool) -> int:
@@ -65,7 +73,9 @@ def _report(error: Exception, debug: bool) -> int:
 
     # A usage error of the parser, whichever click typer brings.
     if hasattr(error, "format_message"):
-        say(f"reasonembed: {error.format_message()} (--help shows what is allowed)")
+        # Typer lists what is allowed below its message, one a line.
+        said = " ".join(error.format_message().split())
+        say(f"reasonembed: {said} (--help shows what is allowed)")
         return USAGE
     if debug:
         raise error

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reasonembed_mteb.cli.show import set_up_logging
+from reasonembed_mteb.escaping import visible, visible_lines
 
 app = typer.Typer(
     help="Reasoning-intensive retrieval for MTEB: score models by one protocol, exactly.",
@@ -27,8 +28,21 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the li
 
 
 def say(line: str) -> None:
-    """Print a line for people, apart from what a command prints for programs."""
-    typer.echo(line, err=True)
+    """Print a line for people, apart from what a command prints for programs.
+
+    Args:
+        line: One line; what acts on a terminal in it is shown instead.
+    """
+    typer.echo(visible(line), err=True)
+
+
+def show(text: str) -> None:
+    """Print what a command is asked for, with its own line breaks.
+
+    Args:
+        text: Lines; what acts on a terminal in them is shown instead.
+    """
+    typer.echo(visible_lines(text), nl=not text.endswith("\n"))
 
 
 def connect(debug: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import FAILED, Debug, app, say
+from reasonembed_mteb.cli.common import FAILED, Debug, app, say, show
 from reasonembed_mteb.cli.show import set_up_logging
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -77,7 +77,7 @@ def report(
     width = _terminal_width() if output is None else None
     text, problems = write_report(found, wanted, format.value, width)
     if output is None:
-        typer.echo(text, nl=False)
+        show(text)
     else:
         write_whole(output, text)
         say(f"wrote {output}")
@@ -174,22 +174,20 @@ def _show(look: Look, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from reasonembed_mteb.reporting import formats
-    from reasonembed_mteb.reporting import formats as looks
 
     if as_json:
-        typer.echo(formats.as_json(asdict(look)), nl=False)
+        show(formats.as_json(asdict(look)))
         return
-    typer.echo(looks.as_look(look, _terminal_width()), nl=False)
+    show(formats.as_look(look, _terminal_width()))
 
 
 def _list(listed: Sequence[Listed], models: Sequence[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from reasonembed_mteb.reporting import formats
-    from reasonembed_mteb.reporting import formats as looks
 
     if as_json:
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]
-        typer.echo(formats.as_json(rows), nl=False)
+        show(formats.as_json(rows))
         return
-    typer.echo(formats.as_table(looks.listed_grid(listed, models), _terminal_width()), nl=False)
+    show(formats.as_table(formats.listed_grid(listed, models), _terminal_width()))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import FAILED, Debug, app, connect, say
+from reasonembed_mteb.cli.common import FAILED, Debug, app, connect, say, show
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.escaping import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,28 +34,21 @@ def export_beir(
 
     (found,) = resolve_tasks([], [task])
     counts = export(found, folder)
-    typer.echo(f"{folder}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    show(f"{visible(folder)}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     instruction = task_instructions().get(task)
     options = f" --instruction {shlex.quote(instruction)}" if instruction else ""
     say(f"To score a model on it: reasonembed run -m MODEL --beir {shlex.quote(str(folder))}{options}")
 
 
-@app.command()
-def submit(
-    results: Annotated[Path, typer.Argument(help="A run's output folder.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Say what would be refused; nothing is sent.")
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Check results against the rules of MTEB's results repository; mteb itself submits them."""
+Output = Annotated[Path, typer.Argument(help="A run's output folder.")]
+
+
+@app.command("check-submission")
+def check_submission(results: Output, debug: Debug = False) -> None:
+    """Check results against the rules of MTEB's results repository; nothing is sent, mteb itself submits."""
+    connect(debug)
     from reasonembed_mteb.sharing import submission
 
-    if not check:
-        command = submission.submit_command(results)
-        msg = f"submitting is mteb's own job: give --check first, then run `{command}`"
-        raise ReasonEmbedError(msg)
-    connect(debug)
     root = submission.results_root(results)
     findings = submission.check_submission(results)
     if findings:
@@ -63,6 +57,25 @@ def submit(
     if any(one.refused for one in findings):
         raise typer.Exit(FAILED)
     say(f"Nothing would be refused. To submit: {submission.submit_command(results)}")
+
+
+@app.command(hidden=True)
+def submit(
+    results: Output,
+    check: Annotated[bool, typer.Option("--check", help="The old spelling of check-submission.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Be the old spelling of check-submission; mteb itself submits."""
+    if not check:
+        from reasonembed_mteb.sharing.submission import submit_command
+
+        msg = (
+            "submitting is mteb's own job: use `reasonembed check-submission` first, then run "
+            f"`{submit_command(results)}`"
+        )
+        raise ReasonEmbedError(msg)
+    say("`submit --check` is now `reasonembed check-submission`; the old spelling goes with a later version")
+    check_submission(results, debug)
 
 
 def _grouped(findings: Sequence[Finding], root: Path) -> list[list[str]]:
@@ -94,7 +107,7 @@ def export_modelmeta(
 
     contents = modelmeta.export_modelmeta(model or (), revisions=_pairs(revision))
     if output is None:
-        typer.echo(contents[modelmeta.MODULE], nl=False)
+        show(contents[modelmeta.MODULE])
         say(f"--output FOLDER also writes {modelmeta.PROMPTS} and {modelmeta.REQUEST}")
         return
     there = [name for name in contents if (output / name).exists()]
@@ -103,7 +116,7 @@ def export_modelmeta(
         raise ReasonEmbedError(msg)
     for name, content in contents.items():
         write_whole(output / name, content)
-        typer.echo(str(output / name))
+        show(visible(output / name))
 
 
 def _pairs(options: list[str]) -> dict[str, str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from reasonembed_mteb.escaping import visible, visible_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import TextIO
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
@@ -19,6 +24,74 @@ if TYPE_CHECKING:
 
 # Columns of a table that goes into a pipe, which has no width of its own.
 _PIPE_WIDTH = 200
+# What progress bars and tables draw with: colours, and moves of the cursor within what is shown.
+_DRAWING = re.compile(r"(\x1b\[[0-9;?]*[A-HJKmhl]|\r)")
+
+
+class VisibleStream:
+    """A text stream for a terminal or a pipe: whoever writes to it, what acts unseen is shown instead.
+
+    Our own text is escaped where it is made; this holds for the libraries' warnings, logs and progress bars.
+    On a terminal, colours and moves of the cursor pass: progress bars need them.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._draws = stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the stream's own
+        """Return what the stream itself has."""
+        return getattr(self._stream, name)
+
+    def write(self, text: object) -> int:
+        """Write text.
+
+        Args:
+            text: A str; characters that the stream's encoding lacks are shown by their code.
+
+        Returns:
+            Its length.
+
+        Raises:
+            TypeError: If it is anything else; click tries bytes on every stream to know its kind.
+        """
+        if not isinstance(text, str):
+            msg = f"write() takes text, not {type(text).__name__}"
+            raise TypeError(msg)
+        parts = _DRAWING.split(text) if self._draws else [text]
+        shown = "".join(part if place % 2 else visible_lines(part) for place, part in enumerate(parts))
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        """Write lines, which bring their own line breaks.
+
+        Args:
+            lines: Texts.
+        """
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def visible_output() -> Iterator[None]:
+    """Put a `VisibleStream` before stdout and stderr for the time of the block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", VisibleStream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lines(logging.Formatter):
+    """Our own messages are one line each; the libraries' may have several."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        own = record.name.startswith("reasonembed_mteb") and not record.exc_info
+        return visible(text) if own else visible_lines(text)
 
 
 def set_up_logging(debug: bool) -> None:
@@ -27,7 +100,9 @@ def set_up_logging(debug: bool) -> None:
     Args:
         debug: Show everything.
     """
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -54,7 +129,7 @@ def show_table(
 
     Args:
         head: Column names.
-        rows: The cells.
+        rows: The cells; names and texts from data may stand in them.
         title: What the table shows.
         sections: Indices of rows that end a section.
     """
@@ -63,13 +138,13 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), box=box.SIMPLE, title_justify="left")
+    table = Table(title=Text(visible(title)), box=box.SIMPLE, title_justify="left")
     for index, name in enumerate(head):
         justify = "right" if index and all(_is_number(row[index]) for row in rows) else "left"
-        table.add_column(Text(name), overflow="fold", justify=justify)  # type: ignore[arg-type]
+        table.add_column(Text(visible(name)), overflow="fold", justify=justify)  # type: ignore[arg-type]
     for index, row in enumerate(rows):
         # Text, not strings: rich would take brackets in a name as mark-up.
-        table.add_row(*map(Text, row), end_section=index in sections)
+        table.add_row(*(Text(visible(cell)) for cell in row), end_section=index in sections)
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 

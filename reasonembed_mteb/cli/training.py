@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, app, say
+from reasonembed_mteb.cli.common import Debug, app, say, show
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.escaping import visible
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.data import TrainingData
@@ -125,14 +126,14 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         "documents over the length; repeats: rows with too few negatives for their group)"
     )
     show_table(head, rows, title)
-    typer.echo(describe_counts(data.counts))
+    show(visible(describe_counts(data.counts)))
     part = recipe.training
     weighs = f", weighs from step {recipe.loss.start_step}" if recipe.loss.kind == "redapter" else ""
     tokens = f"{plan.epoch_tokens:,}" if plan.epoch_tokens is not None else "unknown"
-    typer.echo(
+    show(
         f"{plan.steps:,} steps ({plan.batches:,} batches an epoch), {part.warmup:.0%} of them "
         f"warm-up{weighs}; tokens an epoch: {tokens}"
     )
     if plan.memory:
         shown = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory.items())
-        typer.echo(f"memory a device, estimated, GiB: {shown}")
+        show(f"memory a device, estimated, GiB: {shown}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
+from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.limits import limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     causes,
@@ -196,7 +196,7 @@ def _prediction_folder(options: RunOptions, label: str) -> Path | None:
     if options.prediction_folder is None:
         return None
     apart = output_folder(options).relative_to(options.output)
-    return options.prediction_folder / apart / re.sub(r"[^\w.@-]+", "_", label.replace("/", "__"))
+    return options.prediction_folder / apart / file_name(label)
 
 
 def _run_model(

@@ -16,6 +16,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.files import replacing
 from reasonembed_mteb.retrieval.trec import write_run
 
@@ -281,8 +282,8 @@ def check_pattern(pattern: str, labels: Sequence[str], tasks: Sequence[Any]) -> 
 
 
 def _path(pattern: str, label: str, task: str, subset: str) -> Path:
-    places = {"model": label.replace("/", "__"), "task": task, "subset": subset}
-    return Path(pattern.format(**{name: re.sub(r"[^\w.@-]+", "_", value) for name, value in places.items()}))
+    places = {"model": label, "task": task, "subset": subset}
+    return Path(pattern.format(**{name: file_name(value) for name, value in places.items()}))
 
 
 def write_runs(pattern: str, label: str, scores: Path) -> list[Path]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.escaping import csv_cell, latex, markdown, visible, visible_json, visible_lines
 from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reasonembed_mteb.reporting.inspecting import Document, Listed, Look
     from reasonembed_mteb.reporting.tables import Board, Cost, Mean, Row
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 MISSING = "-"
 # Columns of a terminal table that goes into a file or a pipe, which has no width of its own.
 _WIDTH = 200
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-}
 
 
 @dataclass(frozen=True)
@@ -145,17 +139,18 @@ def as_table(grid: Grid, width: int | None = None) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(grid.title), box=box.SIMPLE, title_justify="left")
+    table = Table(title=Text(visible(grid.title)), box=box.SIMPLE, title_justify="left")
     for index, name in enumerate(grid.head):
-        table.add_column(Text(name), overflow="fold", justify="left" if index < grid.words else "right")
+        justify = "left" if index < grid.words else "right"
+        table.add_column(Text(visible(name)), overflow="fold", justify=justify)  # type: ignore[arg-type]
     for row in grid.rows:
         # Text, not strings: rich would take brackets in a name as mark-up.
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     stream = io.StringIO()
     console = Console(file=stream, width=width or _WIDTH)
     console.print(table)
     for note in grid.notes:
-        console.print(Text(f"  {note}"), soft_wrap=True)
+        console.print(Text(f"  {visible(note)}"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
@@ -167,21 +162,13 @@ def as_markdown(grid: Grid) -> str:
     """
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(map(_markdown, cells))} |"
+        return f"| {' | '.join(map(markdown, cells))} |"
 
     rule = ["---" if index < grid.words else "--:" for index in range(len(grid.head))]
-    lines = [f"### {_markdown(grid.title)}", "", line(grid.head), f"| {' | '.join(rule)} |"]
+    lines = [f"### {markdown(grid.title)}", "", line(grid.head), f"| {' | '.join(rule)} |"]
     lines += map(line, grid.rows)
-    lines += [f"\n{_markdown(note)}" for note in grid.notes]
+    lines += [f"\n{markdown(note)}" for note in grid.notes]
     return "\n".join(lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    # HTML in a name must not become HTML on the page that shows it.
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    for char in "\\|`*_[]":
-        text = text.replace(char, f"\\{char}")
-    return text
 
 
 def as_latex(grid: Grid) -> str:
@@ -193,13 +180,13 @@ def as_latex(grid: Grid) -> str:
     columns = "l" * grid.words + "r" * (len(grid.head) - grid.words)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(_latex, cells)) + r" \\"
+        return " & ".join(map(latex, cells)) + r" \\"
 
     lines = [
         "% \\usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex(' '.join((grid.title + '.', *grid.notes)))}}}",
+        rf"\caption{{{latex(' '.join((grid.title + '.', *grid.notes)))}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         line(grid.head),
@@ -212,10 +199,6 @@ def as_latex(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in " ".join(text.split()))
-
-
 def as_csv(boards: Sequence[Board]) -> str:
     """Return every score as one line: table, model, revision, subset, task, score in ``[0, 1]``, metric.
 
@@ -226,27 +209,27 @@ def as_csv(boards: Sequence[Board]) -> str:
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["table", "model", "revision", "kind", "subset", "task", "metric", "score", "count", "of", "rank"]
-    )
+    head = ["table", "model", "revision", "kind", "subset", "task", "metric", "score", "count", "of", "rank"]
+    writer.writerow(head)
+    for line in _csv_lines(boards):
+        # Every cell: names of models, folders, subsets and tasks all come from data.
+        writer.writerow(map(csv_cell, line))
+    return stream.getvalue()
+
+
+def _csv_lines(boards: Sequence[Board]) -> Iterator[list[Any]]:
     for board in boards:
         for row in board.rows:
-            start = [row.variant or board.name, _guarded(row.label), row.model.revision]
+            start = [row.variant or board.name, row.label, row.model.revision]
             for column in board.columns:
                 cell = row.cells.get(column)
                 scored = [cell.task, cell.metric, cell.score] if cell else ["", "", ""]
-                writer.writerow([*start, "subset", column, *scored, "", "", ""])
+                yield [*start, "subset", column, *scored, "", "", ""]
             for name, mean in (*row.groups.items(), ("", row.mean)):
                 if mean is not None:
                     numbers = [mean.value, mean.count, mean.of]
                     kind, rank = ("group", "") if name else ("mean", row.rank or "")
-                    writer.writerow([*start, kind, name, "", board.metric, *numbers, rank])
-    return stream.getvalue()
-
-
-def _guarded(text: str) -> str:
-    # A spreadsheet would run a cell that begins so as a formula.
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+                    yield [*start, kind, name, "", board.metric, *numbers, rank]
 
 
 def as_data(board: Board) -> dict[str, Any]:
@@ -295,7 +278,7 @@ def as_json(content: Any) -> str:  # noqa: ANN401 - plain data
     Args:
         content: Plain data.
     """
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return visible_json(content) + "\n"
 
 
 # What turns a grid into text; CSV and JSON are made from the numbers themselves.
@@ -340,7 +323,8 @@ def as_look(look: Look, width: int | None = None) -> str:
         look: The query.
         width: Columns of the terminal; None for a file.
     """
-    lines = [f"{look.task}, query {look.query}", look.text or look.missing or "(its text is not at hand)", ""]
+    text = visible_lines(look.text or look.missing or "(its text is not at hand)")
+    lines = [visible(f"{look.task}, query {look.query}"), text, ""]
     for answer in look.answers:
         head = ("rank", "document", "score", "relevant", "text")
         top = tuple(_document_row(document) for document in answer.top)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb import __version__
 from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.escaping import html_data, visible
 from reasonembed_mteb.reporting.comparison import published_data
 from reasonembed_mteb.reporting.explorer import explore
 from reasonembed_mteb.reporting.published import noise
@@ -64,15 +65,14 @@ def make_page(
     dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_part("page.html.jinja")).render(
-        title=title,
+        title=visible(title),
         version=__version__,
         # Our own files, and JSON in which no character can end its element.
         css=markupsafe.Markup(_part("page.css")),
         js=markupsafe.Markup(_part("page.js")),
-        data=jinja2.utils.htmlsafe_json_dumps(data, dumps=dumps),
+        data=jinja2.utils.htmlsafe_json_dumps(html_data(data), dumps=dumps),
     )
-    # Half of a surrogate pair, as some corpora hold, has no UTF-8.
-    return page.encode("utf-8", "replace").decode("utf-8"), more
+    return page, more
 
 
 def _part(name: str) -> str:

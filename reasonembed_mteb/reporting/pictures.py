@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.escaping import figure_text
 from reasonembed_mteb.reporting.comparison import beside
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
@@ -72,11 +73,11 @@ def heat_map(board: Board) -> Figure:
         color = "white" if shares[row, column] > 0.75 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(count), [board.head(column) for column in board.columns], fontsize=9)
-    axes.set_yticks(range(len(board.rows)), [_literal(_label(row)) for row in board.rows], fontsize=9)
+    axes.set_yticks(range(len(board.rows)), [figure_text(_label(row)) for row in board.rows], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     metric = metric_name(board.metric) if board.metric else "main scores"
-    axes.set_title(_literal(f"{board.name}: {metric} in %"), fontsize=10, loc="left")
+    axes.set_title(figure_text(f"{board.name}: {metric} in %"), fontsize=10, loc="left")
     return figure
 
 
@@ -103,11 +104,11 @@ def published_bars(board: Board) -> Figure | None:
         ends = max(one.ours, one.published.value) + 0.9
         axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
     names = [f"{board.rows[source.row].label}\n{source.source}" for source in held]
-    axes.set_yticks(places, [_literal(name) for name in names], fontsize=8)
+    axes.set_yticks(places, [figure_text(name) for name in names], fontsize=8)
     axes.set_xlabel(
         f"mean {metric_name(board.metric)}, %" + (f"; whiskers: reproduction noise ±{band:g}" if band else "")
     )
-    axes.set_title(_literal(f"{board.name}: ours against published"), fontsize=10, loc="left")
+    axes.set_title(figure_text(f"{board.name}: ours against published"), fontsize=10, loc="left")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -131,7 +132,7 @@ def cost_plot(board: Board) -> Figure | None:
             end = np.log(x) > np.log(seconds).mean()
             offset, side = ((-9, 0), "right") if end else ((9, 0), "left")
             axes.annotate(
-                _literal(_label(row)),
+                figure_text(_label(row)),
                 (x, y),
                 offset,
                 textcoords="offset points",
@@ -145,14 +146,9 @@ def cost_plot(board: Board) -> Figure | None:
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds, all subsets together (area: size of the vectors)")
     axes.set_ylabel(f"mean {metric_name(board.metric)}, %")
-    axes.set_title(_literal(f"{board.name}: cost beside quality"), fontsize=10, loc="left")
+    axes.set_title(figure_text(f"{board.name}: cost beside quality"), fontsize=10, loc="left")
     return figure
 
 
 def _label(row: Row) -> str:
     return " · ".join(filter(None, (row.label, row.variant)))
-
-
-def _literal(text: str) -> str:
-    # A dollar sign would start a formula.
-    return text.replace("$", r"\$")

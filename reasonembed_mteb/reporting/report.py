@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.reporting import formats
 from reasonembed_mteb.reporting.comparison import (
     Tested,
@@ -133,7 +134,7 @@ def draw_report(
 
     written = []
     for board in make_boards(results, together=together):
-        stem = re.sub(r"[^\w.-]+", "-", board.name).strip("-")
+        stem = file_name(re.sub(r"[^\w.-]+", "-", board.name).strip("-"))
         for name, figure in draw(board).items():
             file = folder / f"{stem}-{name}.{format}"
             with replacing(file) as part:

@@ -16,7 +16,7 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
 from reasonembed_mteb.retrieval.rows import row_of_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, order=True)
@@ -274,26 +274,43 @@ def _mteb_metric(task: str) -> str | None:
         return None
 
 
-def _score(entry: dict[str, Any], result: Result) -> float:
-    """Return a checked main score."""
+def score_problem(entry: Mapping[str, Any], metric: str | None) -> str | None:
+    """Say what is wrong with a main score, or return None.
+
+    Args:
+        entry: The scores of one split and subset.
+        metric: Which metric the main score is, or None where nobody knows the task.
+    """
     value = entry.get("main_score")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"its main score is {value!r}, not a number; run the task again"
-        raise DataError(msg)
+        return f"its main score is {value!r}, not a number; run the task again"
     if not math.isfinite(value):
-        msg = "its main score is NaN or infinite: the vectors were broken (a half-precision overflow?)"
-        raise DataError(msg)
-    metric = result.metric
+        return "its main score is NaN or infinite: the vectors were broken (a half-precision overflow?)"
     if metric is None:
-        return float(value)
-    if metric.startswith(_SHARES) and not 0 <= value <= 1:
-        msg = f"its main score is {value}, and {metric} lies in [0, 1]: it was edited; run the task again"
-        raise DataError(msg)
+        return None
+    if is_share(metric) and not 0 <= value <= 1:
+        return f"its main score is {value}, and {metric} lies in [0, 1]: it was edited; run the task again"
     named = entry.get(metric, value)
-    if isinstance(named, (int, float)) and abs(named - value) > _ROUNDING:
-        msg = f"its main score {value} is not its {metric} {named}: it was edited; run the task again"
-        raise DataError(msg)
-    return float(value)
+    if _is_number(named) and abs(named - value) > _ROUNDING:
+        return f"its main score {value} is not its {metric} {named}: it was edited; run the task again"
+    return None
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric lies in [0, 1].
+
+    Args:
+        metric: MTEB's name, such as ``ndcg_at_10``.
+    """
+    return metric.startswith(_SHARES)
+
+
+def _score(entry: dict[str, Any], result: Result) -> float:
+    """Return a checked main score."""
+    problem = score_problem(entry, result.metric)
+    if problem is not None:
+        raise DataError(problem)
+    return float(entry["main_score"])
 
 
 def _model(file: Path, meta: dict[str, Any], record: dict[str, Any], source: str) -> Model:

@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import mmap
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -410,6 +411,15 @@ def as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
+def _check_names(shards: list[dict[str, Any]]) -> None:
+    """Refuse a shard that lies elsewhere: `reasonembed store prune` removes what is damaged."""
+    for shard in shards:
+        name = str(shard.get("file"))
+        if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+            msg = f"the shard {name!r} is not in the folder"
+            raise ValueError(msg)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a model folder's manifest.
 
@@ -423,6 +433,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         layout = manifest.get("layout")
+        _check_names(manifest.get("shards", []))
     except (OSError, ValueError, AttributeError) as error:
         msg = f"{file} is damaged ({error}); `reasonembed store prune` removes what cannot be used"
         raise StoreError(msg) from error
