@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.saving import READERS, add_older_forms
 from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.retrieval.rows import instruction_for, task_instructions
 
@@ -33,12 +35,28 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _CARD = """
 ## Instructions and lengths
 
-Queries are encoded as `Instruct: {instruction}\\nQuery: {query}`, documents as they are. The `prompts` in
-`config_sentence_transformers.json` hold the full prefix of every BRIGHT, BRIGHT-Pro and R2MED task by its
-MTEB name, so that `mteb` finds them by itself. A directory has one length, here {length} tokens, which is
-BRIGHT's protocol; R2MED's protocol is 512 tokens, which the package `reasonembed-mteb` sets.
+Queries have an instruction before them, here `{prefix}` for {task}; {documents}.
+The `prompts` in `config_sentence_transformers.json` hold the full prefix of every BRIGHT, BRIGHT-Pro and
+R2MED task by its MTEB name, so that `mteb` finds them by itself. A directory has one length, here {length}
+tokens (BRIGHT's protocol is 8192); R2MED's protocol is 512 tokens, which the package `reasonembed-mteb` sets.
+
+Reads with {readers}: configuration, tokenizer and module names are written for all of them.
 """
 _CARD_TITLE = "## Instructions and lengths"
+_CARD_TASK = "ReasonEmbedBrightBiology"
+_CARD_USAGE = """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+queries = ["Why do cats purr?"]
+documents = ["Purring promotes bone growth."]
+# The prompt of your task; `model.prompts` lists them.
+query_vectors = model.encode_query(queries, prompt_name="{task}-query")
+document_vectors = model.encode_document(documents)
+print(model.similarity(query_vectors, document_vectors))
+```"""
+# What sentence-transformers' own card shows: sentences without a prompt.
+_GENERIC_USAGE = re.compile(r"```python\nfrom sentence_transformers import .*?\n```", re.DOTALL)
 
 
 class ReasonEmbed(FastSentenceTransformer):
@@ -198,6 +216,7 @@ class ReasonEmbed(FastSentenceTransformer):
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
         super().save(path, model_name, safe_serialization=True, **kwargs)
+        add_older_forms(Path(path), self)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         super()._create_model_card(path, *args, **kwargs)
@@ -206,8 +225,21 @@ class ReasonEmbed(FastSentenceTransformer):
             return
         text = card.read_text(encoding="utf-8")
         if _CARD_TITLE not in text:
-            added = _CARD.replace("{length}", str(self.max_seq_length))
-            card.write_text(text.rstrip("\n") + "\n" + added, encoding="utf-8")
+            usage = _CARD_USAGE.format(task=_CARD_TASK)
+            text = _GENERIC_USAGE.sub(lambda _: usage, text, count=1)
+            card.write_text(text.rstrip("\n") + "\n" + self._card_section(), encoding="utf-8")
+
+    def _card_section(self) -> str:
+        prompts = self.task_prompts()
+        before = prompts.get("document")
+        return _CARD.format(
+            # A line break shows as \\n, as in Python.
+            prefix=repr(prompts[f"{_CARD_TASK}-query"])[1:-1],
+            task=f"`{_CARD_TASK}`",
+            documents=f"documents have `{before}`" if before else "documents are encoded as they are",
+            length=self.max_seq_length,
+            readers=READERS,
+        )
 
 
 # Tools that read the signature (and sentence-transformers' own re-loading) see the parent's.
