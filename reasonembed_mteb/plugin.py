@@ -113,15 +113,16 @@ def register_models(module: ModuleType) -> None:
     """
     check_mteb_version()
     from reasonembed_mteb.models.zoo import model_metas
-    from reasonembed_mteb.retrieval.rows import training_tasks
 
     registry: dict[str, Any] = _private(module, "MODEL_REGISTRY")
     metas = model_metas()
-    _warn_taken("models", (name for name in metas if registry.get(name, metas[name]) is not metas[name]))
+    theirs = {name: registry[name] for name in metas if name in registry}
+    _warn_taken("models", (n for n, m in theirs.items() if getattr(m, "loader", None) is not metas[n].loader))
     for name, meta in metas.items():
-        # Tables that came later may hold more tasks over the same data.
-        meta.training_datasets = training_tasks()
-        registry.setdefault(name, meta)
+        held = registry.setdefault(name, meta)
+        if getattr(held, "loader", None) is meta.loader:
+            # Tables that came later may hold more tasks over the same data.
+            registry[name] = meta
     _take_local_folders()
 
 
@@ -184,9 +185,11 @@ def register(tables: str | Path | Iterable[str | Path] = ()) -> None:
     """
     check_mteb_version()
     if tables:
+        from reasonembed_mteb.models.zoo import model_metas
         from reasonembed_mteb.retrieval.rows import add_tables
 
         add_tables(tables)
+        model_metas.cache_clear()
     import_module("mteb")
     if _is_loading("mteb"):
         # Called in the middle of `import mteb`: the hook does it at the right moments.
