@@ -118,6 +118,27 @@ def content_hash(files: Iterable[Path]) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+class ContentHashes:
+    """Content hashes that are taken once, as long as the files stay as they are."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[tuple[tuple[str, int, int, int], ...], str] = {}
+
+    def of(self, files: Iterable[Path]) -> str:
+        """Return `content_hash` of files.
+
+        Args:
+            files: In any order.
+        """
+        paths = sorted(files)
+        found = [(str(file), file.stat()) for file in paths]
+        key = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+        if key not in self._known:
+            self._known[key] = content_hash(paths)
+        return self._known[key]
+
+
 def fingerprint(*values: object) -> str:
     """Return a short hash of values that JSON can hold, to tell whether anything has changed.
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +21,18 @@ import pytest
 from remixer_script import answer, document, make_config, tree, write_config, write_corpus
 from stub_server import StubServer, chat, failure
 
+from reasonembed_mteb import files
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.files import content_hash
 from reasonembed_mteb.synthesis.config import read_config
-from reasonembed_mteb.synthesis.pipeline import batch_clients, check_steps, synthesize, take_answers
-from reasonembed_mteb.synthesis.step import STEPS
+from reasonembed_mteb.synthesis.pipeline import STEPS, batch_clients, check_steps, synthesize, take_answers
 from reasonembed_mteb.training.metrics import read_metrics
 from reasonembed_mteb.training.recipes import load_recipe
 from reasonembed_mteb.training.run import train
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stub_server import Reply, Seen
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
@@ -55,6 +59,26 @@ def test_a_second_run_asks_and_writes_nothing(tmp_path: Path) -> None:
         "pictures/labels.png",
         "formatted/biology-formatted.jsonl",
     } <= made.keys()
+
+
+def test_a_run_with_nothing_to_do_hashes_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: Counter[Path] = Counter()
+
+    def counting(chosen: Iterable[Path]) -> str:
+        paths = list(chosen)
+        hashed.update(paths)
+        return content_hash(paths)
+
+    with StubServer(answer) as server:
+        config = make_config(tmp_path, server.base_url, FEW)
+        synthesize(config)
+        monkeypatch.setattr(files, "content_hash", counting)
+        assert {one.state for one in synthesize(config)} == {"there"}
+    # Every part of every step, and the samples.
+    assert len({file.parent.parent.name for file in hashed}) >= 8
+    assert set(hashed.values()) == {1}
 
 
 def test_steps_alone_give_the_same_bytes_as_all_at_once(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from collections import Counter
 from functools import partial
 from itertools import compress, islice
 from statistics import median_low
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.synthesis.mine import mined
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
-from reasonembed_mteb.synthesis.step import ask, in_blocks, need
+from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,3 +168,15 @@ def _label_row(samples: int, item: _Item, answers: list[Answer]) -> Row:
     if samples > 1:
         made["samples"] = every
     return made | ({"unjudged": dict(sorted(unjudged.items()))} if unjudged else {})
+
+
+def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
+    return labelled(run, subset).note if is_annotated(run, subset) else None
+
+
+def _asked(run: Run, subset: SubsetSection) -> list[Shards]:
+    second = second_labelled(run, subset)
+    return [labelled(run, subset), *([] if second is None else [second])]
+
+
+STEP = Step("annotate", annotate, _note, _asked)

@@ -174,9 +174,8 @@ def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not prompt + completion:
             continue
         endpoint = run.config.endpoint(name)
-        cost = None
-        if endpoint.price_in is not None and endpoint.price_out is not None:
-            cost = round((prompt * endpoint.price_in + completion * endpoint.price_out) / 1e6, 6)
+        price = endpoint.opened().cost(prompt, completion)
+        cost = None if price is None else round(price, 6)
         found[step] = {"prompt_tokens": prompt, "completion_tokens": completion, "cost": cost}
     return found
 

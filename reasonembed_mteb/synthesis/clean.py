@@ -12,7 +12,7 @@ from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.synthesis.duplicates import plain_hash
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
-from reasonembed_mteb.synthesis.step import ask
+from reasonembed_mteb.synthesis.step import Step, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,3 +131,6 @@ def _row(item: _Item, answers: list[Answer]) -> Row:
         why = answers[0].error or _VERDICTS.get(said, "unparsable verdict")
     row: Row = {"id": name, "position": position, "characters": characters}
     return row | ({"dropped": why} if why else {})
+
+
+STEP = Step("clean", clean, lambda run, subset: cleaned(run, subset).note, lambda *of: [cleaned(*of)])

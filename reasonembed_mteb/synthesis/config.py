@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
 # PROTOCOL section 7: the released scripts' weights of target lengths (words) and education levels.
@@ -109,6 +110,10 @@ class EndpointSection(Section):
     price_in: Annotated[float, Field(ge=0)] | None = None
     price_out: Annotated[float, Field(ge=0)] | None = None
     extra_body: dict[str, Any] | None = None
+
+    def opened(self) -> Endpoint:
+        """Return the endpoint, which knows the price of tokens."""
+        return Endpoint(**self.model_dump())
 
 
 class BudgetSection(Section):

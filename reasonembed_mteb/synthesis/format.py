@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.files import (
-    content_hash,
     fingerprint,
     json_line,
     json_text,
@@ -16,7 +15,7 @@ from reasonembed_mteb.files import (
 )
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.reason import reasoned, refusal, sides
-from reasonembed_mteb.synthesis.step import FORMAT, in_blocks, need
+from reasonembed_mteb.synthesis.step import FORMAT, Step, in_blocks, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +58,7 @@ def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
         return None
     file = formatted_file(run, subset)
     same = note.get("fingerprint") == _fingerprint(run, subset)
-    return note if same and file.is_file() and content_hash([file]) == note["output"] else None
+    return note if same and file.is_file() and run.hashes.of([file]) == note["output"] else None
 
 
 def format_samples(run: Run, subset: SubsetSection) -> None:
@@ -80,7 +79,7 @@ def format_samples(run: Run, subset: SubsetSection) -> None:
     names = ("rows", "kept", "without_reasoning", "positives", "negatives", "repeated_texts")
     note = {
         "fingerprint": _fingerprint(run, subset),
-        "output": content_hash([file]),
+        "output": run.hashes.of([file]),
         **{name: counts.pop(name, 0) for name in names},
         "dropped": dict(sorted(counts.items())),
     }
@@ -149,3 +148,6 @@ def _sample(run: Run, subset: SubsetSection, row: Row, positives: list[str], neg
         "train_group_size": group,
         "batch_size": batch,
     }
+
+
+STEP = Step("format", format_samples, formatted)

@@ -6,7 +6,7 @@ import random
 import re
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from reasonembed_mteb.synthesis.clean import cleaned, rank
 from reasonembed_mteb.synthesis.duplicates import Leaks, NearDuplicates
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
-from reasonembed_mteb.synthesis.step import ask, in_blocks, need
+from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -207,3 +207,10 @@ def _refusal(query: str, leaks: Leaks) -> str | None:
 
 def _repeated(seen: NearDuplicates, row: Row) -> str | None:
     return "near-duplicate of another query" if seen.add(row["id"], row["query"]) else None
+
+
+def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
+    return queries(run, subset).note if is_generated(run, subset) else None
+
+
+STEP = Step("generate", generate, _note, lambda *of: [drafts(*of)])

@@ -12,7 +12,7 @@ from reasonembed_mteb.errors import missing_extra
 from reasonembed_mteb.synthesis.exact import ExactSimilarity
 from reasonembed_mteb.synthesis.generate import is_generated, queries
 from reasonembed_mteb.synthesis.shards import shard_count
-from reasonembed_mteb.synthesis.step import in_blocks, need
+from reasonembed_mteb.synthesis.step import Step, in_blocks, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -443,3 +443,6 @@ class LexicalSearch:
             list(queries), **self._options, return_ids=False, show_progress=False
         )
         return tokens
+
+
+STEP = Step("mine", mine, lambda run, subset: mined(run, subset).note)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra, unknown_name
 from reasonembed_mteb.llm.batch import BatchFiles, MissingAnswersError
-from reasonembed_mteb.llm.client import Budget, Endpoint, LLMClient
-from reasonembed_mteb.synthesis.annotate import annotate, is_annotated, labelled, second_labelled
+from reasonembed_mteb.llm.client import Budget, LLMClient
+from reasonembed_mteb.synthesis import annotate, clean, generate, mine, reason
+from reasonembed_mteb.synthesis import format as formatting
 from reasonembed_mteb.synthesis.card import write_card
-from reasonembed_mteb.synthesis.clean import clean, cleaned
 from reasonembed_mteb.synthesis.corpus import open_corpus
-from reasonembed_mteb.synthesis.format import format_samples, formatted
-from reasonembed_mteb.synthesis.generate import drafts, generate, is_generated, queries
-from reasonembed_mteb.synthesis.mine import mine, mined
+from reasonembed_mteb.synthesis.format import formatted
 from reasonembed_mteb.synthesis.prompts import load_prompts
-from reasonembed_mteb.synthesis.reason import reason, reasoned
-from reasonembed_mteb.synthesis.step import STEPS, Run
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,10 +26,14 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.config import Config, SubsetSection
     from reasonembed_mteb.synthesis.corpus import Corpus
     from reasonembed_mteb.synthesis.prompts import Prompt
-    from reasonembed_mteb.synthesis.step import Client
+    from reasonembed_mteb.synthesis.step import Client, Step
 
 logger = logging.getLogger(__name__)
 
+_STEPS: dict[str, Step] = {
+    module.STEP.name: module.STEP for module in (clean, generate, mine, annotate, reason, formatting)
+}
+STEPS = tuple(_STEPS)
 # Where the answers of every step and endpoint are kept.
 ANSWERS = "answers"
 # What a request can fail with although another try may succeed; the client keeps it like an answer.
@@ -40,7 +41,7 @@ _PASSING = frozenset({"server_error", "timeout", "bad_answer"})
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What one step came to for one subset.
 
     Attributes:
@@ -73,7 +74,7 @@ def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str]
     budget = Budget(max_cost=limits.max_cost, max_tokens=limits.max_tokens)
 
     def make(name: str) -> Client:
-        endpoint = Endpoint(**config.endpoint(name).model_dump())
+        endpoint = config.endpoint(name).opened()
         folder = config.output_folder / ANSWERS
         return LLMClient(endpoint, folder, budget, retry_errors=retry_errors)
 
@@ -105,7 +106,7 @@ class _BatchWriter:
         self, requests: Iterable[Request], *, total: int | None = None, description: str
     ) -> Iterator[Answer]:
         file = self._folder / f"{description.replace(' ', '-')}-{self._name}.jsonl"
-        endpoint = Endpoint(**self._config.endpoint(self._name).model_dump())
+        endpoint = self._config.endpoint(self._name).opened()
         answers = self._config.output_folder / ANSWERS
         with BatchFiles(endpoint, answers, file, retry_errors=self._retry) as batch:
             yield from batch.run(requests, total=total, description=description)
@@ -125,7 +126,7 @@ def take_answers(config: Config, files: Sequence[Path]) -> int:
         ReasonEmbedError: If a file cannot be read or is not of that format.
     """
     # The answers name their requests; which model wrote them stands there.
-    endpoint = Endpoint(**config.endpoint(next(iter(config.endpoints), "default")).model_dump())
+    endpoint = config.endpoint(next(iter(config.endpoints), "default")).opened()
     folder = config.output_folder / ANSWERS
     with BatchFiles(endpoint, folder, folder / "requests.jsonl", files) as batch:
         return batch.usage.requests
@@ -182,7 +183,7 @@ def synthesize(
     clients: Callable[[str], Client] | None = None,
     retry_errors: bool = False,
     say: Callable[[str], None] = logger.info,
-) -> list[Outcome]:
+) -> list[StepResult]:
     """Run steps for every subset, and write the data card where samples are there.
 
     A finished step whose inputs and settings are the same is passed over; one that was killed goes on.
@@ -206,12 +207,12 @@ def synthesize(
     check_names(config)
     with _alone(config.output_folder):
         run = Run(config, clients or make_client(config, retry_errors=retry_errors), say)
-        outcomes: list[Outcome] = []
+        outcomes: list[StepResult] = []
         stopped: set[str] = set()
         for step in chosen:
             for subset in config.subset:
                 if subset.name not in stopped:
-                    outcome = _one(run, step, subset, retry_errors)
+                    outcome = _one(run, _STEPS[step], subset, retry_errors)
                     outcomes.append(outcome)
                     say(_line(outcome))
                     if outcome.state in ("failed", "waiting"):
@@ -223,53 +224,28 @@ def synthesize(
     return outcomes
 
 
-def _one(run: Run, step: str, subset: SubsetSection, retry_errors: bool) -> Outcome:
+def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> StepResult:
     """Run one step for one subset; what is wrong with its data stops no other subset."""
     try:
         if retry_errors:
             _forget_errors(run, step, subset)
-        note = _finished_note(run, step, subset)
+        note = step.note(run, subset)
         state = "there"
         if note is None:
-            _WORK[step](run, subset)
-            note, state = _finished_note(run, step, subset) or {}, "made"
+            step.work(run, subset)
+            note, state = step.note(run, subset) or {}, "made"
     except DataError as error:
-        return Outcome(step, subset.name, "failed", error=str(error))
+        return StepResult(step.name, subset.name, "failed", error=str(error))
     except MissingAnswersError as error:
-        return Outcome(step, subset.name, "waiting", error=str(error))
+        return StepResult(step.name, subset.name, "waiting", error=str(error))
     dropped = tuple(note["dropped"].items())
     if not note["kept"]:
         reasons = (
             ", ".join(f"{why} ({count:,})" for why, count in dropped) or "there was nothing to begin with"
         )
-        told = f"{step} kept nothing of {subset.name}: {reasons}"
-        return Outcome(step, subset.name, "failed", note["rows"], 0, dropped, told)
-    return Outcome(step, subset.name, state, note["rows"], note["kept"], dropped)
-
-
-_WORK: dict[str, Callable[[Run, SubsetSection], None]] = {
-    "clean": clean,
-    "generate": generate,
-    "mine": mine,
-    "annotate": annotate,
-    "reason": reason,
-    "format": format_samples,
-}
-
-
-def _finished_note(run: Run, step: str, subset: SubsetSection) -> dict[str, Any] | None:
-    """Return what a finished step counted, or None where it has to run."""
-    if step == "format":
-        return formatted(run, subset)
-    if step == "generate":
-        return queries(run, subset).note if is_generated(run, subset) else None
-    if step == "annotate":
-        return labelled(run, subset).note if is_annotated(run, subset) else None
-    if step == "reason":
-        note = reasoned(run, subset).note
-        # A query without a reasoning query is a sample all the same.
-        return note and note | {"kept": note["rows"]}
-    return {"clean": cleaned, "mine": mined}[step](run, subset).note
+        told = f"{step.name} kept nothing of {subset.name}: {reasons}"
+        return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
+    return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped)
 
 
 def _is_finished(run: Run, subset: SubsetSection) -> bool:
@@ -278,17 +254,14 @@ def _is_finished(run: Run, subset: SubsetSection) -> bool:
     return False
 
 
-def _forget_errors(run: Run, step: str, subset: SubsetSection) -> None:
+def _forget_errors(run: Run, step: Step, subset: SubsetSection) -> None:
     """Remove what failed requests left behind in a step that asks."""
     with contextlib.suppress(DataError):
-        if step == "annotate" and (second := second_labelled(run, subset)) is not None:
-            second.forget(_PASSING)
-        parts = {"clean": cleaned, "generate": drafts, "annotate": labelled, "reason": reasoned}
-        if step in parts:
-            parts[step](run, subset).forget(_PASSING)
+        for part in step.asked(run, subset):
+            part.forget(_PASSING)
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: StepResult) -> str:
     start = f"{outcome.step} {outcome.subset}: "
     if outcome.error is not None:
         return f"{start}{outcome.state}: {outcome.error}"
@@ -380,9 +353,7 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
         prompt = requests * (characters + wording) // _CHARACTERS
         answer = requests * _ANSWERS[step]
         endpoint = config.endpoint(getattr(config, step).endpoint) if requests else None
-        cost = None
-        if endpoint and endpoint.price_in is not None and endpoint.price_out is not None:
-            cost = (prompt * endpoint.price_in + answer * endpoint.price_out) / 1e6
+        cost = None if endpoint is None else endpoint.opened().cost(prompt, answer)
         made.append(Estimate(step, subset.name, requests, prompt, answer, cost))
     return made
 

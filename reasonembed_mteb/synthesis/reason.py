@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
-from reasonembed_mteb.synthesis.step import ask, in_blocks, need
+from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,3 +113,12 @@ def _row(row: Row, answers: list[Answer]) -> Row:
     text = tagged(answers[0].text, "reasoning")
     # The query itself comes first, as in query + reasoning: the words of the question stay searchable.
     return made | ({"reasoning_query": f"{row['query']}\n{text}"} if text else {"dropped": "unparsable"})
+
+
+def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
+    note = reasoned(run, subset).note
+    # A query without a reasoning query is a sample all the same.
+    return note and note | {"kept": note["rows"]}
+
+
+STEP = Step("reason", reason, _note, lambda *of: [reasoned(*of)])

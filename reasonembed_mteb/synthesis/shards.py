@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import (
-    content_hash,
+    ContentHashes,
     json_line,
     json_text,
     read_json_lines,
@@ -34,10 +34,12 @@ class Shards:
     Args:
         folder: Where the files are.
         fingerprint: What the rows are made from: settings, prompts and inputs.
+        hashes: Hashes of files that a run has taken already.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, hashes: ContentHashes | None = None) -> None:
         """Look at nothing yet."""
+        self._hashes = hashes or ContentHashes()
         self.folder = folder
         self.fingerprint = fingerprint
 
@@ -51,7 +53,7 @@ class Shards:
         if note is None or note.get("fingerprint") != self.fingerprint:
             return None
         files = [self.file(index) for index in range(note["files"])]
-        whole = all(file.is_file() for file in files) and content_hash(files) == note["output"]
+        whole = all(file.is_file() for file in files) and self._hashes.of(files) == note["output"]
         return note if whole else None
 
     def begin(self) -> None:
@@ -107,7 +109,7 @@ class Shards:
                 tokens[side] += count
         note = {
             "fingerprint": self.fingerprint,
-            "output": content_hash(paths),
+            "output": self._hashes.of(paths),
             "files": files,
             "rows": rows,
             "kept": rows - dropped.total(),

@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import fingerprint
+from reasonembed_mteb.files import ContentHashes, fingerprint
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
 from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts
 from reasonembed_mteb.synthesis.shards import Shards
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Raised where rows are written differently, so that older folders are made again.
 FORMAT = 1
-STEPS = ("clean", "generate", "mine", "annotate", "reason", "format")
 
 
 class Client(Protocol):
@@ -50,6 +49,7 @@ class Run:
         make_client: Gives the client of an endpoint, by its name in the configuration.
         say: Takes a line for people.
         models: Retrievers that are loaded, by name.
+        hashes: Hashes of files, each taken once a run.
     """
 
     config: Config
@@ -57,6 +57,7 @@ class Run:
     say: Callable[[str], None] = logger.info
     models: dict[str, Any] = field(default_factory=dict)
     _clients: dict[str, Client] = field(default_factory=dict)
+    hashes: ContentHashes = field(default_factory=ContentHashes)
     _corpus: Corpus | None = None
 
     @property
@@ -101,7 +102,9 @@ class Run:
             subset: The subset.
             *causes: What the rows are made from; another cause makes them again.
         """
-        return Shards(self.folder / part / subset.name, fingerprint(FORMAT, part, subset.name, *causes))
+        return Shards(
+            self.folder / part / subset.name, fingerprint(FORMAT, part, subset.name, *causes), self.hashes
+        )
 
     def asking(self, section: AskingSection, step: str, subset: SubsetSection) -> list[Any]:
         """Return what decides the answers of a step that asks: sampling, model and wording."""
@@ -111,6 +114,23 @@ class Run:
             [endpoint.model, endpoint.extra_body],
             [self.prompts[step].hash, self.domain(subset).model_dump()],
         ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the chain; each module of a step holds its own.
+
+    Attributes:
+        name: As users write it.
+        work: Runs it for one subset.
+        note: What the finished step counted, None where it has to run: its settings or inputs changed.
+        asked: The parts of its output that answers of a language model stand in.
+    """
+
+    name: str
+    work: Callable[[Run, SubsetSection], None]
+    note: Callable[[Run, SubsetSection], dict[str, Any] | None]
+    asked: Callable[[Run, SubsetSection], Sequence[Shards]] = lambda _run, _subset: ()
 
 
 def in_blocks(rows: Iterator[Row], size: int) -> Callable[[int], list[Row]]:
