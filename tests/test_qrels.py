@@ -174,6 +174,11 @@ def test_known_ids_tell_quoted_from_bare(tmp_path: Path) -> None:
     assert read_exclusions(given(tmp_path, 'q\t"x"\n'), {"q"}, {'"x"'}) == {"q": ['"x"']}
 
 
+def test_spaced_columns_part_at_spaces_only(tmp_path: Path) -> None:
+    file = given(tmp_path, 'q 0 "x  y 1\nq 0 \u2028z 2\n q  0  "w" 0 \n')
+    assert read_qrels(file) == {"q": {'"x  y': 1, "\u2028z": 2, '"w"': 0}}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_written_is_read_back(tmp_path: Path, seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.evaluation.scores import MEASURES, mrr_at, mteb_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 # `k_values` of MTEB's AbsTaskRetrieval.
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
-# pytrec_eval's names and MTEB's, in the order of MTEB's result files.
-_MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision"}
-_LAST = {"success": "hit_rate"}
-METRICS = tuple(f"{name}_at_{k}" for name in (*_MEASURES.values(), "mrr", *_LAST.values()) for k in CUTS)
+# In the order of MTEB's result files.
+_STEMS = (*MEASURES.values(),)
+METRICS = tuple(f"{stem}_at_{k}" for stem in (*_STEMS[:-1], "mrr", _STEMS[-1]) for k in CUTS)
 DEFAULT_METRIC = "ndcg_at_10"
 
 
@@ -101,18 +101,10 @@ def per_query_metrics(
     import pytrec_eval
 
     cuts = ",".join(map(str, CUTS))
-    measures = {f"{name}.{cuts}" for name in (*_MEASURES, *_LAST)} | {"recip_rank"}
+    measures = {f"{name}.{cuts}" for name in MEASURES} | {"recip_rank"}
     evaluated = pytrec_eval.RelevanceEvaluator(labels, measures).evaluate(run)
-    return {query: _mteb_names(found) for query, found in evaluated.items()}
-
-
-def _mteb_names(found: Mapping[str, float]) -> dict[str, float]:
-    named = {f"{mteb}_at_{k}": found[f"{trec}_{k}"] for trec, mteb in _MEASURES.items() for k in CUTS}
-    # trec_eval's has no cut.
-    reciprocal = found["recip_rank"]
-    first = round(1 / reciprocal) if reciprocal else CUTS[-1] + 1
-    named |= {f"mrr_at_{k}": reciprocal if first <= k else 0.0 for k in CUTS}
-    return named | {f"{mteb}_at_{k}": found[f"{trec}_{k}"] for trec, mteb in _LAST.items() for k in CUTS}
+    rows = {query: mteb_names(row) | mrr_at(row["recip_rank"], CUTS) for query, row in evaluated.items()}
+    return {query: {name: row[name] for name in METRICS} for query, row in rows.items()}
 
 
 def score_run(run: Mapping[str, Mapping[str, float]], judgements: Judgements) -> RunScores:

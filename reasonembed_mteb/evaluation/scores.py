@@ -7,6 +7,7 @@ One Parquet file a task, next to its record and outside MTEB's ``results/`` tree
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,15 +22,15 @@ from reasonembed_mteb.files import replacing
 from reasonembed_mteb.retrieval.trec import write_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
 FORMAT = 1
 _KEY = b"reasonembed"
 _COLUMNS = ("split", "subset", "query_id", "gold_ids", "document_ids", "scores")
-# pytrec_eval's names, and MTEB's.
-_METRICS = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+# pytrec_eval's names, and MTEB's, in the order of MTEB's result files (MRR stands before the last).
+MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
 
 
 @dataclass
@@ -67,7 +68,7 @@ def keep_scores(task: Any) -> Kept:  # noqa: ANN401 - AbsTaskRetrieval
         cuts = sorted({int(name.rsplit("_", 1)[1]) for row in named.values() for name in row})
         for query, found in results.items():
             rank = first.get(query, 0.0)
-            mrr = {f"mrr_at_{k}": rank if rank * k >= 1 else 0.0 for k in cuts}
+            mrr = mrr_at(rank, cuts)
             best = sorted(found.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
             kept.rows.append(
                 {
@@ -88,15 +89,29 @@ def keep_scores(task: Any) -> Kept:  # noqa: ANN401 - AbsTaskRetrieval
 
 
 def _named(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Rename pytrec_eval's metrics as MTEB does."""
-    renamed: dict[str, dict[str, float]] = {}
-    for query, row in scores.items():
-        renamed[query] = {}
-        for name, value in row.items():
-            metric, _, cut = name.rpartition("_")
-            if metric in _METRICS:
-                renamed[query][f"{_METRICS[metric]}_at_{cut}"] = value
-    return renamed
+    return {query: mteb_names(row) for query, row in scores.items()}
+
+
+def mteb_names(row: Mapping[str, float]) -> dict[str, float]:
+    """Rename one query's metrics from pytrec_eval's names to MTEB's; those without a cut are left out.
+
+    Args:
+        row: Values by pytrec_eval's names, such as ``ndcg_cut_10``.
+    """
+    parts = ((*name.rpartition("_"), value) for name, value in row.items())
+    return {f"{MEASURES[metric]}_at_{k}": value for metric, _, k, value in parts if metric in MEASURES}
+
+
+def mrr_at(reciprocal: float, cuts: Iterable[int]) -> dict[str, float]:
+    """Return MTEB's reciprocal ranks at each cut; trec_eval's has none.
+
+    Args:
+        reciprocal: One by the rank of the first relevant document, 0 where there is none.
+        cuts: The depths.
+    """
+    # The rank is whole: 1 / rank * k may fall just below 1 where they are equal.
+    first = round(1 / reciprocal) if reciprocal else math.inf
+    return {f"mrr_at_{k}": reciprocal if first <= k else 0.0 for k in cuts}
 
 
 def _reciprocal_ranks(

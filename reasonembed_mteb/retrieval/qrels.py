@@ -12,6 +12,7 @@ import csv
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -34,6 +35,9 @@ _NAMES = (
 )
 _LABEL_COLUMNS = "query id, iteration, document id, label"
 _PAIR_COLUMNS = "query id, document id"
+# Columns by spaces; a document's id may hold spaces too, and whatever else Unicode calls a space.
+_SPACED_LABEL = re.compile(r"[ \t]*([^ \t]+)[ \t]+[^ \t]+[ \t]+(.+?)[ \t]+([^ \t]+)[ \t]*")
+_SPACED_PAIR = re.compile(r"[ \t]*([^ \t]+)[ \t]+(.+?)[ \t]*")
 
 Labels = dict[str, dict[str, int]]
 
@@ -196,7 +200,8 @@ def _picked(
     places: list[int] | None,
 ) -> tuple[str, ...]:
     if head is None or places is None:
-        _check_unbroken(file, number, cells, width)
+        if "\t" in line:
+            _check_unbroken(file, number, cells, width)
         return _without_header(file, number, line, cells, width)
     while len(cells) > len(head) and not cells[-1]:
         cells.pop()
@@ -214,22 +219,15 @@ def _without_header(file: Path, number: int, line: str, cells: list[str], width:
     tabs = "\t" in line
     if tabs and len(cells) == width:
         return tuple(cells)
-    try:
-        if width == 2:
-            query, document = line.strip().split(None, 1)
-            return query, document
-        if tabs and len(cells) == 4:
-            return cells[0], cells[2], cells[3]
-        query, _, rest = line.split(None, 2)
-        document, label = rest.rsplit(None, 1)
-        if "\t" in document:
-            raise ValueError
-    except ValueError:
+    if tabs and width == 3 and len(cells) == 4:
+        return cells[0], cells[2], cells[3]
+    found = (_SPACED_LABEL if width == 3 else _SPACED_PAIR).fullmatch(line)
+    if found is None or (width == 3 and "\t" in found[2]):
         columns = _LABEL_COLUMNS if width == 3 else _PAIR_COLUMNS
         shown = line if len(line) <= 80 else f"{line[:77]}..."
         msg = f"{file}, line {number}: expected {columns}; found {shown!r}"
-        raise DataError(msg) from None
-    return query, document, label
+        raise DataError(msg)
+    return found.groups()
 
 
 def _check_unbroken(file: Path, number: int, cells: Sequence[str], width: int) -> None:
