@@ -12,7 +12,7 @@ from remixer_script import answer, make_config, write_lines
 from stub_server import StubServer
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.synthesis.agreement import agreements, measure, read_labels
+from reasonembed_mteb.synthesis.agreement import agreements, compare_labels, read_labels
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
 from reasonembed_mteb.synthesis.step import Run
@@ -35,7 +35,7 @@ def test_kappa_is_what_its_definition_says() -> None:
     draw = np.random.default_rng(0)
     first = draw.integers(1, 6, 200).tolist()
     second = np.clip(np.array(first) + draw.integers(-1, 2, 200), 1, 5).tolist()
-    found = measure(first, second)
+    found = compare_labels(first, second)
     assert found.linear == pytest.approx(by_hand(first, second, 1))
     assert found.quadratic == pytest.approx(by_hand(first, second, 2))
     assert found.within_one == 1.0
@@ -45,17 +45,17 @@ def test_kappa_is_what_its_definition_says() -> None:
 
 
 def test_unjudged_pairs_are_left_out() -> None:
-    found = measure([1, 3, -1, 5], [1, 2, 3, -1])
+    found = compare_labels([1, 3, -1, 5], [1, 2, 3, -1])
     assert (found.pairs, found.unjudged, found.exact, found.same_side) == (2, 2, 0.5, 0.5)
     with pytest.raises(DataError, match="none of 1 pairs"):
-        measure([-1], [3])
+        compare_labels([-1], [3])
     with pytest.raises(DataError, match="1 labels against 2"):
-        measure([1], [1, 2])
+        compare_labels([1], [1, 2])
 
 
 def test_kappa_without_meaning_is_nan() -> None:
-    assert math.isnan(measure([3, 3], [3, 3]).linear)
-    assert measure([1, 2, 5], [1, 2, 5]).quadratic == 1.0
+    assert math.isnan(compare_labels([3, 3], [3, 3]).linear)
+    assert compare_labels([1, 2, 5], [1, 2, 5]).quadratic == 1.0
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_an_estimate_counts_requests_and_cost(tmp_path: Path) -> None:
     assert found["clean"].requests == found["generate"].requests == found["reason"].requests == 57
     # Six candidates at most, two samples each.
     assert found["annotate"].requests == 57 * 6 * 2
+    once = {one.step: one for one in estimate(make_config(tmp_path))}["annotate"]
+    # Each pair is a prompt and an answer of its own.
+    assert once.requests == 57 * 6
+    assert (found["annotate"].completion_tokens, found["annotate"].cost) == (
+        2 * once.completion_tokens,
+        pytest.approx(2 * (once.cost or 0)),
+    )
+    assert once.completion_tokens == 400 * once.requests
     clean = found["clean"]
     assert clean.cost == pytest.approx((clean.prompt_tokens + 2 * clean.completion_tokens) / 1e6)
     skipped = {one.step: one for one in estimate(make_config(tmp_path, more="[clean]\nskip = true"))}

@@ -10,10 +10,11 @@ import pytest
 from remixer_script import answer, make_config
 from stub_server import StubServer
 
-from reasonembed_mteb.synthesis.card import _cell, _histogram, _table
+from reasonembed_mteb.synthesis.card import _cell, _histogram, _made_with, _table
 from reasonembed_mteb.synthesis.pipeline import synthesize
 from reasonembed_mteb.synthesis.prompts import load_prompts
 from reasonembed_mteb.synthesis.shards import read_rows
+from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +69,17 @@ def test_cost_prompts_models_and_seed(folder: Path, card: Any) -> None:
     assert str(folder) not in text + json.dumps(card)
     assert "| biology | second annotator |" in text
     assert "data_files: formatted/biology-formatted.jsonl" in text
+
+
+def test_no_path_of_the_machine(tmp_path: Path) -> None:
+    gold = tmp_path / "people" / "labels.jsonl"
+    model = tmp_path / "home" / "me" / "models" / "mine"
+    tables = f"[mine]\nretriever = 'dense'\nmodel = '{model}'\n[annotate]\ngold = '{gold}'\n"
+    run = Run(make_config(tmp_path, more=tables), make_client=lambda _: pytest.fail("nothing is asked"))
+    made = _made_with(run)
+    assert (made["mine"]["model"], made["steps"]["annotate"]["gold"]) == ("models/mine", "labels.jsonl")
+    assert str(tmp_path) not in json.dumps(made)
+    assert "home" not in json.dumps(made)
 
 
 def test_pictures_are_png_of_some_size(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from stub_server import StubServer
 
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.config import FormatSection
-from reasonembed_mteb.synthesis.format import formatted, formatted_file
+from reasonembed_mteb.synthesis.format import _texts, formatted, formatted_file
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
 from reasonembed_mteb.synthesis.reason import refusal, sides
 from reasonembed_mteb.synthesis.step import Run
@@ -131,6 +132,14 @@ def test_the_same_text_is_not_on_both_sides(tmp_path: Path) -> None:
     note = formatted(run, run.config.subset[0])
     assert note is not None
     assert note["repeated_texts"] > 0
+
+
+def test_a_positive_is_no_negative() -> None:
+    texts = {"a": "one", "b": "two", "copy of a": "one", "c": "three", "copy of c": "three"}
+    counts: Counter[str] = Counter()
+    found = _texts(["a", "b"], ["copy of a", "c", "copy of c"], texts, counts)
+    assert found == (["one", "two"], ["three"])
+    assert counts["repeated_texts"] == 2
 
 
 def _rows(tmp_path: Path) -> list[dict[str, str]]:

@@ -48,7 +48,7 @@ class Agreement:
     table: tuple[tuple[int, ...], ...]
 
 
-def measure(first: Sequence[int], second: Sequence[int], positive_from: int = 3) -> Agreement:
+def compare_labels(first: Sequence[int], second: Sequence[int], positive_from: int = 3) -> Agreement:
     """Compare two annotators.
 
     Args:
@@ -131,7 +131,7 @@ def _compare(ours: Mapping[Pair, int], other: Mapping[Pair, int], positive_from:
     shared = sorted(ours.keys() & other.keys())
     if not any(ours[pair] != UNJUDGED and other[pair] != UNJUDGED for pair in shared):
         return None
-    return measure([ours[pair] for pair in shared], [other[pair] for pair in shared], positive_from)
+    return compare_labels([ours[pair] for pair in shared], [other[pair] for pair in shared], positive_from)
 
 
 def agreements(run: Run, subset: SubsetSection) -> dict[str, Agreement]:

@@ -23,7 +23,7 @@ from reasonembed_mteb.synthesis.shards import read_rows
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.synthesis.config import SubsetSection
+    from reasonembed_mteb.synthesis.config import AskingSection, SubsetSection
     from reasonembed_mteb.synthesis.step import Run
 
 _LABELS = (-1, 1, 2, 3, 4, 5)
@@ -139,7 +139,7 @@ def _made_with(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "prompts": {name: prompt.hash for name, prompt in sorted(run.prompts.items())},
         "steps": {
-            name: {**section.model_dump(), "model": config.endpoint(section.endpoint).model}
+            name: {**_settings(section), "model": config.endpoint(section.endpoint).model}
             for name, section in steps.items()
             if not getattr(section, "skip", False)
         },
@@ -151,6 +151,14 @@ def _made_with(run: Run) -> dict[str, Any]:
         if config.annotate.second_endpoint is None
         else config.endpoint(config.annotate.second_endpoint).model,
     }
+
+
+def _settings(section: AskingSection) -> dict[str, Any]:
+    """Return a table's values; of a path only the last part, as the card leaves the machine."""
+    values = section.model_dump()
+    if values.get("gold") is not None:
+        values["gold"] = Path(values["gold"]).name
+    return values
 
 
 def _retriever(run: Run) -> str | None:

@@ -76,8 +76,8 @@ def reason(run: Run, subset: SubsetSection) -> None:
     shards = reasoned(run, subset)
     shards.begin()
     # Nothing is asked for queries that are dropped afterwards anyway.
-    count = shard_count(sum(1 for _ in _wanted(run, subset)), SIZE)
-    block = in_blocks(_wanted(run, subset), SIZE)
+    count = shard_count(sum(1 for _ in _rows_to_reason(run, subset)), SIZE)
+    block = in_blocks(_rows_to_reason(run, subset), SIZE)
 
     def load(index: int) -> list[tuple[Row, Sequence[Request]]]:
         return [(row, _requests(run, subset, row)) for row in block(index)]
@@ -86,7 +86,7 @@ def reason(run: Run, subset: SubsetSection) -> None:
     shards.finish(count)
 
 
-def _wanted(run: Run, subset: SubsetSection) -> Iterator[Row]:
+def _rows_to_reason(run: Run, subset: SubsetSection) -> Iterator[Row]:
     section = run.config.format
     for row in labelled(run, subset).rows():
         if refusal(*sides(row, section), section) is None:
