@@ -16,6 +16,7 @@ from stub_server import StubServer
 from training_data import make_rows, write_rows
 
 from reasonembed_mteb import cli
+from reasonembed_mteb.store.vectors import LAYOUT, MANIFEST, MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,11 +130,11 @@ class World:
         self.store = self.root / "store" / file_part(self.word)
         self.store.mkdir(parents=True)
         (self.root / "outside").write_text("stays")
-        about = {"name": self.model, "revision": self.word, "layout": 1}
-        (self.store / "model.json").write_text(json.dumps(about))
+        about = {"name": self.model, "revision": self.word, "layout": LAYOUT}
+        (self.store / MODEL).write_text(json.dumps(about))
         shard = {"file": "../../outside", "rows": 1, "bytes": 5, "xxh3": "x", "dtype": self.word}
-        manifest = {"layout": 1, "dimension": 2, "shards": [shard]}
-        (self.store / "manifest.json").write_text(json.dumps(manifest))
+        manifest = {"layout": LAYOUT, "dimension": 2, "shards": [shard]}
+        (self.store / MANIFEST).write_text(json.dumps(manifest))
 
     def _write_corpus(self, base_url: str) -> None:
         self.synthesis = self.root / "synthesis"
