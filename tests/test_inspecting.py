@@ -11,14 +11,14 @@ from reporting_data import write_result, write_run
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.reporting.inspecting import differ, look_at, worst
+from reasonembed_mteb.reporting.inspecting import differ, inspect_query, worst
 from reasonembed_mteb.reporting.queries import local_texts
 from reasonembed_mteb.reporting.results import read_results
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reasonembed_mteb.reporting.results import Results
+    from reasonembed_mteb.reporting.results import ResultSet
 
 MINI, PONY = "ReasonMiniBiology", "ReasonMiniPony"
 # The first query of the embedded benchmark, and documents of its corpus.
@@ -37,12 +37,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def results(folder: Path) -> Results:
+def results(folder: Path) -> ResultSet:
     return read_results([folder])
 
 
-def test_one_query_shows_documents_gold_and_texts(results: Results) -> None:
-    look = look_at(results, MINI, "5", top=2)
+def test_one_query_shows_documents_gold_and_texts(results: ResultSet) -> None:
+    look = inspect_query(results, MINI, "5", top=2)
     assert look.text is not None
     assert look.text.startswith("My father gets cramps")
     assert look.metric == "nDCG@10"
@@ -56,21 +56,21 @@ def test_one_query_shows_documents_gold_and_texts(results: Results) -> None:
     assert [(one.id, one.rank) for one in first.gold] == [(GOLD, 2), ("never found", None)]
 
 
-def test_one_query_of_chosen_models(results: Results) -> None:
-    look = look_at(results, MINI, "5", ["b"])
+def test_one_query_of_chosen_models(results: ResultSet) -> None:
+    look = inspect_query(results, MINI, "5", ["b"])
     assert [answer.model for answer in look.answers] == ["x/b"]
 
 
-def test_a_query_or_task_that_is_not_there_is_named(results: Results) -> None:
+def test_a_query_or_task_that_is_not_there_is_named(results: ResultSet) -> None:
     with pytest.raises(UnknownNameError, match="query '55'"):
-        look_at(results, MINI, "55")
+        inspect_query(results, MINI, "55")
     with pytest.raises(UnknownNameError, match=f"did you mean '{MINI}'"):
-        look_at(results, "ReasonMiniBiologie", "5")
+        inspect_query(results, "ReasonMiniBiologie", "5")
     with pytest.raises(ReasonEmbedError, match="kept no scores by query"):
-        look_at(results, MINI, "5", ["plain"])
+        inspect_query(results, MINI, "5", ["plain"])
 
 
-def test_the_worst_queries_of_a_model(results: Results) -> None:
+def test_the_worst_queries_of_a_model(results: ResultSet) -> None:
     listed = worst(results, "x/a", count=3)
     assert [(one.task, one.query, one.scores) for one in listed] == [
         (MINI, "1", (0.0,)),
@@ -83,7 +83,7 @@ def test_the_worst_queries_of_a_model(results: Results) -> None:
         worst(results, "x/plain")
 
 
-def test_where_two_models_differ_most(results: Results) -> None:
+def test_where_two_models_differ_most(results: ResultSet) -> None:
     listed = differ(results, "a", "b")
     assert [(one.query, one.scores) for one in listed] == [
         ("5", (0.75, 0.0)),

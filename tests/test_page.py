@@ -12,10 +12,10 @@ import pytest
 from reporting_data import write_result, write_run
 
 from reasonembed_mteb.reporting import explorer
-from reasonembed_mteb.reporting.page import make_page
-from reasonembed_mteb.reporting.report import Wanted, write_report
+from reasonembed_mteb.reporting.page import render_page
+from reasonembed_mteb.reporting.report import ReportOptions, write_report
 from reasonembed_mteb.reporting.results import read_results
-from reasonembed_mteb.reporting.tables import make_boards
+from reasonembed_mteb.reporting.tables import score_tables
 from reasonembed_mteb.retrieval.rows import benchmarks
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write_everything(folder / "results-of-all")
     text, problems = write_report(
-        read_results([folder / "results-of-all"]), Wanted(significance=True), "html"
+        read_results([folder / "results-of-all"]), ReportOptions(significance=True), "html"
     )
     assert not problems
     file = folder / "report.html"
@@ -105,8 +105,8 @@ def test_text_of_the_data_ends_no_element(page: Path) -> None:
 
 def test_half_a_surrogate_pair_is_written(tmp_path: Path) -> None:
     write_run(tmp_path, "x/a", BIOLOGY, {"1": 0.5}, found={"1": [("d1", 0.5)]})
-    boards = make_boards(read_results([tmp_path]))
-    text, _ = make_page(boards, ["broken \ud800 name"])
+    boards = score_tables(read_results([tmp_path]))
+    text, _ = render_page(boards, ["broken \ud800 name"])
     assert r"broken \ud800 name" in data_of(text.encode("utf-8").decode("utf-8"))["problems"]
 
 
@@ -115,7 +115,7 @@ def test_texts_stop_at_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for model in ("x/a", "x/b"):
         scores = {query: score if model == "x/a" else 0.5 for query, score in queries.items()}
         write_run(tmp_path, model, BIOLOGY, scores)
-    boards = make_boards(read_results([tmp_path]))
+    boards = score_tables(read_results([tmp_path]))
     full, _ = explorer.explore(boards)
     some, _ = explorer.explore(boards, budget=1500)
     assert full[0] is not None
@@ -132,7 +132,7 @@ def test_the_queries_that_differ_most_are_kept(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(explorer, "_QUERIES", 2)
     write_run(tmp_path, "x/a", BIOLOGY, {"1": 0.5, "2": 1.0, "3": 0.0, "4": 0.5})
     write_run(tmp_path, "x/b", BIOLOGY, {"1": 0.5, "2": 0.0, "3": 0.9, "4": 0.25})
-    (explored,), _ = explorer.explore(make_boards(read_results([tmp_path])))
+    (explored,), _ = explorer.explore(score_tables(read_results([tmp_path])))
     assert explored is not None
     assert set(explored["subsets"][0]["kept"]) == {"2", "3"}
     kept = explored["subsets"][0]["kept"]["2"]

@@ -10,7 +10,13 @@ import mteb
 import pytest
 
 from reasonembed_mteb.models.zoo import CHECKPOINTS, Checkpoint
-from reasonembed_mteb.reporting.published import MEAN, compare, published_for, published_scores, within_noise
+from reasonembed_mteb.reporting.published import (
+    MEAN,
+    compare_with_published,
+    published_for,
+    published_scores,
+    within_noise,
+)
 from reasonembed_mteb.retrieval.rows import benchmarks
 
 SHARED = Path(__file__).parents[2] / "shared/data/published"
@@ -111,7 +117,7 @@ def test_reproductions_lie_within_the_noise_that_they_define() -> None:
     }
     assert theirs[MEAN] == pytest.approx(36.8, abs=0.05)
     paper = [s for s in published_for(name, BRIGHT, "ndcg_at_10") if s.source.endswith("Table 2")]
-    found = [compare(score, theirs[score.subset]) for score in paper]
+    found = [compare_with_published(score, theirs[score.subset]) for score in paper]
     assert len(found) == 13
     assert all(one.within_noise for one in found)
     differences = {one.published.subset: round(one.difference, 1) for one in found}
@@ -128,7 +134,7 @@ def test_reproductions_lie_within_the_noise_that_they_define() -> None:
 def test_a_score_is_put_beside_the_paper() -> None:
     name = CHECKPOINTS[0].name
     biology = next(s for s in published_for(name, BRIGHT, "ndcg_at_10") if s.subset == "biology")
-    one = compare(biology, 50.0)
+    one = compare_with_published(biology, 50.0)
     assert one.difference == pytest.approx(-5.5)
     assert not one.within_noise
     assert one.published.source.endswith("Table 2")

@@ -14,18 +14,23 @@ from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.reporting import formats
-from reasonembed_mteb.reporting.comparison import beside, compare_rows, published_grids, significance_grids
+from reasonembed_mteb.reporting.comparison import (
+    compare_rows,
+    published_comparisons,
+    published_grids,
+    significance_grids,
+)
 from reasonembed_mteb.reporting.queries import read_frames
-from reasonembed_mteb.reporting.report import Wanted, draw_report, write_report
+from reasonembed_mteb.reporting.report import ReportOptions, draw_report, write_report
 from reasonembed_mteb.reporting.results import read_results
-from reasonembed_mteb.reporting.tables import make_boards, metric_name
+from reasonembed_mteb.reporting.tables import metric_name, score_tables
 from reasonembed_mteb.retrieval.rows import benchmarks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from reasonembed_mteb.reporting.tables import Board
+    from reasonembed_mteb.reporting.tables import ScoreTable
 
     Command = Callable[..., tuple[int, str, str]]
 
@@ -34,8 +39,8 @@ BRIGHT = [row.name for row in benchmarks()["BRIGHT(ReasonEmbed)"]]
 PAPER = "hanhainebula/reason-embed-qwen3-8b-0928"
 
 
-def boards(folder: Path, *, together: bool = False) -> dict[str, Board]:
-    return {board.name: board for board in make_boards(read_results([folder]), together=together)}
+def boards(folder: Path, *, together: bool = False) -> dict[str, ScoreTable]:
+    return {board.name: board for board in score_tables(read_results([folder]), together=together)}
 
 
 def write_all(folder: Path, model: str, scores: Sequence[float]) -> None:
@@ -113,7 +118,7 @@ def test_kinds_of_results_stay_in_separate_labelled_tables(tmp_path: Path) -> No
     limited = write_result(tmp_path / "limit", "a/m", BIOLOGY, 0.75)
     record(limited, causes={"limit": 3})
     results = read_results([tmp_path, tmp_path / "limit"])
-    found = {board.name: board for board in make_boards(results)}
+    found = {board.name: board for board in score_tables(results)}
     assert list(found) == [
         "BRIGHT(ReasonEmbed)",
         "BRIGHT(v1.1), MTEB's own",
@@ -187,13 +192,13 @@ def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
     write_all(tmp_path, PAPER, [0.5551, 0.60, *([0.3] * 10)])
     write_all(tmp_path, "x/unknown", [0.3] * 12)
     board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    paper = next(source for source in beside(board) if "Table 2" in source.source)
+    paper = next(source for source in published_comparisons(board) if "Table 2" in source.source)
     biology = paper.scores["biology"]
     assert (biology.published.value, biology.within_noise) == (55.5, True)
     assert biology.difference == pytest.approx(0.01)
     assert not paper.scores["earth_science"].within_noise
     assert paper.scores["mean"].published.value == 38.1
-    assert {board.rows[source.row].label for source in beside(board)} == {PAPER}
+    assert {board.rows[source.row].label for source in published_comparisons(board)} == {PAPER}
     rows = {row[0]: row for row in published_grids(board)[0].rows}
     assert rows["Bio."] == ("Bio.", "55.50", "55.51", "+0.01", "yes")
     assert rows["Earth"][-1] == "NO"
@@ -201,14 +206,14 @@ def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
 
 def test_a_mean_over_fewer_subsets_is_not_compared(tmp_path: Path) -> None:
     write_all(tmp_path, PAPER, [0.5] * 11)
-    for source in beside(boards(tmp_path)["BRIGHT(ReasonEmbed)"]):
+    for source in published_comparisons(boards(tmp_path)["BRIGHT(ReasonEmbed)"]):
         assert "mean" not in source.scores
 
 
 def test_rewritten_queries_and_smoke_runs_are_not_compared_with_published(tmp_path: Path) -> None:
     write_result(tmp_path, PAPER, f"{BIOLOGY}Gpt4Reason", 0.5)
     record(write_result(tmp_path, PAPER, BIOLOGY, 0.5), causes={"limit": 3})
-    assert all(not beside(board) for board in boards(tmp_path).values())
+    assert all(not published_comparisons(board) for board in boards(tmp_path).values())
 
 
 def write_tested(folder: Path) -> None:
@@ -238,7 +243,7 @@ def test_significance_marks_the_means(tmp_path: Path) -> None:
     first, pairs = significance_grids(board, tested)
     good = next(row for row in first.rows if row[0] == "x/good")
     assert good[-1] == "all others"
-    assert pairs.head == ("model", "against", "all", "Bio.", "Pony")
+    assert pairs.head == ("model", "other model", "all", "Bio.", "Pony")
     assert any("x/plain" in note for note in first.notes)
     interval = tested.intervals["x/good"]
     assert interval.low < interval.mean < interval.high
@@ -250,7 +255,7 @@ def test_scores_by_query_that_are_damaged_are_named(tmp_path: Path) -> None:
     write_tested(tmp_path)
     (damaged, *_) = sorted((tmp_path / "records").rglob("*.parquet"))
     damaged.write_bytes(b"PAR1")
-    text, problems = write_report(read_results([tmp_path]), Wanted(significance=True), "table")
+    text, problems = write_report(read_results([tmp_path]), ReportOptions(significance=True), "table")
     assert len(problems) == 1
     assert str(damaged) in problems[0]
     assert "x/good" in text
@@ -283,7 +288,7 @@ def test_csv_has_every_cell(tmp_path: Path) -> None:
 
 def test_json_has_everything_and_no_nan(tmp_path: Path) -> None:
     write_tested(tmp_path)
-    wanted = Wanted(published=True, significance=True)
+    wanted = ReportOptions(published=True, significance=True)
     text, _ = write_report(read_results([tmp_path]), wanted, "json")
     (table,) = json.loads(text, parse_constant=lambda name: pytest.fail(name))["tables"]
     row = next(one for one in table["rows"] if one["label"] == "x/good")

@@ -10,7 +10,7 @@ import pytest
 from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.reporting.queries import read_columns, read_found, read_scores_by_query
+from reasonembed_mteb.reporting.queries import read_columns, read_rankings, read_scores_by_query
 from reasonembed_mteb.reporting.results import read_results
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def test_scores_by_query_are_read(tmp_path: Path) -> None:
     write_run(tmp_path, "a/m", BIOLOGY, scores, found=found, gold={"q1": ["d1", "d7"]})
     (result,) = read_results([tmp_path]).found
     assert read_scores_by_query(result) == scores
-    one = read_found(result, ["q1", "nobody"], top=2)
+    one = read_rankings(result, ["q1", "nobody"], top=2)
     assert list(one) == ["q1"]
     assert one["q1"].hits == [("d 9", 0.75), ("d1", 0.5)]
     assert one["q1"].gold == ["d1", "d7"]

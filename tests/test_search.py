@@ -15,8 +15,9 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.retrieval import topk
 from reasonembed_mteb.retrieval.search import excluding_search
-from reasonembed_mteb.retrieval.topk import RunningTopK, id_ranks
+from reasonembed_mteb.retrieval.topk import RunningTopK, Similarity, id_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -285,3 +286,10 @@ def test_no_document_left_is_warned(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot search with str"):
         excluding_search("model", {})  # type: ignore[arg-type]
+
+
+def test_a_document_without_length_scores_zero_as_in_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk, "_plain_function", lambda _: "cosine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    queries, documents = np.array([[3.0, 4.0]], "float32"), np.array([[0, 0], [6, 8]], "float32")
+    assert Similarity(None, queries).scores(documents).tolist() == [[0.0, 1.0]]

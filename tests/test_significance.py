@@ -10,7 +10,7 @@ from scipy import stats
 
 from reasonembed_mteb.reporting import significance
 from reasonembed_mteb.reporting.significance import (
-    compare,
+    compare_models,
     holm,
     paired_test,
     pairwise_pvalues,
@@ -107,7 +107,7 @@ def test_equal_models_and_single_queries_never_differ() -> None:
     values = by_query(np.random.default_rng(0).random(50))
     assert paired_test(values, values).pvalue == 1
     assert paired_test({"q": 1.0}, {"q": 0.0}).pvalue == 1
-    assert compare({"a": {"q": 1.0}, "b": {"q": 0.0}}).pvalues[0, 1] == 1
+    assert compare_models({"a": {"q": 1.0}, "b": {"q": 0.0}}).pvalues[0, 1] == 1
 
 
 def test_holm_by_hand() -> None:
@@ -124,7 +124,7 @@ def test_comparison_is_ordered_and_corrected() -> None:
         name: by_query(base + shift + draw.normal(0, 0.1, 120))
         for name, shift in (("c", 0), ("a", 0.2), ("b", 0.1))
     }
-    tested = compare(scores)
+    tested = compare_models(scores)
     assert tested.models == ("a", "b", "c")
     assert list(tested.means) == sorted(tested.means, reverse=True)
     raw = [tested.pvalues[pair] for pair in ((0, 1), (0, 2), (1, 2))]
@@ -147,7 +147,7 @@ def test_the_order_of_the_queries_does_not_matter() -> None:
     first, second = {"a": 1.0, "b": 5.0, "c": 9.0}, {"c": 8.0, "a": 0.0, "b": 4.0}
     # Every difference is 1: of 8 flips only two are as large.
     assert paired_test(first, second).pvalue == 2 / 8
-    assert compare({"one": first, "other": second}).pvalues[0, 1] == 2 / 8
+    assert compare_models({"one": first, "other": second}).pvalues[0, 1] == 2 / 8
 
 
 def test_marks_are_corrected_for_the_number_of_pairs() -> None:

@@ -148,13 +148,13 @@ def test_reports_and_the_submission_check_know_it(
 
     from reasonembed_mteb.reporting import formats
     from reasonembed_mteb.reporting.results import read_results
-    from reasonembed_mteb.reporting.tables import make_boards
+    from reasonembed_mteb.reporting.tables import score_tables
     from reasonembed_mteb.sharing.submission import _check_complete
 
     use(folder, monkeypatch)
     for task, score in (("NewBenchAlpha", 0.5), ("NewBenchBeta", 0.25)):
         write_result(tmp_path / "out", "x/model", task, score)
-    (board,) = make_boards(read_results([tmp_path / "out"]))
+    (board,) = score_tables(read_results([tmp_path / "out"]))
     grid = formats.score_grid(board)
     assert grid.title == "NewBench: recall@1 in % (original queries; our tasks)"
     assert grid.head == ("rank", "model", "mean", "Al.", "beta")

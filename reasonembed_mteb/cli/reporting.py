@@ -16,8 +16,8 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reasonembed_mteb.reporting.inspecting import Listed, Look
-    from reasonembed_mteb.reporting.results import Results
+    from reasonembed_mteb.reporting.inspecting import QueryEntry, QueryReport
+    from reasonembed_mteb.reporting.results import ResultSet
 
 Folders = Annotated[
     list[Path], typer.Argument(help="Output folders, MTEB result trees, folders of one model, or files.")
@@ -64,7 +64,7 @@ def report(
     _check_output(output, format, overwrite)
     _set_up(debug)
     from reasonembed_mteb.files import write_whole
-    from reasonembed_mteb.reporting.report import Wanted, draw_report, write_report
+    from reasonembed_mteb.reporting.report import ReportOptions, draw_report, write_report
     from reasonembed_mteb.reporting.results import read_results
 
     found = read_results(results)
@@ -73,7 +73,7 @@ def report(
             say(f"wrote {file}")
         _finish(found.problems)
         return
-    wanted = Wanted(published, significance, cost, together, decimals)
+    wanted = ReportOptions(published, significance, cost, together, decimals)
     width = _terminal_width() if output is None else None
     text, problems = write_report(found, wanted, format.value, width)
     if output is None:
@@ -155,7 +155,7 @@ def inspect(
 
     found = read_results(results)
     if query is not None and task is not None:
-        _show(inspecting.look_at(found, task, query, model, top), as_json=json)
+        _show(inspecting.inspect_query(found, task, query, model, top), as_json=json)
     elif worst is not None:
         listed = inspecting.worst(found, model[0], task, worst)
         _list(listed, [found.labels[found.model(model[0])]], as_json=json)
@@ -165,29 +165,29 @@ def inspect(
     _finish(_about(found, task))
 
 
-def _about(found: Results, task: str | None) -> list[str]:
+def _about(found: ResultSet, task: str | None) -> list[str]:
     """Return the problems that bear on what was asked."""
     return [line for line in found.problems if task is None or f"{task}.json" in line]
 
 
-def _show(look: Look, *, as_json: bool) -> None:
+def _show(look: QueryReport, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from reasonembed_mteb.reporting import formats
 
     if as_json:
-        show(formats.as_json(asdict(look)))
+        show(formats.to_json(asdict(look)))
         return
-    show(formats.as_look(look, _terminal_width()))
+    show(formats.as_query_report(look, _terminal_width()))
 
 
-def _list(listed: Sequence[Listed], models: Sequence[str], *, as_json: bool) -> None:
+def _list(listed: Sequence[QueryEntry], models: Sequence[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from reasonembed_mteb.reporting import formats
 
     if as_json:
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]
-        show(formats.as_json(rows))
+        show(formats.to_json(rows))
         return
-    show(formats.as_table(formats.listed_grid(listed, models), _terminal_width()))
+    show(formats.as_table(formats.query_grid(listed, models), _terminal_width()))

@@ -6,15 +6,15 @@ Public names are loaded on first use.
 from __future__ import annotations
 
 _HOMES = {
-    "Judgements": "score",
-    "RunScores": "score",
-    "bootstrap_intervals": "significance",
-    "compare": "significance",
-    "paired_test": "significance",
-    "published_for": "published",
-    "published_scores": "published",
-    "score_run": "score",
-    "significance_marks": "significance",
+    "Judgements": "reasonembed_mteb.evaluation.score_run",
+    "RunScores": "reasonembed_mteb.evaluation.score_run",
+    "bootstrap_intervals": "reasonembed_mteb.reporting.bootstrap",
+    "compare_models": "reasonembed_mteb.reporting.significance",
+    "paired_test": "reasonembed_mteb.reporting.significance",
+    "published_for": "reasonembed_mteb.reporting.published",
+    "published_scores": "reasonembed_mteb.reporting.published",
+    "score_run": "reasonembed_mteb.evaluation.score_run",
+    "significance_marks": "reasonembed_mteb.reporting.significance",
 }
 
 __all__ = sorted(_HOMES)
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(msg)
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

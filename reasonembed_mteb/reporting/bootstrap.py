@@ -1,4 +1,4 @@
-"""Scores of several models over the same queries, as one array; subsets joined."""
+"""Scores of several models over the same queries as one array, and bootstrap intervals of their means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table beside published scores and under test: what the pieces say about its rows."""
+"""The rows of a table compared: with published scores, and with each other by significance tests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.reporting.formats import MISSING, Grid
-from reasonembed_mteb.reporting.published import MEAN, Beside, compare, published_for
+from reasonembed_mteb.reporting.published import (
+    MEAN,
+    PublishedComparison,
+    compare_with_published,
+    published_for,
+)
 from reasonembed_mteb.reporting.significance import bootstrap_intervals, pool, significance_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.reporting.queries import Frame
+    from reasonembed_mteb.reporting.queries import SubsetScores
     from reasonembed_mteb.reporting.significance import Interval, Marks
-    from reasonembed_mteb.reporting.tables import Board, Row
+    from reasonembed_mteb.reporting.tables import ModelRow, ScoreTable
 
 # With more models, pairs go into the JSON alone: 50 models have 1,225.
 _MODELS_WITH_PAIRS = 6
@@ -25,8 +30,8 @@ _METRIC = "ndcg_at_10"
 
 
 @dataclass(frozen=True)
-class Source:
-    """One row beside one source.
+class SourceComparison:
+    """One row compared with one source.
 
     Attributes:
         row: Place of the row in its table.
@@ -40,11 +45,11 @@ class Source:
     source: str
     url: str
     note: str
-    scores: dict[str, Beside]
+    scores: dict[str, PublishedComparison]
 
 
-def beside(board: Board) -> list[Source]:
-    """Put every row beside everything that was published of its model for the same benchmark.
+def published_comparisons(board: ScoreTable) -> list[SourceComparison]:
+    """Compare every row with everything that was published of its model for the same benchmark.
 
     Args:
         board: The table; rows of a table set together are not compared.
@@ -54,26 +59,26 @@ def beside(board: Board) -> list[Source]:
     """
     found = []
     for place, row in enumerate(board.rows):
-        sources: dict[tuple[str, str], dict[str, Beside]] = {}
+        sources: dict[tuple[str, str], dict[str, PublishedComparison]] = {}
         for score in published_for(row.model.name, board.published, board.metric):
             ours = _ours(row, score.subset)
             if ours is None or row.model.options:
                 continue
             held = sources.setdefault((score.source, score.model), {})
-            held[score.subset] = compare(score, 100 * ours)
+            held[score.subset] = compare_with_published(score, 100 * ours)
         for (source, model), scores in sources.items():
             first = next(iter(scores.values())).published
-            found.append(Source(place, f"{source}: {model}", first.url, first.note, scores))
+            found.append(SourceComparison(place, f"{source}: {model}", first.url, first.note, scores))
     return found
 
 
-def _ours(row: Row, subset: str) -> float | None:
+def _ours(row: ModelRow, subset: str) -> float | None:
     if subset == MEAN:
         return row.mean.value if row.mean is not None and row.mean.whole else None
     return row.cells[subset].score if subset in row.cells else None
 
 
-def published_grids(board: Board, *, decimals: int = 2) -> list[Grid]:
+def published_grids(board: ScoreTable, *, decimals: int = 2) -> list[Grid]:
     """Return one table for each row and source: published, ours, difference, verdict.
 
     Args:
@@ -81,7 +86,7 @@ def published_grids(board: Board, *, decimals: int = 2) -> list[Grid]:
         decimals: Of our scores.
     """
     grids = []
-    for source in beside(board):
+    for source in published_comparisons(board):
         rows = tuple(
             (
                 board.head(subset),
@@ -92,14 +97,14 @@ def published_grids(board: Board, *, decimals: int = 2) -> list[Grid]:
             )
             for subset, one in source.scores.items()
         )
-        title = f"{board.rows[source.row].label} beside {source.source}"
+        title = f"{board.rows[source.row].label} compared with {source.source}"
         head = ("subset", "published", "ours", "difference", "within reproduction noise")
         notes = tuple(filter(None, (source.note, source.url)))
         grids.append(Grid(title, head, rows, notes))
     return grids
 
 
-def _verdict(one: Beside, metric: str | None) -> str:
+def _verdict(one: PublishedComparison, metric: str | None) -> str:
     # The noise was measured on nDCG@10 alone.
     if metric != _METRIC:
         return MISSING
@@ -107,7 +112,7 @@ def _verdict(one: Beside, metric: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Tested:
+class SignificanceTests:
     """What the tests say about one table.
 
     Attributes:
@@ -124,7 +129,9 @@ class Tested:
     left_out: tuple[str, ...]
 
 
-def compare_rows(board: Board, frames: Sequence[Frame], *, every_subset: bool = False) -> Tested:
+def compare_rows(
+    board: ScoreTable, frames: Sequence[SubsetScores], *, every_subset: bool = False
+) -> SignificanceTests:
     """Test every pair of rows of a table.
 
     Args:
@@ -140,7 +147,7 @@ def compare_rows(board: Board, frames: Sequence[Frame], *, every_subset: bool = 
         own = {label: held[frame.column] for label, held in scores.items() if frame.column in held}
         if len(own) > 1:
             subsets[frame.column] = significance_marks(own)
-    return Tested(
+    return SignificanceTests(
         marks=significance_marks(pooled) if len(pooled) > 1 else None,
         intervals=bootstrap_intervals(pooled) if pooled else {},
         subsets=subsets,
@@ -148,7 +155,7 @@ def compare_rows(board: Board, frames: Sequence[Frame], *, every_subset: bool = 
     )
 
 
-def _by_label(board: Board, frames: Sequence[Frame]) -> dict[str, dict[str, dict[str, float]]]:
+def _by_label(board: ScoreTable, frames: Sequence[SubsetScores]) -> dict[str, dict[str, dict[str, float]]]:
     """Return scores by label, subset and query; a row that lacks any query of a subset lacks the subset."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for place, row in enumerate(board.rows):
@@ -159,7 +166,7 @@ def _by_label(board: Board, frames: Sequence[Frame]) -> dict[str, dict[str, dict
     return found
 
 
-def significance_grids(board: Board, tested: Tested) -> list[Grid]:
+def significance_grids(board: ScoreTable, tested: SignificanceTests) -> list[Grid]:
     """Return the tests as tables: intervals and letters, and for few models every pair.
 
     Args:
@@ -205,7 +212,7 @@ def _beaten(marks: Marks, label: str) -> str:
     return "all others" if len(beaten) == len(marks.letters) - 1 > 1 else ", ".join(beaten)
 
 
-def _pairs_grid(board: Board, tested: Tested, marks: Marks) -> Grid:
+def _pairs_grid(board: ScoreTable, tested: SignificanceTests, marks: Marks) -> Grid:
     columns = [column for column in board.columns if column in tested.subsets]
     names = marks.comparison.models
     pairs = [(one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
@@ -218,7 +225,7 @@ def _pairs_grid(board: Board, tested: Tested, marks: Marks) -> Grid:
         )
         for one, two in pairs
     )
-    head = ("model", "against", "all", *(board.head(column) for column in columns))
+    head = ("model", "other model", "all", *(board.head(column) for column in columns))
     note = "p-values after Holm's correction over the pairs of each column"
     return Grid(f"{board.name}: p-values", head, rows, (note,), words=2)
 
@@ -232,8 +239,8 @@ def _pvalue(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}"
 
 
-def published_data(board: Board) -> list[dict[str, Any]]:
-    """Return published scores beside a table's rows as plain data.
+def published_data(board: ScoreTable) -> list[dict[str, Any]]:
+    """Return a table's comparisons with published scores as plain data.
 
     Args:
         board: The table.
@@ -255,11 +262,11 @@ def published_data(board: Board) -> list[dict[str, Any]]:
                 for subset, one in source.scores.items()
             },
         }
-        for source in beside(board)
+        for source in published_comparisons(board)
     ]
 
 
-def significance_data(tested: Tested) -> dict[str, Any]:
+def significance_data(tested: SignificanceTests) -> dict[str, Any]:
     """Return tests as plain data.
 
     Args:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.reporting.queries import Frame, local_texts, read_found, read_frames
+from reasonembed_mteb.reporting.queries import SubsetScores, local_texts, read_frames, read_rankings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from reasonembed_mteb.reporting.queries import Found
-    from reasonembed_mteb.reporting.tables import Board
+    from reasonembed_mteb.reporting.queries import RankedDocuments
+    from reasonembed_mteb.reporting.tables import ScoreTable
 
     Floats = NDArray[np.float64]
 
@@ -63,11 +63,13 @@ class _Chosen:
         places: By place of the query, the rows of the table whose documents are shown.
     """
 
-    frame: Frame
+    frame: SubsetScores
     places: dict[int, list[int]] = field(default_factory=dict)
 
 
-def explore(boards: Sequence[Board], budget: int = BUDGET) -> tuple[list[dict[str, Any] | None], list[str]]:
+def explore(
+    boards: Sequence[ScoreTable], budget: int = BUDGET
+) -> tuple[list[dict[str, Any] | None], list[str]]:
     """Return the explorer's data for each table.
 
     Args:
@@ -90,7 +92,7 @@ def explore(boards: Sequence[Board], budget: int = BUDGET) -> tuple[list[dict[st
     return explored, problems
 
 
-def _explored(board: Board, frames: Sequence[Frame], room: _Room) -> dict[str, Any]:
+def _explored(board: ScoreTable, frames: Sequence[SubsetScores], room: _Room) -> dict[str, Any]:
     chosen = _choose(frames)
     documents: dict[str, str] = {}
     subsets = [_subset(board, frame, chosen.get(frame.column), documents, room) for frame in frames]
@@ -98,7 +100,7 @@ def _explored(board: Board, frames: Sequence[Frame], room: _Room) -> dict[str, A
 
 
 def _subset(
-    board: Board, frame: Frame, chosen: _Chosen | None, documents: dict[str, str], room: _Room
+    board: ScoreTable, frame: SubsetScores, chosen: _Chosen | None, documents: dict[str, str], room: _Room
 ) -> dict[str, Any]:
     """Return one subset: queries, scores, and what is shown of the chosen ones; add texts to `documents`."""
     kept: dict[str, Any] = {}
@@ -130,7 +132,7 @@ def _subset(
     }
 
 
-def _choose(frames: Sequence[Frame]) -> dict[str, _Chosen]:
+def _choose(frames: Sequence[SubsetScores]) -> dict[str, _Chosen]:
     """Choose the queries on which models differ most, overall and for each pair of the first few."""
     few = len(frames[0].scores) <= _FEW_MODELS
     count = _QUERIES if few else _QUERIES_OF_MANY
@@ -144,8 +146,8 @@ def _choose(frames: Sequence[Frame]) -> dict[str, _Chosen]:
 
 
 def _largest(
-    frames: Sequence[Frame], measure: Callable[[Floats], Floats], count: int
-) -> list[tuple[float, Frame, int]]:
+    frames: Sequence[SubsetScores], measure: Callable[[Floats], Floats], count: int
+) -> list[tuple[float, SubsetScores, int]]:
     """Return the queries with the largest measure, as ``(measure, frame, place)``."""
     measured = [
         (value, frame, place)
@@ -156,7 +158,7 @@ def _largest(
     return sorted(measured, key=lambda one: -one[0])[:count]
 
 
-def _add(chosen: dict[str, _Chosen], frame: Frame, place: int, rows: Sequence[int]) -> None:
+def _add(chosen: dict[str, _Chosen], frame: SubsetScores, place: int, rows: Sequence[int]) -> None:
     places = chosen.setdefault(frame.column, _Chosen(frame)).places
     known = [row for row in rows if np.isfinite(frame.scores[row, place])]
     places[place] = list(dict.fromkeys([*places.get(place, []), *known]))
@@ -181,7 +183,7 @@ def _rows_shown(scores: Floats) -> list[int]:
     )
 
 
-def _found(board: Board, chosen: _Chosen) -> dict[int, dict[str, Found]]:
+def _found(board: ScoreTable, chosen: _Chosen) -> dict[int, dict[str, RankedDocuments]]:
     """Read what the rows found that are shown, each file once."""
     wanted: dict[int, list[str]] = {}
     for place, rows in chosen.places.items():
@@ -190,19 +192,23 @@ def _found(board: Board, chosen: _Chosen) -> dict[int, dict[str, Found]]:
     found = {}
     for row, queries in wanted.items():
         try:
-            found[row] = read_found(board.rows[row].cells[chosen.frame.column], queries, _DOCUMENTS)
+            found[row] = read_rankings(board.rows[row].cells[chosen.frame.column], queries, _DOCUMENTS)
         except DataError:
             # Its scores could be read, and are shown; the explorer says that the documents are not here.
             continue
     return found
 
 
-def _named(found: Found) -> list[str]:
+def _named(found: RankedDocuments) -> list[str]:
     return [*found.gold, *(name for name, _ in found.hits)]
 
 
 def _shown(
-    query: str, place: int, chosen: _Chosen, found: dict[int, dict[str, Found]], texts: dict[str, str]
+    query: str,
+    place: int,
+    chosen: _Chosen,
+    found: dict[int, dict[str, RankedDocuments]],
+    texts: dict[str, str],
 ) -> dict[str, Any]:
     held = {row: found[row][query] for row in chosen.places[place] if query in found.get(row, {})}
     gold = next((one.gold for one in held.values()), [])

@@ -1,4 +1,4 @@
-"""Tables as text: for a terminal, Markdown, LaTeX, CSV and JSON."""
+"""Tables and single queries as text: for a terminal, Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from reasonembed_mteb.reporting.tables import metric_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from reasonembed_mteb.reporting.inspecting import Document, Listed, Look
-    from reasonembed_mteb.reporting.tables import Board, Cost, Mean, Row
+    from reasonembed_mteb.reporting.inspecting import Document, QueryEntry, QueryReport
+    from reasonembed_mteb.reporting.tables import Cost, Mean, ModelRow, ScoreTable
 
 MISSING = "-"
 # Columns of a terminal table that goes into a file or a pipe, which has no width of its own.
@@ -63,7 +63,7 @@ def mean_cell(mean: Mean | None, decimals: int = 2) -> str:
     return text if mean.whole else f"{text}* ({mean.count}/{mean.of})"
 
 
-def score_grid(board: Board, *, decimals: int = 2, marks: Mapping[str, str] | None = None) -> Grid:
+def score_grid(board: ScoreTable, *, decimals: int = 2, marks: Mapping[str, str] | None = None) -> Grid:
     """Return a table of scores.
 
     Args:
@@ -90,12 +90,12 @@ def score_grid(board: Board, *, decimals: int = 2, marks: Mapping[str, str] | No
     return Grid(title, (*head, *short), rows, board.notes, words=3 if variants else 2)
 
 
-def _score(row: Row, column: str, decimals: int) -> str:
+def _score(row: ModelRow, column: str, decimals: int) -> str:
     return percent(row.cells[column].score if column in row.cells else None, decimals)
 
 
-def cost_grid(board: Board, *, decimals: int = 2) -> Grid | None:
-    """Return what each row cost beside its mean, or None where nothing is known.
+def cost_grid(board: ScoreTable, *, decimals: int = 2) -> Grid | None:
+    """Return each row's cost and mean, or None where nothing is known.
 
     Args:
         board: The table of scores.
@@ -199,7 +199,7 @@ def as_latex(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(boards: Sequence[Board]) -> str:
+def as_csv(boards: Sequence[ScoreTable]) -> str:
     """Return every score as one line: table, model, revision, subset, task, score in ``[0, 1]``, metric.
 
     Means and groups are lines of their own; a missing cell has no score.
@@ -217,7 +217,7 @@ def as_csv(boards: Sequence[Board]) -> str:
     return stream.getvalue()
 
 
-def _csv_lines(boards: Sequence[Board]) -> Iterator[list[Any]]:
+def _csv_lines(boards: Sequence[ScoreTable]) -> Iterator[list[Any]]:
     for board in boards:
         for row in board.rows:
             start = [row.variant or board.name, row.label, row.model.revision]
@@ -232,7 +232,7 @@ def _csv_lines(boards: Sequence[Board]) -> Iterator[list[Any]]:
                     yield [*start, kind, name, "", board.metric, *numbers, rank]
 
 
-def as_data(board: Board) -> dict[str, Any]:
+def as_data(board: ScoreTable) -> dict[str, Any]:
     """Return a table as plain data, for JSON.
 
     Args:
@@ -272,7 +272,7 @@ def _mean_data(mean: Mean | None) -> dict[str, Any] | None:
     return None if mean is None else asdict(mean) | {"whole": mean.whole}
 
 
-def as_json(content: Any) -> str:  # noqa: ANN401 - plain data
+def to_json(content: Any) -> str:  # noqa: ANN401 - plain data
     """Return plain data as JSON; NaN is refused, which no other parser takes.
 
     Args:
@@ -289,11 +289,11 @@ GRID_FORMATS: dict[str, Callable[[Grid], str]] = {
 }
 
 
-# Characters of a text that a list and a look show; --json has all.
+# Characters of a text that a list and a single query show; --json has all.
 _LISTED, _SHOWN = 90, 300
 
 
-def listed_grid(listed: Sequence[Listed], models: Sequence[str]) -> Grid:
+def query_grid(listed: Sequence[QueryEntry], models: Sequence[str]) -> Grid:
     """Return queries as a table: scores in per cent, and the beginning of the text.
 
     Args:
@@ -316,7 +316,7 @@ def listed_grid(listed: Sequence[Listed], models: Sequence[str]) -> Grid:
     return Grid(f"{title}, in %", head, rows, words=3)
 
 
-def as_look(look: Look, width: int | None = None) -> str:
+def as_query_report(look: QueryReport, width: int | None = None) -> str:
     """Return one query with what models found, for a terminal.
 
     Args:

@@ -10,7 +10,7 @@ from reasonembed_mteb.reporting.queries import (
     Texts,
     local_texts,
     main_metric,
-    read_found,
+    read_rankings,
     read_scores_by_query,
 )
 from reasonembed_mteb.reporting.tables import metric_name
@@ -18,7 +18,7 @@ from reasonembed_mteb.reporting.tables import metric_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reasonembed_mteb.reporting.results import Model, Result, Results
+    from reasonembed_mteb.reporting.results import Model, Result, ResultSet
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What one model found.
 
     Attributes:
@@ -58,7 +58,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Look:
+class QueryReport:
     """One query, and what models found for it.
 
     Attributes:
@@ -74,12 +74,12 @@ class Look:
     query: str
     text: str | None
     metric: str
-    answers: list[Answer]
+    answers: list[ModelAnswer]
     missing: str = ""
 
 
 @dataclass(frozen=True)
-class Listed:
+class QueryEntry:
     """A query in a list.
 
     Attributes:
@@ -95,7 +95,9 @@ class Listed:
     text: str | None = None
 
 
-def look_at(results: Results, task: str, query: str, models: Sequence[str] = (), top: int = 5) -> Look:
+def inspect_query(
+    results: ResultSet, task: str, query: str, models: Sequence[str] = (), top: int = 5
+) -> QueryReport:
     """Return what models found for one query.
 
     Args:
@@ -116,7 +118,7 @@ def look_at(results: Results, task: str, query: str, models: Sequence[str] = (),
         msg = f"{', '.join(models)} kept no scores by query on {task}; `reasonembed run` keeps them"
         raise ReasonEmbedError(msg)
     scores = [read_scores_by_query(one) for one in kept]
-    found = [read_found(one, [query]).get(query) for one in kept]
+    found = [read_rankings(one, [query]).get(query) for one in kept]
     holders = [
         (one, by_query, f) for one, by_query, f in zip(kept, scores, found, strict=True) if f is not None
     ]
@@ -130,10 +132,10 @@ def look_at(results: Results, task: str, query: str, models: Sequence[str] = (),
         shown = [_document(name, ranks, f.gold, texts) for name, _ in f.hits[:top]]
         gold = [_document(name, ranks, f.gold, texts) for name in f.gold]
         gold.sort(key=lambda document: document.rank or len(ranks) + 1)
-        answers.append(Answer(labels[one.model], by_query[query], shown, gold))
+        answers.append(ModelAnswer(labels[one.model], by_query[query], shown, gold))
     answers.sort(key=lambda answer: (-answer.score, answer.model))
     metric = metric_name(main_metric(kept[0]))
-    return Look(task, query, texts.queries.get(query), metric, answers, texts.missing)
+    return QueryReport(task, query, texts.queries.get(query), metric, answers, texts.missing)
 
 
 def _document(name: str, ranks: dict[str, tuple[int, float]], gold: Sequence[str], texts: Texts) -> Document:
@@ -141,7 +143,7 @@ def _document(name: str, ranks: dict[str, tuple[int, float]], gold: Sequence[str
     return Document(name, texts.documents.get(name), rank, score, name in gold)
 
 
-def worst(results: Results, model: str, task: str | None = None, count: int = 20) -> list[Listed]:
+def worst(results: ResultSet, model: str, task: str | None = None, count: int = 20) -> list[QueryEntry]:
     """Return the queries on which a model scores worst.
 
     Args:
@@ -156,15 +158,17 @@ def worst(results: Results, model: str, task: str | None = None, count: int = 20
     """
     own = _of(results, results.model(model), task)
     listed = [
-        Listed(one.task, query, (score,)) for one in own for query, score in read_scores_by_query(one).items()
+        QueryEntry(one.task, query, (score,))
+        for one in own
+        for query, score in read_scores_by_query(one).items()
     ]
     listed.sort(key=lambda query: (query.scores[0], query.task, query.query))
     return _with_texts(listed[:count])
 
 
 def differ(
-    results: Results, first: str, second: str, task: str | None = None, count: int = 20
-) -> list[Listed]:
+    results: ResultSet, first: str, second: str, task: str | None = None, count: int = 20
+) -> list[QueryEntry]:
     """Return the queries on which two models disagree most.
 
     Args:
@@ -190,7 +194,7 @@ def differ(
             continue
         scores = read_scores_by_query(other)
         listed += [
-            Listed(result.task, query, (score, scores[query]))
+            QueryEntry(result.task, query, (score, scores[query]))
             for query, score in read_scores_by_query(result).items()
             if query in scores
         ]
@@ -201,7 +205,7 @@ def differ(
     return _with_texts(listed[:count])
 
 
-def _kept(results: Results, task: str) -> list[Result]:
+def _kept(results: ResultSet, task: str) -> list[Result]:
     """Return a task's results that have scores of record."""
     of_task = [result for result in results.found if result.task == task]
     if not of_task:
@@ -213,7 +217,7 @@ def _kept(results: Results, task: str) -> list[Result]:
     return kept
 
 
-def _of(results: Results, model: Model, task: str | None) -> list[Result]:
+def _of(results: ResultSet, model: Model, task: str | None) -> list[Result]:
     """Return a model's full results that have scores of record."""
     found = _kept(results, task) if task is not None else results.found
     held = [one for one in found if one.model == model and one.scores_file is not None and one.limit is None]
@@ -224,7 +228,7 @@ def _of(results: Results, model: Model, task: str | None) -> list[Result]:
     return held
 
 
-def _with_texts(listed: Sequence[Listed]) -> list[Listed]:
+def _with_texts(listed: Sequence[QueryEntry]) -> list[QueryEntry]:
     wanted: dict[str, list[str]] = {}
     for query in listed:
         wanted.setdefault(query.task, []).append(query.query)

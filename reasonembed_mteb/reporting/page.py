@@ -19,18 +19,18 @@ from reasonembed_mteb.reporting.tables import metric_name
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reasonembed_mteb.reporting.comparison import Tested
-    from reasonembed_mteb.reporting.tables import Board, Mean, Row
+    from reasonembed_mteb.reporting.comparison import SignificanceTests
+    from reasonembed_mteb.reporting.tables import Mean, ModelRow, ScoreTable
 
 # Decimals of a score in [0, 1]: what a file holds, and more than a page shows.
 _DECIMALS = 5
 
 
-def make_page(
-    boards: Sequence[Board],
+def render_page(
+    boards: Sequence[ScoreTable],
     problems: Sequence[str] = (),
     *,
-    tested: Mapping[str, Tested] | None = None,
+    tested: Mapping[str, SignificanceTests] | None = None,
     title: str = "Retrieval report",
 ) -> tuple[str, list[str]]:
     """Return the page.
@@ -38,7 +38,7 @@ def make_page(
     Args:
         boards: Tables.
         problems: Lines about files that were left out, shown at the end.
-        tested: Tests by name of the table, whose letters stand beside the means.
+        tested: Tests by name of the table, whose letters follow the means.
         title: Heading.
 
     Returns:
@@ -79,7 +79,9 @@ def _part(name: str) -> str:
     return (files("reasonembed_mteb.reporting") / name).read_text(encoding="utf-8")
 
 
-def _board(board: Board, explorer: dict[str, Any] | None, tested: Tested | None) -> dict[str, Any]:
+def _board(
+    board: ScoreTable, explorer: dict[str, Any] | None, tested: SignificanceTests | None
+) -> dict[str, Any]:
     marks = tested.marks if tested is not None else None
     letters = marks.letters if marks is not None else {}
     return {
@@ -97,7 +99,7 @@ def _board(board: Board, explorer: dict[str, Any] | None, tested: Tested | None)
     }
 
 
-def _marks_note(tested: Tested | None) -> str:
+def _marks_note(tested: SignificanceTests | None) -> str:
     if tested is None or tested.marks is None:
         return ""
     marks = tested.marks
@@ -107,7 +109,7 @@ def _marks_note(tested: Tested | None) -> str:
     )
 
 
-def _row(row: Row, board: Board, mark: str) -> dict[str, Any]:
+def _row(row: ModelRow, board: ScoreTable, mark: str) -> dict[str, Any]:
     scores = [row.cells[column].score if column in row.cells else None for column in board.columns]
     return {
         "label": row.label,

@@ -8,7 +8,7 @@ import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
 from reasonembed_mteb.escaping import figure_text
-from reasonembed_mteb.reporting.comparison import beside
+from reasonembed_mteb.reporting.comparison import published_comparisons
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
 from reasonembed_mteb.reporting.tables import metric_name
@@ -16,13 +16,13 @@ from reasonembed_mteb.reporting.tables import metric_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from reasonembed_mteb.reporting.tables import Board, Row
+    from reasonembed_mteb.reporting.tables import ModelRow, ScoreTable
 
 _BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
 _NOISE_METRIC = "ndcg_at_10"
 
 
-def draw(board: Board) -> dict[str, Figure]:
+def draw(board: ScoreTable) -> dict[str, Figure]:
     """Return the pictures of a table.
 
     Args:
@@ -53,7 +53,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def heat_map(board: Board) -> Figure:
+def heat_map(board: ScoreTable) -> Figure:
     """Return models by subsets; colours run from the worst to the best of each subset.
 
     Args:
@@ -81,13 +81,13 @@ def heat_map(board: Board) -> Figure:
     return figure
 
 
-def published_bars(board: Board) -> Figure | None:
-    """Return the means beside the published ones, or None where none was published.
+def published_bars(board: ScoreTable) -> Figure | None:
+    """Return our means and the published ones, or None where none was published.
 
     Args:
         board: The table.
     """
-    held = [source for source in beside(board) if MEAN in source.scores]
+    held = [source for source in published_comparisons(board) if MEAN in source.scores]
     if not held:
         return None
     held.reverse()
@@ -113,8 +113,8 @@ def published_bars(board: Board) -> Figure | None:
     return figure
 
 
-def cost_plot(board: Board) -> Figure | None:
-    """Return seconds beside the mean, area by size of the vectors, or None where no time is known.
+def cost_plot(board: ScoreTable) -> Figure | None:
+    """Return the mean by seconds, area by size of the vectors, or None where no time is known.
 
     Args:
         board: The table.
@@ -150,5 +150,5 @@ def cost_plot(board: Board) -> Figure | None:
     return figure
 
 
-def _label(row: Row) -> str:
+def _label(row: ModelRow) -> str:
     return " · ".join(filter(None, (row.label, row.variant)))

@@ -47,8 +47,8 @@ class PublishedScore:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A published score with ours beside it.
+class PublishedComparison:
+    """A published score and ours.
 
     Attributes:
         published: The published score.
@@ -159,12 +159,14 @@ def within_noise(difference: float, *, is_mean: bool) -> bool:
     return abs(difference) <= noise(is_mean=is_mean) + 1e-9
 
 
-def compare(published: PublishedScore, ours: float) -> Beside:
-    """Put our score beside a published one.
+def compare_with_published(published: PublishedScore, ours: float) -> PublishedComparison:
+    """Compare our score with a published one.
 
     Args:
         published: The published score.
         ours: In percent.
     """
     difference = ours - published.value
-    return Beside(published, ours, difference, within_noise(difference, is_mean=published.subset == MEAN))
+    return PublishedComparison(
+        published, ours, difference, within_noise(difference, is_mean=published.subset == MEAN)
+    )

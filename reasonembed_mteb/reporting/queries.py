@@ -1,4 +1,7 @@
-"""Texts of queries and documents, from a task's data where it is at hand; a report fetches nothing."""
+"""Single queries of a report: their texts, where the data is at hand, their scores and ranked documents.
+
+A report fetches nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from reasonembed_mteb.reporting.results import Result
-    from reasonembed_mteb.reporting.tables import Board
+    from reasonembed_mteb.reporting.tables import ScoreTable
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 
@@ -95,7 +98,7 @@ _ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class Frame:
+class SubsetScores:
     """Main scores of every query of one subset.
 
     Attributes:
@@ -185,7 +188,7 @@ def read_scores_by_query(result: Result) -> dict[str, float]:
     return dict(zip(table.column(0).to_pylist(), scores.tolist(), strict=True))
 
 
-def read_frames(board: Board) -> tuple[list[Frame], list[str]]:
+def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
     """Read every query's main score in a table.
 
     Args:
@@ -221,16 +224,16 @@ def _try(result: Result) -> dict[str, float] | str:
         return str(error)
 
 
-def _frame(column: str, task: str, found: Mapping[int, Mapping[str, float]], rows: int) -> Frame:
+def _frame(column: str, task: str, found: Mapping[int, Mapping[str, float]], rows: int) -> SubsetScores:
     queries = list(dict.fromkeys(query for scores in found.values() for query in scores))
     table = np.full((rows, len(queries)), np.nan)
     for place, scores in found.items():
         table[place] = [scores.get(query, np.nan) for query in queries]
-    return Frame(column, task, queries, table)
+    return SubsetScores(column, task, queries, table)
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedDocuments:
     """What one model found for one query.
 
     Attributes:
@@ -242,7 +245,9 @@ class Found:
     hits: list[tuple[str, float]]
 
 
-def read_found(result: Result, queries: Collection[str], top: int | None = None) -> dict[str, Found]:
+def read_rankings(
+    result: Result, queries: Collection[str], top: int | None = None
+) -> dict[str, RankedDocuments]:
     """Return what a model found for some queries.
 
     Args:
@@ -262,5 +267,5 @@ def read_found(result: Result, queries: Collection[str], top: int | None = None)
     for row in range(wanted.num_rows):
         documents, scores = (wanted[name][row].values[:top] for name in ("document_ids", "scores"))
         hits = list(zip(documents.to_pylist(), scores.to_pylist(), strict=True))
-        found[wanted["query_id"][row].as_py()] = Found(wanted["gold_ids"][row].as_py(), hits)
+        found[wanted["query_id"][row].as_py()] = RankedDocuments(wanted["gold_ids"][row].as_py(), hits)
     return found

@@ -1,4 +1,4 @@
-"""A whole report: tables with what was asked for beside them, in one format."""
+"""A whole report: tables of scores, comparisons, tests and costs in one format; and its pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.reporting import formats
 from reasonembed_mteb.reporting.comparison import (
-    Tested,
+    SignificanceTests,
     compare_rows,
     published_data,
     published_grids,
@@ -17,23 +17,23 @@ from reasonembed_mteb.reporting.comparison import (
     significance_grids,
 )
 from reasonembed_mteb.reporting.queries import read_frames
-from reasonembed_mteb.reporting.tables import make_boards
+from reasonembed_mteb.reporting.tables import score_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from reasonembed_mteb.reporting.formats import Grid
-    from reasonembed_mteb.reporting.results import Results
-    from reasonembed_mteb.reporting.tables import Board
+    from reasonembed_mteb.reporting.results import ResultSet
+    from reasonembed_mteb.reporting.tables import ScoreTable
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a report holds beside the scores.
+class ReportOptions:
+    """What a report holds besides the scores.
 
     Attributes:
-        published: Published scores beside ours.
+        published: Comparisons with published scores.
         significance: Tests of every pair.
         cost: Time, tokens, device, size of the vectors.
         together: Tables of the same data as one.
@@ -48,8 +48,8 @@ class Wanted:
 
 
 def write_report(
-    results: Results,
-    wanted: Wanted,
+    results: ResultSet,
+    wanted: ReportOptions,
     format: str,
     width: int | None = None,
 ) -> tuple[str, list[str]]:
@@ -64,25 +64,27 @@ def write_report(
     Returns:
         The text, and a line for each file of scores by query that was left out.
     """
-    boards = make_boards(results, together=wanted.together)
+    boards = score_tables(results, together=wanted.together)
     tested, problems = _tests(boards, format == "json") if wanted.significance else ({}, [])
     if format == "html":
-        from reasonembed_mteb.reporting.page import make_page
+        from reasonembed_mteb.reporting.page import render_page
 
-        page, more = make_page(boards, results.problems, tested=tested)
+        page, more = render_page(boards, results.problems, tested=tested)
         return page, list(dict.fromkeys([*problems, *more]))
     if format == "csv":
         return formats.as_csv(boards), problems
     if format == "json":
         tables = [_data(board, wanted, tested) for board in boards]
-        return formats.as_json({"tables": tables, "left_out": [*results.problems, *problems]}), problems
+        return formats.to_json({"tables": tables, "left_out": [*results.problems, *problems]}), problems
     grids = [grid for board in boards for grid in _grids(board, wanted, tested.get(board.name))]
     if format == "table":
         return "\n".join(formats.as_table(grid, width) for grid in grids), problems
     return "\n".join(map(formats.GRID_FORMATS[format], grids)), problems
 
 
-def _tests(boards: Sequence[Board], every_subset: bool) -> tuple[dict[str, Tested], list[str]]:
+def _tests(
+    boards: Sequence[ScoreTable], every_subset: bool
+) -> tuple[dict[str, SignificanceTests], list[str]]:
     tested, problems = {}, []
     for board in boards:
         frames, lines = read_frames(board)
@@ -91,7 +93,7 @@ def _tests(boards: Sequence[Board], every_subset: bool) -> tuple[dict[str, Teste
     return tested, problems
 
 
-def _grids(board: Board, wanted: Wanted, tested: Tested | None) -> list[Grid]:
+def _grids(board: ScoreTable, wanted: ReportOptions, tested: SignificanceTests | None) -> list[Grid]:
     marks = tested.marks.letters if tested is not None and tested.marks is not None else None
     grids = [formats.score_grid(board, decimals=wanted.decimals, marks=marks)]
     if tested is not None:
@@ -102,7 +104,7 @@ def _grids(board: Board, wanted: Wanted, tested: Tested | None) -> list[Grid]:
     return grids if costs is None else [*grids, costs]
 
 
-def _data(board: Board, wanted: Wanted, tested: dict[str, Tested]) -> dict[str, Any]:
+def _data(board: ScoreTable, wanted: ReportOptions, tested: dict[str, SignificanceTests]) -> dict[str, Any]:
     data = formats.as_data(board)
     if wanted.published:
         data["published"] = published_data(board)
@@ -112,7 +114,7 @@ def _data(board: Board, wanted: Wanted, tested: dict[str, Tested]) -> dict[str, 
 
 
 def draw_report(
-    results: Results,
+    results: ResultSet,
     folder: Path,
     format: str,
     *,
@@ -124,7 +126,7 @@ def draw_report(
         results: What was read.
         folder: Where to.
         format: ``png`` or ``svg``.
-        together: See `Wanted`.
+        together: See `ReportOptions`.
 
     Returns:
         The files.
@@ -133,7 +135,7 @@ def draw_report(
     from reasonembed_mteb.reporting.pictures import draw
 
     written = []
-    for board in make_boards(results, together=together):
+    for board in score_tables(results, together=together):
         stem = file_name(re.sub(r"[^\w.-]+", "-", board.name).strip("-"))
         for name, figure in draw(board).items():
             file = folder / f"{stem}-{name}.{format}"

@@ -1,4 +1,4 @@
-"""Results as a report knows them: whose, on what, which score; and a name for each model."""
+"""Reading result folders: every score with its model, task and record, and a name for each model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Model:
     Attributes:
         name: MTEB's name, ``org/name``.
         revision: Its revision; two of one model are two models here.
-        options: What set it apart: experiment options, a reranking, a smoke run.
+        options: How it was run where not plainly: experiment options, a reranking, a smoke run.
         source: The folder it was read from, where two folders disagree about it.
     """
 
@@ -52,7 +52,7 @@ class Result:
         data_revision: Revision of the data.
         seconds: How long it took, if that is known.
         limit: Number of queries of a smoke run; None for a full one.
-        record: What `reasonembed run` recorded beside it; empty for others' results.
+        record: What `reasonembed run` recorded of it; empty for others' results.
         meta: MTEB's metadata of the model; empty where the folder has none.
         scores_file: Scores of record, query by query, or None.
     """
@@ -74,7 +74,7 @@ class Result:
 
 
 @dataclass
-class Results:
+class ResultSet:
     """What was read.
 
     Attributes:
@@ -92,7 +92,7 @@ class Results:
 
     @property
     def labels(self) -> dict[Model, str]:
-        """A short name for each model; what sets it apart is added where two share one."""
+        """A short name for each model; the revision, then the folder, is added where two share one."""
         named = {model: _label(model) for model in self.models}
         names = Counter(named.values())
         named = {
@@ -131,7 +131,7 @@ def _label(model: Model) -> str:
     return f"{model.name} ({model.options})" if model.options else model.name
 
 
-# Beside MTEB's `results` tree in an output folder, and no results themselves.
+# Next to MTEB's `results` tree in an output folder, and no results themselves.
 _OTHER_FOLDERS = frozenset({"records", "remote", "predictions"})
 _NO_RESULTS = frozenset({"model_meta.json"})
 _NO_REVISION = "no_revision_available"
@@ -141,7 +141,7 @@ _SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate")
 _ROUNDING = 2e-5
 
 
-def read_results(folders: Sequence[Path]) -> Results:
+def read_results(folders: Sequence[Path]) -> ResultSet:
     """Read every result below some folders.
 
     Args:
@@ -154,7 +154,7 @@ def read_results(folders: Sequence[Path]) -> Results:
     Raises:
         ReasonEmbedError: If a folder does not exist or holds no result at all.
     """
-    results = Results()
+    results = ResultSet()
     for folder in folders:
         files = list(_result_files(folder))
         if not files:

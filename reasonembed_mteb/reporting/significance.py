@@ -1,8 +1,8 @@
 """Whether a difference is real: paired randomisation tests, Holm's correction, bootstrap intervals.
 
 The test flips the sign of each query's difference at random (Fisher's randomisation test; Smucker et al.,
-CIKM 2007, recommend it for retrieval). One pair is scipy's own `permutation_test`; `compare` gives every
-pair of many models the same flips, so that they cost one matrix product together.
+CIKM 2007, recommend it for retrieval). One pair is scipy's own `permutation_test`; `compare_models` gives
+every pair of many models the same flips, so that they cost one matrix product together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "PairedTest",
     "bootstrap_interval",
     "bootstrap_intervals",
-    "compare",
+    "compare_models",
     "holm",
     "paired_test",
     "pairwise_pvalues",
@@ -102,7 +102,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Marks:
-    """What a table shows beside the scores.
+    """What a table shows of the tests, besides the scores.
 
     Attributes:
         letters: By model: two models without a common letter differ significantly, and no others.
@@ -220,7 +220,7 @@ def holm(pvalues: Sequence[float] | Floats) -> Floats:
     return adjusted
 
 
-def compare(
+def compare_models(
     scores_by_model: Mapping[str, Scores],
     *,
     resamples: int | None = None,
@@ -265,14 +265,14 @@ def significance_marks(
 
     Args:
         scores_by_model: Scores by model and query id.
-        resamples: See `compare`.
+        resamples: See `compare_models`.
         alpha: Level after Holm's correction over all pairs.
         seed: Of the flips.
 
     Raises:
         DataError: If the models were scored over different queries, or a score is not finite.
     """
-    tested = compare(scores_by_model, resamples=resamples, alpha=alpha, seed=seed)
+    tested = compare_models(scores_by_model, resamples=resamples, alpha=alpha, seed=seed)
     differ = tested.adjusted <= alpha
     names = tested.models
     return Marks(

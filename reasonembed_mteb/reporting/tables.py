@@ -1,4 +1,4 @@
-"""Which results belong into one table: same task family, same kind of queries and documents, same tasks."""
+"""Tables of scores: which results belong into one, its rows with means, groups, ranks and costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reasonembed_mteb.retrieval.rows import collections, load_rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from reasonembed_mteb.reporting.results import Model, Result, Results
+    from reasonembed_mteb.reporting.results import Model, Result, ResultSet
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 _THEIRS = ", MTEB's own"
@@ -19,7 +19,7 @@ _METRICS = {"ndcg": "nDCG", "recall": "recall", "map": "MAP", "mrr": "MRR", "pre
 
 
 @dataclass(frozen=True)
-class BoardKey:
+class TableKey:
     """One table's identity.
 
     Attributes:
@@ -44,15 +44,15 @@ class BoardKey:
 
 
 @cache
-def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[BoardKey, str]]:
+def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
     """Return the table and column of every task of the rows: ours, MTEB's own, further ones."""
     members: dict[tuple[str, str, str, str], list[tuple[str, TaskRow]]] = {}
     for row in rows:
         for task, name, family, about in _tables_of(row):
             members.setdefault((name, family, about, row.main_score), []).append((task, row))
-    found: dict[str, tuple[BoardKey, str]] = {}
+    found: dict[str, tuple[TableKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
-        board = BoardKey(
+        board = TableKey(
             name,
             family,
             about,
@@ -66,7 +66,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[BoardKey, str]]:
     return found
 
 
-def _places() -> dict[str, tuple[BoardKey, str]]:
+def _places() -> dict[str, tuple[TableKey, str]]:
     # By the rows themselves: a user may add tables at any time.
     return _places_of(load_rows())
 
@@ -84,7 +84,7 @@ def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
         yield other.name, other.benchmark + _THEIRS, other.benchmark, about
 
 
-def board_order() -> dict[str, int]:
+def table_order() -> dict[str, int]:
     """Return the place of each known table by name, in the order of the task tables."""
     names = dict.fromkeys(key.name for key, _ in _places().values())
     return {name: number for number, name in enumerate(names)}
@@ -95,7 +95,7 @@ def _about(row: TaskRow) -> str:
     return ", ".join(filter(None, (queries, row.about)))
 
 
-def place(result: Result) -> tuple[BoardKey, str]:
+def place(result: Result) -> tuple[TableKey, str]:
     """Return the table and the column of a result.
 
     Args:
@@ -113,14 +113,14 @@ def place(result: Result) -> tuple[BoardKey, str]:
     return board, column
 
 
-def _elsewhere(result: Result) -> tuple[BoardKey, str]:
+def _elsewhere(result: Result) -> tuple[TableKey, str]:
     if result.subset != "default":
         about = f"split {result.split}; MTEB's own task"
         collection = next((one for one in collections() if result.task in one.tasks), None)
         if collection is not None and collection.about:
             about += f" {collection.about}"
         rows = [row for row in load_rows() if collection is not None and row.family == collection.name]
-        key = BoardKey(
+        key = TableKey(
             f"{result.task}, {result.split}",
             result.task,
             about,
@@ -130,7 +130,7 @@ def _elsewhere(result: Result) -> tuple[BoardKey, str]:
         )
         return key, result.subset
     metric = result.metric or "main score"
-    key = BoardKey(f"Other tasks, {metric}", f"other {metric}", "tasks of no table of ours", metric)
+    key = TableKey(f"Other tasks, {metric}", f"other {metric}", "tasks of no table of ours", metric)
     return key, result.task
 
 
@@ -189,12 +189,12 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model in one table.
 
     Attributes:
         model: The model.
-        label: Its name here, told apart from others.
+        label: Its name here; no two rows share one.
         variant: Name of the table it comes from, where several are set together; else empty.
         cells: Results by column; a missing one is not there.
         mean: Macro mean over the columns, or None where metrics differ.
@@ -214,7 +214,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Board:
+class ScoreTable:
     """One table.
 
     Attributes:
@@ -234,7 +234,7 @@ class Board:
     metric: str | None
     columns: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
-    rows: list[Row]
+    rows: list[ModelRow]
     notes: tuple[str, ...] = ()
     published: str = ""
     heads: dict[str, str] = field(default_factory=dict)
@@ -248,7 +248,7 @@ class Board:
         return self.heads.get(column, column)
 
 
-def make_boards(results: Results, *, together: bool = False) -> list[Board]:
+def score_tables(results: ResultSet, *, together: bool = False) -> list[ScoreTable]:
     """Set results into tables.
 
     Args:
@@ -260,22 +260,24 @@ def make_boards(results: Results, *, together: bool = False) -> list[Board]:
         One table per benchmark, in the order of our task tables, others last.
     """
     labels = results.labels
-    placed: dict[BoardKey, dict[Model, dict[str, Result]]] = {}
+    placed: dict[TableKey, dict[Model, dict[str, Result]]] = {}
     for result in results.found:
         key, column = place(result)
         placed.setdefault(key, {}).setdefault(result.model, {})[column] = result
     boards = {key: _board(key, rows, labels) for key, rows in placed.items()}
-    order = board_order()
+    order = table_order()
     keys = sorted(boards, key=lambda key: (order.get(key.name, len(order)), key.name))
     if not together:
         return [boards[key] for key in keys]
-    families: dict[str, list[Board]] = {}
+    families: dict[str, list[ScoreTable]] = {}
     for key in keys:
         families.setdefault(key.family, []).append(boards[key])
-    return [_joined(family, members) for family, members in families.items()]
+    return [_merge(family, members) for family, members in families.items()]
 
 
-def _board(key: BoardKey, found: Mapping[Model, Mapping[str, Result]], labels: Mapping[Model, str]) -> Board:
+def _board(
+    key: TableKey, found: Mapping[Model, Mapping[str, Result]], labels: Mapping[Model, str]
+) -> ScoreTable:
     seen = sorted({column for cells in found.values() for column in cells})
     columns = key.columns or tuple(seen)
     groups = {
@@ -286,7 +288,7 @@ def _board(key: BoardKey, found: Mapping[Model, Mapping[str, Result]], labels: M
     # One group alone says no more than the mean.
     groups = groups if len(groups) > 1 else {}
     rows = [_row(model, labels[model], cells, columns, groups) for model, cells in found.items()]
-    return Board(
+    return ScoreTable(
         key.name,
         key.about,
         key.metric,
@@ -305,8 +307,8 @@ def _row(
     cells: Mapping[str, Result],
     columns: Sequence[str],
     groups: Mapping[str, Sequence[str]],
-) -> Row:
-    return Row(
+) -> ModelRow:
+    return ModelRow(
         model=model,
         label=label,
         variant="",
@@ -322,14 +324,14 @@ def _mean(cells: Mapping[str, Result], columns: Sequence[str]) -> Mean | None:
     return Mean(sum(scores) / len(scores), len(scores), len(columns)) if scores else None
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
+def ranked(rows: Sequence[ModelRow]) -> list[ModelRow]:
     """Sort rows by mean and give whole ones their rank; equal means share one.
 
     Args:
         rows: Rows of one table.
     """
 
-    def order(row: Row) -> tuple[bool, float, str]:
+    def order(row: ModelRow) -> tuple[bool, float, str]:
         return (not (row.mean and row.mean.whole), -(row.mean.value if row.mean else 0.0), row.label)
 
     means = [row.mean.value for row in rows if row.mean is not None and row.mean.whole]
@@ -341,7 +343,7 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _notes(rows: Iterable[Row]) -> tuple[str, ...]:
+def _notes(rows: Iterable[ModelRow]) -> tuple[str, ...]:
     held = list(rows)
     notes: list[str] = []
     if any(row.mean is not None and not row.mean.whole for row in held):
@@ -384,13 +386,13 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _joined(family: str, boards: Sequence[Board]) -> Board:
+def _merge(family: str, boards: Sequence[ScoreTable]) -> ScoreTable:
     if len(boards) == 1:
         return boards[0]
     columns = tuple(dict.fromkeys(column for board in boards for column in board.columns))
     groups = max((board.groups for board in boards), key=len)
     metrics = {board.metric for board in boards}
-    return Board(
+    return ScoreTable(
         name=f"{family}, {len(boards)} tables together",
         about="; ".join(f"{board.name}: {board.about}" for board in boards),
         metric=metrics.pop() if len(metrics) == 1 else None,

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: scipy's, and as wide as they say."""
+"""Bootstrap intervals are scipy's and as wide as they say; queries must be the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reasonembed_mteb.reporting.bootstrap import bootstrap_interval, bootstrap_intervals
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.reporting.bootstrap import bootstrap_interval, bootstrap_intervals, pool, score_matrix
 
 
 def by_query(values: object) -> dict[str, float]:
@@ -46,3 +47,26 @@ def test_a_single_query_has_no_interval() -> None:
         assert found.mean == 0.5
         assert np.isnan([found.low, found.high]).all()
     assert np.isnan(bootstrap_interval([]).mean)
+
+
+def test_queries_must_be_the_same_and_scores_finite() -> None:
+    one = {"q1": 1.0, "q2": 0.5}
+    with pytest.raises(
+        DataError, match=r"b and a were scored over different queries \(1 are missing from b, 0"
+    ):
+        score_matrix({"a": one, "b": {"q1": 1.0}})
+    with pytest.raises(DataError, match="b scores nan on query 'q2'"):
+        score_matrix({"a": one, "b": {"q1": 1.0, "q2": float("nan")}})
+    with pytest.raises(DataError, match="no models"):
+        score_matrix({})
+    with pytest.raises(DataError, match="at least one query"):
+        score_matrix({"a": {}})
+
+
+def test_pooling_keeps_queries_of_one_id_apart_and_can_weigh_subsets_alike() -> None:
+    subsets = {"a": {"0": 1.0, "1": 0.0, "2": 0.5}, "b": {"0": 0.2}}
+    micro = pool(subsets)
+    assert micro == {"a/0": 1.0, "a/1": 0.0, "a/2": 0.5, "b/0": 0.2}
+    macro = pool(subsets, macro=True)
+    assert macro.keys() == micro.keys()
+    assert np.mean(list(macro.values())) == pytest.approx((0.5 + 0.2) / 2)
