@@ -136,7 +136,7 @@ def test_document_ids_of_tabbed_rows_are_taken_as_they_stand(tmp_path: Path) -> 
         ('{"q": {"d": true}}', "has 'True' for a score"),
         ('{"q": [1, 2]}', "query 'q' holds no object of scores"),
         ('{"q":\n {"d": 1.0}', "line 2: not JSON"),
-        (gzip.compress(b"q Q0 d 1 1.0 t\n" * 99)[:-12], "damaged gzip"),
+        (gzip.compress(b"q Q0 d 1 1.0 t\n" * 99, mtime=0)[:-12], "damaged gzip"),
         (b"\x1f\x8bnot", "damaged gzip"),
         ("q Q0 d 1 1.0 t\nq Q0 \udcff 1 1.0 t\n".encode("utf-8", "surrogateescape"), "line 2: not UTF-8"),
     ],

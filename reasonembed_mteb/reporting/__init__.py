@@ -1,4 +1,4 @@
-"""Results to tables: scoring runs, published scores, significance.
+"""Results to tables: published scores, significance.
 
 Public names are loaded on first use.
 """
@@ -6,14 +6,11 @@ Public names are loaded on first use.
 from __future__ import annotations
 
 _HOMES = {
-    "Judgements": "score",
-    "RunScores": "score",
     "bootstrap_intervals": "significance",
     "compare": "significance",
     "paired_test": "significance",
     "published_for": "published",
     "published_scores": "published",
-    "score_run": "score",
     "significance_marks": "significance",
 }
 
