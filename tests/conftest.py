@@ -98,6 +98,14 @@ def save_decoder(folder: Path, family: str = "qwen3", *, headless: bool = False,
     return folder
 
 
+@pytest.fixture(scope="module")
+def registered() -> None:
+    """Let mteb know our tasks, models and benchmarks, as the command does."""
+    from reasonembed_mteb import plugin
+
+    plugin.register()
+
+
 @pytest.fixture(scope="session")
 def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bare Qwen3 checkpoint with a chat template and a pad token."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.scores import Kept, check_pattern, read_scores, write_runs, write_scores
@@ -18,10 +17,7 @@ if TYPE_CHECKING:
 RANDOM, PONY = "mteb/baseline-random-encoder", "ReasonMiniPony"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def run(output: Path, pattern: str, *tasks: str) -> list[runner.Outcome]:

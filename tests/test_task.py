@@ -10,7 +10,6 @@ from typing import Any
 import mteb
 import pytest
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import UnknownNameError
 from reasonembed_mteb.models.zoo import local_meta
 from reasonembed_mteb.retrieval.task import load_tasks
@@ -38,10 +37,7 @@ PUBLISHED = {
 WITHOUT_EXCLUSIONS = 41.982
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture

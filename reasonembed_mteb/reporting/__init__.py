@@ -1,4 +1,4 @@
-"""Results to tables: scoring runs, published scores, significance.
+"""Results to tables: published scores, significance.
 
 Public names are loaded on first use.
 """
@@ -6,14 +6,11 @@ Public names are loaded on first use.
 from __future__ import annotations
 
 _HOMES = {
-    "Judgements": "reasonembed_mteb.evaluation.score_run",
-    "RunScores": "reasonembed_mteb.evaluation.score_run",
     "bootstrap_intervals": "reasonembed_mteb.reporting.bootstrap",
     "compare_models": "reasonembed_mteb.reporting.significance",
     "paired_test": "reasonembed_mteb.reporting.significance",
     "published_for": "reasonembed_mteb.reporting.published",
     "published_scores": "reasonembed_mteb.reporting.published",
-    "score_run": "reasonembed_mteb.evaluation.score_run",
     "significance_marks": "reasonembed_mteb.reporting.significance",
 }
 
