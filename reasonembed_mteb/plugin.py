@@ -141,6 +141,9 @@ def _identify_objects() -> None:
 
     @wraps(original)
     def from_object(cls: type[ModelMeta], model: Any, *args: Any, **kwargs: Any) -> ModelMeta:  # noqa: ANN401
+        if len(args) < 2:  # noqa: PLR2004 - the revision and this one
+            # MTEB warns about its own default, which is deprecated.
+            kwargs.setdefault("fill_missing", None)
         meta = original(model, *args, **kwargs)
         # An object of ours cannot exist before its module does; other users of MTEB load nothing here.
         if "reasonembed_mteb.encoding.fast" not in sys.modules:
