@@ -124,6 +124,7 @@ def register_models(module: ModuleType) -> None:
             # Tables that came later may hold more tasks over the same data.
             registry[name] = meta
     _take_local_folders()
+    _identify_objects()
 
 
 def _take_local_folders() -> None:
@@ -140,10 +141,38 @@ def _take_local_folders() -> None:
             return original(model, *args, **kwargs)
         from reasonembed_mteb.models.zoo import local_meta
 
-        return local_meta(model)
+        return local_meta(model, revision=args[0] if args else kwargs.get("revision"))
 
     setattr(from_hub, _OURS, True)
     ModelMeta.from_hub = classmethod(from_hub)  # type: ignore[assignment,method-assign]
+
+
+def _identify_objects() -> None:
+    """Let objects of ours have a name and a content revision; MTEB gives an object neither.
+
+    Two of them given to ``mteb.evaluate`` one after the other would share a cached score.
+    """
+    from mteb.models.model_meta import ModelMeta
+
+    original: Callable[..., ModelMeta] = _private(ModelMeta, "from_sentence_transformer_model")  # type: ignore[arg-type]
+    if hasattr(original, _OURS):
+        return
+
+    @wraps(original)
+    def from_object(cls: type[ModelMeta], model: Any, *args: Any, **kwargs: Any) -> ModelMeta:  # noqa: ANN401
+        if len(args) < 2:
+            # MTEB warns about its own default, which is deprecated.
+            kwargs.setdefault("fill_missing", None)
+        meta = original(model, *args, **kwargs)
+        # An object of ours cannot exist before its module does; other users of MTEB load nothing here.
+        if "reasonembed_mteb.encoding.fast" not in sys.modules:
+            return meta
+        from reasonembed_mteb.models.identity import identified, needs_identity
+
+        return identified(meta, model) if needs_identity(model) else meta
+
+    setattr(from_object, _OURS, True)
+    ModelMeta.from_sentence_transformer_model = classmethod(from_object)  # type: ignore[assignment,method-assign]
 
 
 def register_benchmarks(module: ModuleType) -> None:

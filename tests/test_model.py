@@ -289,7 +289,7 @@ def test_no_instruction_warns_once(qwen3_dir: Path, caplog: pytest.LogCaptureFix
 
 def test_the_directorys_query_prompt_is_taken(qwen3_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = ReasonEmbed(str(qwen3_dir), device="cpu", prompts={"query": "ask: ", "document": ""})
-    np.testing.assert_array_equal(model.encode_query(QUERY), model.encode("ask: " + QUERY))
+    np.testing.assert_array_equal(model.encode_query(QUERY), model.encode("ask: " + QUERY, prompt=""))
     assert "without an instruction" not in caplog.text
 
 

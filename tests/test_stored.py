@@ -267,6 +267,14 @@ def test_nan_is_an_error_that_names_the_documents_and_nothing_is_stored(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_was_never_written_gives_the_vectors_in_order(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    front = stored.StoredEncoder(_Instant(), tmp_path / "file" / "vectors")
+    found = encode_documents(front, ["ddd", "a", "cc", "a", "b"])
+    assert found[:, 0].tolist() == [3, 1, 2, 1, 1]
+    assert found[:, 1].tolist() == [ord(letter) for letter in "dacab"]
+
+
 def test_without_writing_the_vectors_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["b", "a", "b", "cc", "a", "ddd"]
     expected = encode_documents(stored.StoredEncoder(_Instant(), tmp_path), texts)

@@ -139,3 +139,33 @@ def test_a_changed_folder_is_refused(qwen3_dir: Path) -> None:
 def test_an_unknown_checkpoint_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'hanhainebula/reason-embed-qwen3-8b-0928'"):
         zoo.model_meta("hanhainebula/reason-embed-qwen3-8b")
+
+
+def test_another_revision_than_a_folders_content_is_refused(qwen3_dir: Path) -> None:
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.errors import ReasonEmbedError
+
+    own = ModelMeta.from_hub(str(qwen3_dir)).revision
+    assert ModelMeta.from_hub(str(qwen3_dir), own).revision == own
+    with pytest.raises(ReasonEmbedError, match=f"is {own}, not 'main'"):
+        ModelMeta.from_hub(str(qwen3_dir), "main")
+
+
+def test_an_object_changed_in_memory_has_another_revision(qwen3_dir: Path) -> None:
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
+
+    model = ReasonEmbed(str(qwen3_dir), device="cpu")
+    seen = [ModelMeta.from_sentence_transformer_model(model).revision]
+    assert seen == [ModelMeta.from_sentence_transformer_model(model).revision]
+    model.max_seq_length = 100
+    seen.append(ModelMeta.from_sentence_transformer_model(model).revision)
+    model.truncate_dim = 8
+    seen.append(ModelMeta.from_sentence_transformer_model(model).revision)
+    model.prompts = {"query": "ask: "}
+    seen.append(ModelMeta.from_sentence_transformer_model(model).revision)
+    next(model.parameters()).data.add_(1)
+    seen.append(ModelMeta.from_sentence_transformer_model(model).revision)
+    assert len(set(seen)) == len(seen)

@@ -116,7 +116,7 @@ def set_up_logging(debug: bool) -> None:
         warnings.filterwarnings("ignore", category=category)
     warnings.filterwarnings("ignore", category=UserWarning, module="mteb")
     # The last one warns where a model gets no instruction; the table before the run says so.
-    for name in ("mteb", "sentence_transformers", "reasonembed_mteb.models.reason_embed"):
+    for name in ("mteb", "sentence_transformers", "reasonembed_mteb.models.instructions"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It sets its own level as well, and heeds no variable.
     logging.getLogger("bm25s").disabled = True

@@ -2,45 +2,96 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mteb.models import SentenceTransformerEncoderWrapper
-from mteb.types import PromptType
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.folders import content_revision
+from reasonembed_mteb.models.identity import identified, named_elsewhere
+from reasonembed_mteb.models.instructions import PromptRule, rule_of_prompts
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
+from reasonembed_mteb.prompts import QUERY_TEMPLATE, unescape_template
 from reasonembed_mteb.retrieval.lengths import capped_length
-from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
+from reasonembed_mteb.retrieval.rows import max_tokens_for
 
 if TYPE_CHECKING:
+    import torch
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta
-    from mteb.types import Array, BatchedInput
+    from mteb.types import Array, BatchedInput, PromptType
     from sentence_transformers import SentenceTransformer
     from torch.utils.data import DataLoader
 
-# MTEB's own fallback for retrieval (AbsTaskRetrieval.abstask_prompt), for tasks outside our tables.
-_GENERIC_INSTRUCTION = "Retrieve text based on user query."
+logger = logging.getLogger(__name__)
+
+
+def weights_dtype(device: str | int | None, on_gpu: torch.dtype | str = "auto") -> torch.dtype | str:
+    """Return the dtype that weights are loaded in: float32 on a CPU, however they were saved.
+
+    Half precision on a CPU is slower and gives other scores than the published ones.
+
+    Args:
+        device: Where to; None lets torch choose.
+        on_gpu: The dtype on a GPU; ``auto`` for the one that was saved.
+    """
+    import torch
+
+    if device is None:
+        return on_gpu if torch.cuda.is_available() else torch.float32
+    return on_gpu if str(device).startswith(("cuda", "xpu")) or isinstance(device, int) else torch.float32
+
+
+def _say_dtype(model: Any, folder: str | None) -> None:  # noqa: ANN401 - a SentenceTransformer
+    """Say that a directory's weights run in another dtype than they were saved in."""
+    config = Path(folder or "") / "config.json"
+    saved = json.loads(config.read_text(encoding="utf-8")) if folder and config.is_file() else {}
+    named = saved.get("dtype") or saved.get("torch_dtype")
+    parameter = next(model.parameters(), None)
+    loaded = str(parameter.dtype).removeprefix("torch.") if parameter is not None else None
+    if named in ("bfloat16", "float16") and loaded == "float32":
+        logger.warning("%s was saved in %s and runs in float32 on a CPU", folder, named)
 
 
 class ProtocolEncoder(SentenceTransformerEncoderWrapper):
     """MTEB's wrapper of a SentenceTransformer, held to the protocol's length on the tasks we know.
 
-    Prompts are the model's own (its directory's ``prompts``), as in MTEB; a model without any gets none.
+    What goes before a text is `PromptRule`'s: the model's own prompts, as in MTEB; where these show the
+    template of an instruction model, every other task's instruction too.
     """
 
-    def __init__(self, model: SentenceTransformer, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        revision: str | None = None,
+        *,
+        prompt_rule: PromptRule | None = None,
+        **decides: object,
+    ) -> None:
         """Wrap a loaded model.
 
         Args:
             model: The model.
-            revision: What the weights were resolved to: a commit, or a content hash.
+            revision: What the weights were resolved to: a commit, or a content hash; by default a hash of the
+                object.
+            prompt_rule: What goes before a text; by default what the model's own prompts say.
+            **decides: What else decides its scores; see `object_revision`.
         """
-        super().__init__(model)
+        with named_elsewhere():
+            super().__init__(model)
+        default = getattr(model, "default_prompt_name", None)
+        self.prompt_rule = prompt_rule or rule_of_prompts(self.model_prompts or {}, default=default)
+        if prompt_rule is None:
+            self.prompt_rule = replace(self.prompt_rule, library=getattr(model, "prompts", None) or {})
         self._resolved_revision = revision
+        if revision is None:
+            # An object: it has no revision but its content.
+            self._meta: ModelMeta = identified(self.mteb_model_meta, model, **decides)
+            self._resolved_revision = self._meta.revision
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
@@ -67,21 +118,22 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         Returns:
             Vectors ``(N, dim)``.
         """
+        side = kwargs.get("prompt_type")
+        prefix = self.prompt_for(task_metadata, side)
+        # MTEB looks the task's own key up first.
+        self.model_prompts = {f"{task_metadata.name}-{side.value}" if side else task_metadata.name: prefix}
         with capped_length(self.model, max_tokens_for(task_metadata.name, default=1 << 30)):
             encoded: Array = super().encode(inputs, task_metadata=task_metadata, **kwargs)
         return encoded
 
+    def prompt_for(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str:
+        """Return the text that goes before each input of a task.
 
-def instruction_of(task_metadata: TaskMetadata) -> str:
-    """Return a task's instruction: our tables' where the task is named there, else the task's own.
-
-    Args:
-        task_metadata: The task.
-    """
-    known = task_instructions().get(task_metadata.name)
-    prompt = task_metadata.prompt
-    own = prompt.get("query") if isinstance(prompt, dict) else prompt
-    return known or own or _GENERIC_INSTRUCTION
+        Args:
+            task_metadata: The task.
+            prompt_type: Query or document; None for tasks that are no retrieval.
+        """
+        return self.prompt_rule.prefix(task_metadata, prompt_type.value if prompt_type is not None else None)
 
 
 class ReasonEmbedEncoder(ProtocolEncoder):
@@ -110,20 +162,14 @@ class ReasonEmbedEncoder(ProtocolEncoder):
         # The directory's own prompts are set aside: they hold the same text, and MTEB warns about each
         # key that it does not know.
         self._directory_prompts, model.prompts = model.prompts, {}
-        super().__init__(model, revision)
+        super().__init__(
+            model,
+            revision,
+            prompt_rule=PromptRule(template=instruction_template),
+            template=instruction_template,
+            max_tokens=max_tokens,
+        )
         self._max_tokens = max_tokens
-        self._template = instruction_template
-
-    def prompt_for(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str:
-        """Return the text that goes before each input of a task.
-
-        Args:
-            task_metadata: The task.
-            prompt_type: Query or document; None (tasks that are no retrieval) counts as query.
-        """
-        if prompt_type == PromptType.document:
-            return ""
-        return query_prefix(instruction_of(task_metadata), self._template)
 
     def encode(
         self,
@@ -193,9 +239,7 @@ def load_reason_embed(
     """
     import torch
 
-    on_gpu = torch.cuda.is_available() if device is None else str(device).startswith(("cuda", "xpu"))
-    dtype = torch.bfloat16 if on_gpu or isinstance(device, int) else torch.float32
-    options = {"dtype": dtype} | (model_kwargs or {})
+    options = {"dtype": weights_dtype(device, on_gpu=torch.bfloat16)} | (model_kwargs or {})
     truncate_dim = kwargs.pop("embed_dim", None)
     model = ReasonEmbed(
         path or model_name,
@@ -205,6 +249,7 @@ def load_reason_embed(
         model_kwargs=options,
         **kwargs,
     )
+    _say_dtype(model, path)
     loaded = _loaded_revision(model, path)
     return ReasonEmbedEncoder(model, loaded, max_tokens=max_tokens, instruction_template=instruction_template)
 
@@ -242,6 +287,7 @@ def load_other(
     if path is not None and revision is not None and content_revision(Path(path)) != revision:
         msg = f"{path} changed while it was being loaded; start again"
         raise ReasonEmbedError(msg)
+    kwargs["model_kwargs"] = {"dtype": weights_dtype(device)} | (kwargs.get("model_kwargs") or {})
     if kind == "dense":
         # A directory with modules.json loads as it is; a bare decoder gets ReasonEmbed's modules.
         model = ReasonEmbed(
@@ -251,6 +297,7 @@ def load_other(
             truncate_dim=kwargs.pop("embed_dim", None),
             **kwargs,
         )
+        _say_dtype(model, path)
         if instruction_template is not None:
             template = unescape_template(instruction_template)
             return ReasonEmbedEncoder(model, revision, instruction_template=template)

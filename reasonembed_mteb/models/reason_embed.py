@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,16 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.instructions import DOCUMENT_NAMES, task_prompts, warn_without_instruction
 from reasonembed_mteb.models.saving import READERS, add_older_forms
 from reasonembed_mteb.prompts import query_prefix
-from reasonembed_mteb.retrieval.rows import instruction_for, task_instructions
+from reasonembed_mteb.retrieval.rows import instruction_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 # The official evaluation's length on BRIGHT, for queries and documents alike (PROTOCOL section 1).
 MAX_TOKENS = 8192
@@ -89,7 +87,6 @@ class ReasonEmbed(FastSentenceTransformer):
         """
         if model_name_or_path is not None and Path(model_name_or_path).is_dir():
             _check_folder(Path(model_name_or_path))
-        self._warned_bare = False
         self._built_modules = False
         super().__init__(model_name_or_path, **kwargs)
         if self._built_modules:
@@ -168,17 +165,16 @@ class ReasonEmbed(FastSentenceTransformer):
             instruction = instruction_for(task)
         if instruction is not None:
             kwargs["prompt"] = query_prefix(instruction)
-        elif not prompted:
-            self._warn_if_bare()
         return super().encode_query(inputs, *args, **kwargs)
 
-    def _warn_if_bare(self) -> None:
-        if self.pools_last_token and not self.prompts.get("query") and not self._warned_bare:
-            self._warned_bare = True
-            logger.warning(
-                "queries are encoded without an instruction: "
-                "give task= (an MTEB task or a subset) or instruction="
-            )
+    def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        """Choose the prompt as the library does, and say once where queries would get none."""
+        resolved: str | None = super()._resolve_prompt(prompt, prompt_name)
+        is_document = prompt_name in DOCUMENT_NAMES
+        # An empty prompt that was given is a choice; an empty one behind a name is none.
+        if prompt is None and not resolved and not is_document and self.pools_last_token:
+            warn_without_instruction(self)
+        return resolved
 
     @property
     def pools_last_token(self) -> bool:
@@ -187,8 +183,7 @@ class ReasonEmbed(FastSentenceTransformer):
 
     def task_prompts(self) -> dict[str, str]:
         """Return the prompts that a saved directory holds: every task's full prefix, by MTEB's keys."""
-        prefixes = {f"{name}-query": query_prefix(text) for name, text in task_instructions().items()}
-        return {"document": "", **prefixes, **{k: v for k, v in self.prompts.items() if v is not None}}
+        return task_prompts() | {k: v for k, v in self.prompts.items() if v is not None}
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()
@@ -219,7 +214,10 @@ class ReasonEmbed(FastSentenceTransformer):
         add_older_forms(Path(path), self)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
+        # The library encodes an example for the card, without an instruction.
+        warned, self._warned_bare = vars(self).get("_warned_bare", False), True
         super()._create_model_card(path, *args, **kwargs)
+        self._warned_bare = warned
         card = Path(path) / "README.md"
         if not self.pools_last_token or not card.is_file():
             return

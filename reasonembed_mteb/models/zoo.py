@@ -122,31 +122,39 @@ def model_meta(name: str) -> ModelMeta:
     return model_metas()[name]
 
 
-def local_meta(path: str | Path, name: str | None = None) -> ModelMeta:
+def local_meta(path: str | Path, name: str | None = None, revision: str | None = None) -> ModelMeta:
     """Return MTEB metadata of a local model directory.
 
     Args:
         path: A directory that sentence-transformers saved, of any kind, or a bare decoder checkpoint.
         name: The name under which results are filed; by default ``local/<parent>__<dir>``.
+        revision: What the directory's content must be; None takes it as it is.
 
     Returns:
         Metadata whose revision is a hash of the directory's content, so that two directories never share
         a cached result and a changed directory is a new revision.
 
     Raises:
-        ReasonEmbedError: If the directory holds no model.
+        ReasonEmbedError: If the directory holds no model, or another content than the revision says.
     """
     import_module("mteb")
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     folder = Path(path).expanduser().resolve()
     kind = model_kind(folder)
+    content = content_revision(folder)
+    if revision is not None and revision != content:
+        msg = (
+            f"a directory has no revision but its content, and that of {folder} is {content}, not {revision!r}: "
+            "leave the revision out, or give the hub name for a revision of the hub"
+        )
+        raise ReasonEmbedError(msg)
     return ModelMeta.create_empty(
         overwrites={
             "loader": _load_other,
             "loader_kwargs": {"path": str(folder), "kind": kind},
             "name": name or local_name(folder),
-            "revision": content_revision(folder),
+            "revision": content,
             "model_type": [kind],
             "framework": ["Sentence Transformers", "PyTorch"],
             # A dense directory says itself which one it takes; mteb asks the model where this is None.

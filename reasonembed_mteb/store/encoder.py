@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xxhash
 
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.identity import describe_model
 from reasonembed_mteb.models.instructions import loaded_prefix
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.lengths import current_length
@@ -72,50 +72,7 @@ def fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderP
     inner = getattr(model, "model", None)
     if not isinstance(inner, torch.nn.Module):
         return found
-    parameter = next(inner.parameters(), None)
-    return found | {
-        "dtype": str(parameter.dtype) if parameter is not None else None,
-        "truncate_dim": getattr(inner, "truncate_dim", None),
-        "modules": [_module_config(module) for module in inner.children()],
-        "weights": weights_hash(inner),
-        "tokenizer": _tokenizer_hash(inner),
-    }
-
-
-def _module_config(module: torch.nn.Module) -> list[Any]:
-    """Return a module's kind and options, such as a pooling mode, which are no weights."""
-    options: dict[str, Any] = getattr(module, "get_config_dict", dict)()
-    # The length belongs to each text's key.
-    plain = {key: value for key, value in options.items() if key != "max_seq_length"}
-    return [type(module).__name__, json.loads(json.dumps(plain, default=str, sort_keys=True))]
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """Return a hash of every weight, its name, dtype and shape.
-
-    Args:
-        module: The model.
-    """
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().reshape(-1)
-        # In pieces, so that a GPU's weights are never whole on the host.
-        for piece in values.split(1 << 26):
-            digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _tokenizer_hash(model: torch.nn.Module) -> str | None:
-    tokenizer = getattr(model, "tokenizer", None)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    state = json.loads(backend.to_str())
-    # Set by the last call, by batch and length.
-    for passing in ("truncation", "padding"):
-        state.pop(passing, None)
-    return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
+    return found | describe_model(inner)
 
 
 class StoredEncoder:
@@ -231,7 +188,11 @@ class StoredEncoder:
 
         out = torch.empty(len(found.rows), vectors.shape[1])
         held = np.setdiff1d(np.arange(len(found.rows)), missing)
-        out[torch.from_numpy(held)] = self._store.read(Found(found.shards[held], found.rows[held])).float()
+        # A store that cannot be written holds nothing and knows no dimension.
+        if len(held):
+            out[torch.from_numpy(held)] = self._store.read(
+                Found(found.shards[held], found.rows[held])
+            ).float()
         out[torch.from_numpy(missing)] = self._store.as_stored(vectors).float()[torch.from_numpy(places)]
         return out
 
