@@ -392,6 +392,8 @@ def test_special_tokens_are_what_the_configuration_says(
     assert len(warned) == 1
 
 
+# peft asks transformers by the older name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_loads_on_its_base(qwen3_dir: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     backbone = AutoModel.from_pretrained(qwen3_dir)

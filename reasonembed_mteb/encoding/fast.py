@@ -187,7 +187,7 @@ class FastSentenceTransformer(SentenceTransformer):
         """Pickle a model whose class `accelerate` made by naming the class it was made from."""
         if vars(type(self)).get("_made_from") is None:
             return super().__reduce_ex__(protocol)
-        return _revive, (self._made_from,), self.__getstate__()
+        return _revive, (self._made_from,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 class _ReportingQueue:

@@ -224,8 +224,8 @@ def _probe_ids(backbone: Any, count: int) -> Tensor:  # noqa: ANN401
 
 
 def _hidden(backbone: Any, input_ids: Tensor, **features: Any) -> Tensor:  # noqa: ANN401
-    hidden: Tensor = backbone(input_ids=input_ids, **features).last_hidden_state
-    return hidden.float()
+    hidden: Tensor = backbone(input_ids=input_ids, **features).last_hidden_state.float()
+    return hidden
 
 
 def _on(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - a tensor or a number

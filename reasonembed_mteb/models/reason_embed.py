@@ -113,7 +113,7 @@ class ReasonEmbed(FastSentenceTransformer):
             return None
         if self.backend == "torch":
             given["model_kwargs"].setdefault("use_safetensors", True)
-        transformer = Transformer(
+        transformer: Transformer = Transformer(
             name,
             cache_dir=cache_folder,
             backend=self.backend,
@@ -156,7 +156,7 @@ class ReasonEmbed(FastSentenceTransformer):
             _take_tokenizer(transformer, Path(name), _loading_options(options)["processor_kwargs"])
         return modules, config
 
-    def encode_query(  # type: ignore[override]
+    def encode_query(
         self,
         *args: Any,
         task: str | None = None,

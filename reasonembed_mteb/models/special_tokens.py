@@ -88,7 +88,7 @@ def _warn(name: str, key: str, said: bool, done: str) -> None:
 
 
 def _configuration(name: str, processor_kwargs: dict[str, Any]) -> dict[str, Any]:
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     names = ("cache_dir", "token", "revision", "local_files_only", "subfolder")
     options = {key: processor_kwargs[key] for key in names if key in processor_kwargs}
