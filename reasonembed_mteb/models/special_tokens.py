@@ -22,7 +22,9 @@ _SIDES = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 
 
 def settle_special_tokens(
-    tokenizer: PreTrainedTokenizerBase, name: str, processor_kwargs: dict[str, Any]
+    tokenizer: Any,  # noqa: ANN401 - a transformers tokenizer
+    name: str,
+    processor_kwargs: dict[str, Any],
 ) -> None:
     """Have a tokenizer add BOS and EOS as its configuration says, and say so where that changes anything.
 
