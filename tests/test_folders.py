@@ -41,6 +41,15 @@ def test_revision_ignores_what_changes_no_vector(tmp_path: Path) -> None:
     assert content_revision(folder) != before
 
 
+def test_an_adapters_revision_covers_its_base(tmp_path: Path) -> None:
+    base = make(tmp_path / "base", config__json={"a": 1})
+    adapter = make(tmp_path / "adapter", adapter_config__json={"base_model_name_or_path": str(base)})
+    before = content_revision(adapter)
+    assert model_kind(adapter) == "dense"
+    make(base, config__json={"a": 2})
+    assert content_revision(adapter) != before
+
+
 def test_moving_bytes_between_files_is_a_change(tmp_path: Path) -> None:
     one, two = make(tmp_path / "one"), make(tmp_path / "two")
     (one / "a").write_text("xy")

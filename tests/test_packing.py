@@ -84,6 +84,8 @@ def test_other_poolings_and_modules_take_packed_texts(
 def test_the_models_own_attention_comes_back(qwen3_dir: Path) -> None:
     model = ReasonEmbed(str(qwen3_dir), device="cpu")
     model.attn = "packed"
+    # The first call asks the model itself whether it may be packed.
+    model.encode(TEXTS)
     config = model[0].auto_model.config
     before = config._attn_implementation
     seen = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ class FastSentenceTransformer(SentenceTransformer):
     @torch.inference_mode()
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as the library's
         """Encode what the fast path knows; hand the rest to the library."""
-        _check_texts(inputs)
+        if _reads_text_only(self):
+            _check_texts(inputs)
         started = time.perf_counter()
         self.last_token_counts = None
         if not inputs or not self._is_for_us(inputs, kwargs):
@@ -139,11 +141,9 @@ class FastSentenceTransformer(SentenceTransformer):
         return vectors
 
     def _empty_text_has_no_token(self) -> bool:
-        tokenizer = getattr(self, "tokenizer", None)
-        # Only a transformers tokenizer can be asked; others belong to models that take empty texts.
-        if not hasattr(tokenizer, "num_special_tokens_to_add"):
-            return False
-        return not tokenizer("")["input_ids"]  # type: ignore[misc]
+        # Only where the tokenizer alone decides: static embeddings, chat templates and other modules take
+        # empty texts in their own way.
+        return _reads_text_only(self) and not self.tokenizer("")["input_ids"]
 
     @staticmethod
     def _multi_process_worker(  # type: ignore[override]
@@ -162,7 +162,9 @@ class FastSentenceTransformer(SentenceTransformer):
         )
 
     def _get_worker_result(self, pool: Any, poll_interval: float = 1.0) -> Any:  # type: ignore[override]  # noqa: ANN401
-        chunk, found, counts, done = super()._get_worker_result(pool, poll_interval)
+        # A pool that was started before the model was accelerated sends no figures.
+        chunk, found, *figures = super()._get_worker_result(pool, poll_interval)
+        counts, done = figures or (None, EncodingStats())
         self._pooled[chunk] = counts
         self.encoding_stats.add(done)
         if isinstance(found, TextsError):
@@ -183,9 +185,9 @@ class FastSentenceTransformer(SentenceTransformer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object's
         """Pickle a model whose class `accelerate` made by naming the class it was made from."""
-        if "_made_from" not in vars(type(self)):
+        if vars(type(self)).get("_made_from") is None:
             return super().__reduce_ex__(protocol)
-        return _revive, (self._made_from,), vars(self) | {"_compiled_call_impl": None}
+        return _revive, (self._made_from,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 class _ReportingQueue:
@@ -275,6 +277,7 @@ def encode_stream(
         start += len(some)
 
 
+@cache
 def _fast_class(base: type[SentenceTransformer]) -> type[FastSentenceTransformer]:
     if base is SentenceTransformer:
         return FastSentenceTransformer
@@ -290,20 +293,58 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
     """Return whether texts reach a transformers model through its tokenizer and nothing else."""
     first: Any = model[0]
     return (
-        isinstance(first, Transformer)
+        _reads_text_only(model)
+        and _is_librarys_own(
+            model, SentenceTransformer, ("preprocess", "tokenize", "_resolve_inference_device")
+        )
+        and _has_librarys_inference(type(model))
+        and _is_librarys_own(first, Transformer, ("preprocess", "forward"))
         and first.backend == "torch"
         and first.transformer_task == "feature-extraction"
-        and "text" in first.modality_config
-        # Texts would go through the chat template.
-        and "message" not in first.modality_config
         and first.modality_config["text"]["method"] == "forward"
-        and isinstance(first.processor, PreTrainedTokenizerBase)
+        # Without a mask the library pools padding too; a fixed length pads in a way of its own.
+        and "attention_mask" in first.processor.model_input_names
         and set(first.processor.model_input_names) <= KEPT_KEYS
+        and _pads_to_longest(first)
         and first.query_expansion is None
         # The library's own flattening, which a model was loaded for, is better than padded rows.
         and (can_pack(model) or not first.can_flatten_inputs)
         and model.device.type != "hpu"
     )
+
+
+def _reads_text_only(model: SentenceTransformer) -> bool:
+    """Return whether the first module is a Transformer that takes text, and that without a chat template."""
+    first: Any = model[0] if len(model) else None
+    return (
+        isinstance(first, Transformer)
+        and set(first.modality_config) == {"text"}
+        and isinstance(first.processor, PreTrainedTokenizerBase)
+    )
+
+
+def _is_librarys_own(given: object, base: type, names: Sequence[str]) -> bool:
+    """Return whether neither the object nor its class has its own version of any method."""
+    return all(
+        name not in vars(given) and getattr(type(given), name, None) is getattr(base, name, None)
+        for name in names
+    )
+
+
+def _has_librarys_inference(kind: type) -> bool:
+    """Return whether no class between ours and the library's infers in its own way."""
+    others = (cls for cls in kind.__mro__ if issubclass(cls, SentenceTransformer))
+    return all(
+        "_inference" not in vars(cls)
+        for cls in others
+        if cls not in (FastSentenceTransformer, SentenceTransformer)
+    )
+
+
+def _pads_to_longest(transformer: Any) -> bool:  # noqa: ANN401 - a Transformer module
+    options = getattr(transformer, "processing_kwargs", None) or {}
+    given = (options.get("text") or {}).get("padding", True)
+    return given in (True, "longest")
 
 
 def _check_texts(inputs: Sequence[Any]) -> None:

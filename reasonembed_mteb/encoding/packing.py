@@ -13,12 +13,15 @@ Four kernels are known to transformers by name. None has a mask function: transf
 from __future__ import annotations
 
 import inspect
+import logging
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DataCollatorWithFlattening
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 varlen_attn: Any
 try:
@@ -39,6 +43,15 @@ except ImportError:
 
 # Decoders whose attention hands `cu_seq_lens_q` on, has no soft cap, and rotates by position_ids.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_KNOWN_CLASSES = frozenset(
+    f"transformers.models.{family}.modeling_{family}.{family.capitalize()}Model" for family in FAMILIES
+)
+# Relative, of a token's vector. A token that sees others differs by far more, and 36 layers in half precision
+# err by a few hundredths.
+_PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
+_PROBE_TOLERANCE_HALF = 0.1
+# Answers by model: what they were found for, and what was found.
+_PROBED: WeakKeyDictionary[Any, tuple[tuple[Any, ...], bool]] = WeakKeyDictionary()
 # What packed rows bring, beside their tokens.
 PACKED_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"})
 # Modules that read one vector a text, so that they need not know how the tokens lay.
@@ -126,13 +139,116 @@ AttentionInterface.register(DOCUMENTS, _documents)
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
 
-def is_known_decoder(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
-    """Return whether a model is a causal decoder of the families that we know.
+def is_known_decoder(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
+    """Return whether a loaded model is a causal decoder that our kernels attend rightly for.
+
+    Configurations and names lie (models made bidirectional by their own code, masks that were patched), so
+    that the model itself is asked: its classes must be transformers' own, and a few packed tokens must have
+    the vectors that its own attention gives them padded.
 
     Args:
-        config: Its transformers configuration.
+        backbone: The loaded transformers model.
     """
-    return getattr(config, "model_type", None) in FAMILIES and getattr(config, "is_causal", True)
+    if not _has_known_classes(backbone):
+        return False
+    state = _probed_state(backbone)
+    known = _PROBED.get(backbone)
+    if known is None or known[0] != state:
+        known = _PROBED[backbone] = (state, _packs_exactly(backbone))
+    return known[1]
+
+
+def is_causal(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
+    """Return whether each token of a loaded model sees only those before it.
+
+    Args:
+        backbone: The loaded transformers model; it reads sixteen tokens, and two of them again.
+    """
+    try:
+        with _probing(backbone):
+            longer = _hidden(backbone, _probe_ids(backbone, 16)[None])
+            shorter = _hidden(backbone, _probe_ids(backbone, 2)[None])
+    # Whatever a model of another kind raises on plain tokens.
+    except Exception as error:
+        logger.debug("the model does not read plain tokens: %s", error)
+        return False
+    return _are_close(longer[0, :2], shorter[0], backbone.dtype)
+
+
+def _has_known_classes(backbone: Any) -> bool:  # noqa: ANN401
+    name = f"{type(backbone).__module__}.{type(backbone).__name__}"
+    if name not in _KNOWN_CLASSES or not getattr(backbone.config, "is_causal", True):
+        return False
+    layers = getattr(backbone, "layers", ())
+    return all(
+        type(layer).__module__ == type(layer.self_attn).__module__ == type(backbone).__module__
+        and getattr(layer.self_attn, "is_causal", True)
+        for layer in layers
+    )
+
+
+def _probed_state(backbone: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return what a probe's answer depends on and a user may change."""
+    first = backbone.layers[0].self_attn
+    return (
+        backbone.device,
+        backbone.dtype,
+        backbone.config._attn_implementation,  # noqa: SLF001
+        type(backbone).forward,
+        type(first).forward,
+        [vars(module).get("forward") for module in (backbone, first)],
+    )
+
+
+def _packs_exactly(backbone: Any) -> bool:  # noqa: ANN401
+    ids = _probe_ids(backbone, 10)
+    texts = [ids[:7].cpu().numpy(), ids[7:].cpu().numpy()]
+    packed = {name: _on(value, ids.device) for name, value in packed_features(texts).items()}
+    padded = padded_features(texts, None, pad_id=0, left=False)
+    try:
+        with _probing(backbone):
+            own = _hidden(backbone, **{name: value.to(ids.device) for name, value in padded.items()})
+            with named_attention(backbone.config, DOCUMENTS):
+                ours = _hidden(backbone, **packed)[0]
+    # A model that cannot be asked keeps its own path.
+    except Exception as error:
+        logger.debug("the model does not take packed tokens: %s", error)
+        return False
+    return _are_close(ours, torch.cat([own[0], own[1, :3]]), backbone.dtype)
+
+
+def _probe_ids(backbone: Any, count: int) -> Tensor:  # noqa: ANN401
+    # Past the special tokens that most vocabularies begin with.
+    embedding = backbone.get_input_embeddings()
+    return cast("Tensor", ((torch.arange(count) + 5) % embedding.weight.shape[0]).to(embedding.weight.device))
+
+
+def _hidden(backbone: Any, input_ids: Tensor, **features: Any) -> Tensor:  # noqa: ANN401
+    hidden: Tensor = backbone(input_ids=input_ids, **features).last_hidden_state.float()
+    return hidden
+
+
+def _on(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - a tensor or a number
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _are_close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Compare vectors (N, dim) within the noise of the precision in which they were made."""
+    error = (one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-12)
+    return bool((error < _PROBE_TOLERANCE.get(dtype, _PROBE_TOLERANCE_HALF)).all())
+
+
+@contextmanager
+def _probing(backbone: Any) -> Iterator[None]:  # noqa: ANN401
+    """Let a model only compute, without dropout, and give it its modes back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    try:
+        backbone.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def can_pack(model: SentenceTransformer) -> bool:
@@ -149,8 +265,14 @@ def can_pack(model: SentenceTransformer) -> bool:
         # A text with no token beyond the prompt has another vector where the library pools flattened rows.
         and modules[1].include_prompt
         and set(names[2:]) <= _PER_TEXT
-        and is_known_decoder(getattr(backbone, "config", None))
+        and _reads_features_only(model)
+        and is_known_decoder(backbone)
     )
+
+
+def _reads_features_only(model: SentenceTransformer) -> bool:
+    """Return whether a model's forward pass is the library's, which hands features from module to module."""
+    return type(model).forward is SentenceTransformer.forward and "forward" not in vars(model)
 
 
 def has_windows(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration

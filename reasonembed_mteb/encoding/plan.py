@@ -192,9 +192,10 @@ def make_plan(model: SentenceTransformer, attn: str, batch_tokens: int | None, d
     kernel = None if attn == "padded" else _packed_kernel(model, attn, device)
     if kernel is not None:
         return Plan(packed=True, kernel=kernel, batch_tokens=tokens)
-    config = getattr(model[0].auto_model, "config", None)
+    backbone = model[0].auto_model
+    config = getattr(backbone, "config", None)
     own = getattr(config, "_attn_implementation", None)
-    drops_mask = is_known_decoder(config) and not has_windows(config) and own == "sdpa"
+    drops_mask = own == "sdpa" and not has_windows(config) and is_known_decoder(backbone)
     return Plan(packed=False, kernel=CAUSAL if drops_mask else None, batch_tokens=tokens)
 
 

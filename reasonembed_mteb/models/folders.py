@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, missing_extra
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+# PEFT's name for it.
+ADAPTER_CONFIG = "adapter_config.json"
 # Files that do not change a vector.
 _IGNORED = {"README.md", ".gitattributes"}
 _KINDS = {
@@ -30,7 +32,7 @@ def content_revision(folder: Path) -> str:
 
     Returns:
         32 hex digits. The card, hidden folders and nested checkpoints
-        do not count: they change no vector.
+        do not count: they change no vector. An adapter's hash covers its base, where that is a directory.
     """
     import xxhash
 
@@ -45,7 +47,58 @@ def content_revision(folder: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
+    base = (_read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
+    if base and Path(base).is_dir() and Path(base).resolve() != folder.resolve():
+        # A base on the hub is told by its name and revision, which the configuration holds.
+        digest.update(content_revision(Path(base)).encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter, as its ``adapter_config.json`` describes it.
+
+    Attributes:
+        base: Hub name or directory of the model that it adapts.
+        revision: Commit of the base; None for the newest.
+        task: PEFT's task type, such as ``FEATURE_EXTRACTION`` or ``SEQ_CLS``; None if it says none.
+    """
+
+    base: str
+    revision: str | None
+    task: str | None
+
+
+def read_adapter(file: Path) -> Adapter:
+    """Read an adapter's configuration.
+
+    Args:
+        file: An ``adapter_config.json``.
+
+    Raises:
+        ReasonEmbedError: If it names no base model.
+        MissingExtraError: If peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise missing_extra("peft", "train")
+    config = _read_json(file) or {}
+    base = config.get("base_model_name_or_path")
+    if not base:
+        msg = f"the adapter {file.parent} names no base model: set base_model_name_or_path in {file.name}"
+        raise ReasonEmbedError(msg)
+    if _is_missing_folder(base):
+        msg = (
+            f"the base model {base} of the adapter {file.parent} does not exist: correct "
+            f"base_model_name_or_path in {file.name}, or merge the adapter into its base and save that"
+        )
+        raise ReasonEmbedError(msg)
+    return Adapter(base, config.get("revision"), config.get("task_type"))
+
+
+def _is_missing_folder(name: str) -> bool:
+    # A hub name has one slash at most, and begins with neither a dot nor a slash.
+    looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    return looks_local and not Path(name).is_dir()
 
 
 def _is_hidden(relative: Path) -> bool:
@@ -74,9 +127,14 @@ def model_kind(folder: Path) -> str:
     """
     config = _read_json(folder / "config.json") or {}
     modules = _read_json(folder / "modules.json")
+    if not config and modules is None and (folder / ADAPTER_CONFIG).is_file():
+        return "cross-encoder" if read_adapter(folder / ADAPTER_CONFIG).task == "SEQ_CLS" else "dense"
     declared = (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type")
     if not config and modules is None:
-        msg = f"{folder} holds no model (neither config.json nor modules.json); give a saved model directory"
+        msg = (
+            f"{folder} holds no model (none of config.json, modules.json and {ADAPTER_CONFIG}); "
+            "give a saved model directory"
+        )
         raise ReasonEmbedError(msg)
     if declared in _KINDS:
         return _KINDS[declared]

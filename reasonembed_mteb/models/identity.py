@@ -46,7 +46,7 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    """Return what decides a SentenceTransformer's vectors beside the text, what is put before it and its length.
+    """Return what decides a SentenceTransformer's vectors, apart from the text, its prompt and its length.
 
     Args:
         model: The model.

@@ -162,7 +162,7 @@ def _directory_rule(folder: Path, kind: str) -> PromptRule:
         from reasonembed_mteb.models import reason_embed
 
         # As ReasonEmbed does when it builds the modules of a bare checkpoint.
-        if reason_embed._is_decoder(str(folder), {}, None):  # noqa: SLF001 - one rule for both
+        if reason_embed._may_be_decoder(str(folder), {}, None):  # noqa: SLF001 - one rule for both
             return rule_of_prompts(task_prompts())
     return rule_of_prompts(config.get("prompts") or {}, default=config.get("default_prompt_name"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,20 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb.encoding.fast import FastSentenceTransformer
+from reasonembed_mteb.encoding.packing import is_causal
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.folders import ADAPTER_CONFIG, Adapter, read_adapter
 from reasonembed_mteb.models.instructions import DOCUMENT_NAMES, task_prompts, warn_without_instruction
 from reasonembed_mteb.models.saving import READERS, add_older_forms
+from reasonembed_mteb.models.special_tokens import settle_special_tokens, warn_of_special_tokens
 from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.retrieval.rows import instruction_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # The official evaluation's length on BRIGHT, for queries and documents alike (PROTOCOL section 1).
 MAX_TOKENS = 8192
@@ -63,7 +67,8 @@ class ReasonEmbed(FastSentenceTransformer):
     The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
     decoder checkpoint (Qwen2, Qwen3, Llama, Mistral, ...) gets the modules that ReasonEmbed was trained
     with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
-    tokenizer pads on the right, has a pad token, and adds no EOS or BOS that it did not add before.
+    tokenizer pads on the right, has a pad token, and adds EOS and BOS as its configuration says. A LoRA
+    adapter's folder loads on its base.
 
     An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token
     budget, packed where that is known; see `FastSentenceTransformer` for the options.
@@ -89,6 +94,8 @@ class ReasonEmbed(FastSentenceTransformer):
             _check_folder(Path(model_name_or_path))
         self._built_modules = False
         super().__init__(model_name_or_path, **kwargs)
+        if not self._built_modules and model_name_or_path is not None and self.pools_last_token:
+            warn_of_special_tokens(self.tokenizer, str(model_name_or_path))
         if self._built_modules:
             # As a saved directory would: `mteb.evaluate` of this object finds each task's prompt by name.
             self.prompts = dict[str, str | None](self.task_prompts())
@@ -97,41 +104,78 @@ class ReasonEmbed(FastSentenceTransformer):
         self, model_name_or_path: str, *args: Any, **kwargs: Any
     ) -> tuple[list[nn.Module], dict[str, Any]]:
         """Build the modules of a bare checkpoint; see the class."""
-        call = inspect.signature(SentenceTransformer._load_default_modules).bind(
-            self, model_name_or_path, *args, **kwargs
-        )
-        options = call.arguments
-        shared = {
-            name: options[name]
-            for name in ("token", "revision", "trust_remote_code", "local_files_only")
-            if options.get(name) is not None
-        }
-        given = {
-            name: shared | (options.get(name) or {})
-            for name in ("model_kwargs", "processor_kwargs", "config_kwargs")
-        }
-        if not _is_decoder(model_name_or_path, given["config_kwargs"], options.get("cache_folder")):
-            loaded, config = super()._load_default_modules(model_name_or_path, *args, **kwargs)
-            return (list(loaded.values()) if isinstance(loaded, dict) else loaded), config
-        given["model_kwargs"].setdefault("use_safetensors", True)
-        transformer = Transformer(
-            model_name_or_path,
-            cache_dir=options.get("cache_folder"),
+        signature = inspect.signature(SentenceTransformer._load_default_modules)
+        options = signature.bind(self, model_name_or_path, *args, **kwargs).arguments
+        del options["self"]
+        adapter = _find_adapter(options)
+        if adapter is not None:
+            return self._load_adapter(adapter, options)
+        transformer = self._load_decoder(options)
+        if transformer is None:
+            loaded, config = super()._load_default_modules(**options)
+            modules = list(loaded.values()) if isinstance(loaded, dict) else loaded
+            _say_assumed(model_name_or_path, modules)
+            return modules, config
+        self._built_modules = True
+        pooling = Pooling(transformer.get_embedding_dimension(), "lasttoken")
+        modules = [transformer, pooling, Normalize()]
+        _say_assumed(model_name_or_path, modules)
+        return modules, {}
+
+    def _load_decoder(self, options: dict[str, Any]) -> Transformer | None:
+        """Load a bare checkpoint as a text decoder; None if it turns out to be no decoder."""
+        given = _loading_options(options)
+        name = options["model_name_or_path"]
+        cache_folder = options.get("cache_folder")
+        if not _may_be_decoder(name, given["config_kwargs"], cache_folder):
+            return None
+        if self.backend == "torch":
+            given["model_kwargs"].setdefault("use_safetensors", True)
+        transformer: Transformer = Transformer(
+            name,
+            cache_dir=cache_folder,
             backend=self.backend,
             # Without this the tokenizer's chat template would be applied to every text.
             modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
             module_output_name="token_embeddings",
             **given,
         )
+        # Other backends have no module to ask.
+        if self.backend == "torch" and not is_causal(transformer.auto_model):
+            return None
         _prepare_tokenizer(transformer.tokenizer)
-        self._built_modules = True
+        settle_special_tokens(transformer.tokenizer, name, given["processor_kwargs"])
         own = transformer.max_seq_length
         transformer.max_seq_length = min(MAX_TOKENS, own) if own else MAX_TOKENS
-        return [transformer, Pooling(transformer.get_embedding_dimension(), "lasttoken"), Normalize()], {}
+        return transformer
 
-    def encode_query(  # type: ignore[override]
+    def _load_adapter(
+        self, adapter: Adapter, options: dict[str, Any]
+    ) -> tuple[list[nn.Module], dict[str, Any]]:
+        """Load an adapter's base with its modules, and the adapter into it."""
+        name = options["model_name_or_path"]
+        try:
+            loaded, config = self._load_modules(
+                **(options | {"model_name_or_path": adapter.base, "revision": adapter.revision})
+            )
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            msg = (
+                f"the base model {adapter.base} of the adapter {name} cannot be loaded ({reason}): correct "
+                "base_model_name_or_path in adapter_config.json, or merge it into its base and save that"
+            )
+            raise ReasonEmbedError(msg) from error
+        modules = list(loaded.values()) if isinstance(loaded, dict) else loaded
+        transformer: Any = modules[0]
+        shared = {key: options[key] for key in ("revision", "token") if options.get(key) is not None}
+        transformer.auto_model.load_adapter(name, **shared)
+        transformer.auto_model.eval()
+        if self._built_modules:
+            _take_tokenizer(transformer, Path(name), _loading_options(options)["processor_kwargs"])
+        return modules, config
+
+    def encode_query(
         self,
-        inputs: Sequence[str] | str,
         *args: Any,
         task: str | None = None,
         instruction: str | None = None,
@@ -140,13 +184,12 @@ class ReasonEmbed(FastSentenceTransformer):
         """Encode queries, each after its task's instruction.
 
         Args:
-            inputs: One query or several.
-            *args: `SentenceTransformer.encode_query`'s further arguments.
+            *args: `SentenceTransformer.encode_query`'s arguments: one query or several, and so on.
             task: An MTEB task name (ours, or MTEB's own BRIGHT, BRIGHT-Pro and R2MED tasks) or a subset
                 such as ``"biology"``. It never reaches sentence-transformers' Router, which is told
                 ``"query"`` as ever.
             instruction: An instruction of your own, one sentence; empty for none.
-            **kwargs: `SentenceTransformer.encode_query`'s further arguments.
+            **kwargs: `SentenceTransformer.encode_query`'s keyword arguments.
 
         Returns:
             Unit vectors ``(N, dim)``, or ``(dim,)`` for one query.
@@ -155,7 +198,7 @@ class ReasonEmbed(FastSentenceTransformer):
             UnknownNameError: If the task is not known; the nearest is named.
             ReasonEmbedError: If more than one of task, instruction and prompt is given.
         """
-        prompted = any(value is not None for value in args[:2]) or any(
+        prompted = any(value is not None for value in args[1:3]) or any(
             kwargs.get(name) is not None for name in ("prompt", "prompt_name")
         )
         if (task is not None) + (instruction is not None) + prompted > 1:
@@ -165,7 +208,7 @@ class ReasonEmbed(FastSentenceTransformer):
             instruction = instruction_for(task)
         if instruction is not None:
             kwargs["prompt"] = query_prefix(instruction)
-        return super().encode_query(inputs, *args, **kwargs)
+        return super().encode_query(*args, **kwargs)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
         """Choose the prompt as the library does, and say once where queries would get none."""
@@ -240,22 +283,98 @@ class ReasonEmbed(FastSentenceTransformer):
         )
 
 
+def _with_own_options(method: Any, *names: str) -> inspect.Signature:  # noqa: ANN401 - a function
+    """Return the parent's signature with keyword options of our own."""
+    parent = inspect.signature(method)
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None")
+        for name in names
+    ]
+    *before, rest = parent.parameters.values()
+    return parent.replace(parameters=[*before, *own, rest])
+
+
 # Tools that read the signature (and sentence-transformers' own re-loading) see the parent's.
 ReasonEmbed.__init__.__signature__ = inspect.signature(SentenceTransformer.__init__)  # type: ignore[attr-defined]
+ReasonEmbed.encode_query.__signature__ = _with_own_options(  # type: ignore[attr-defined]
+    SentenceTransformer.encode_query, "task", "instruction"
+)
 
 
-def _is_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str | None) -> bool:
+def _loading_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the three groups of a `Transformer`'s keyword arguments, each with what they share."""
+    shared = {
+        name: options[name]
+        for name in ("token", "revision", "trust_remote_code", "local_files_only")
+        if options.get(name) is not None
+    }
+    groups = ("model_kwargs", "processor_kwargs", "config_kwargs")
+    return {name: shared | (options.get(name) or {}) for name in groups}
+
+
+def _find_adapter(options: dict[str, Any]) -> Adapter | None:
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    file = find_adapter_config_file(
+        str(options["model_name_or_path"]),
+        cache_dir=options.get("cache_folder"),
+        token=options.get("token"),
+        revision=options.get("revision"),
+        local_files_only=bool(options.get("local_files_only")),
+    )
+    return None if file is None else read_adapter(Path(file))
+
+
+def _take_tokenizer(transformer: Any, folder: Path, processor_kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+    """Read texts by the tokenizer beside an adapter, where there is one."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return
+    length = transformer.max_seq_length
+    tokenizer = AutoTokenizer.from_pretrained(folder, **processor_kwargs)
+    _prepare_tokenizer(tokenizer)
+    settle_special_tokens(tokenizer, str(folder), processor_kwargs)
+    transformer.processor = tokenizer
+    transformer.max_seq_length = length
+
+
+def _may_be_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str | None) -> bool:
+    """Return whether a configuration is one of models that generate; the model itself decides."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
     config = AutoConfig.from_pretrained(name, cache_dir=cache_folder, **config_kwargs)
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    # A backbone saved by AutoModel says `Qwen3Model`; an encoder's causal head exists (`BertLMHeadModel`),
-    # but is not what its checkpoint was saved from.
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
-    return architecture.endswith("ForCausalLM") or (
-        causal.endswith("ForCausalLM") and causal.removesuffix("ForCausalLM") + "Model" == architecture
+    text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False) or _is_said_to_look_ahead(text):
+        return False
+    # Encoders of these families share a configuration with decoders, and say which they are.
+    if getattr(text, "is_decoder", None) is False:
+        return architecture.endswith("ForCausalLM") or "GPT" in architecture
+    return (
+        architecture.endswith("ForCausalLM")
+        or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        or type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+        or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     )
+
+
+def _is_said_to_look_ahead(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
+    # Gemma's key takes "all" and "vision" too.
+    bidirectional = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    return bidirectional or getattr(config, "is_causal", True) is False
+
+
+def _say_assumed(name: str, modules: list[nn.Module]) -> None:
+    """Say which modules a checkpoint got that brings none."""
+    modes = [str(module.pooling_mode) for module in modules if isinstance(module, Pooling)]
+    pooling = f"{modes[0]} pooling" if modes else "the library's own modules"
+    length = " and unit length" if isinstance(modules[-1], Normalize) else ""
+    logger.warning("%s has no modules.json: assuming %s%s", name, pooling, length)
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -277,6 +396,8 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Say plainly that a directory with transformers weights in its root cannot be loaded."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        read_adapter(folder / ADAPTER_CONFIG)
     has_weights = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     if not has_weights and any(folder.glob("pytorch_model*.bin")):
         msg = f"{folder} has pickled weights, which may run code: save the model again as safetensors"

@@ -145,7 +145,7 @@ def local_meta(path: str | Path, name: str | None = None, revision: str | None =
     content = content_revision(folder)
     if revision is not None and revision != content:
         msg = (
-            f"a directory has no revision but its content, and that of {folder} is {content}, not {revision!r}: "
+            f"a directory has no revision but its content; that of {folder} is {content}, not {revision!r}: "
             "leave the revision out, or give the hub name for a revision of the hub"
         )
         raise ReasonEmbedError(msg)

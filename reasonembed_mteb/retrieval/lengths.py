@@ -55,6 +55,15 @@ def _own_length(sized: Any) -> int | None:  # noqa: ANN401 - any sentence-transf
     return int(length)
 
 
+def _takes_a_length(sized: Any) -> bool:  # noqa: ANN401 - any sentence-transformers model
+    """Return whether a model's length can be set: static embeddings and bags of words have none."""
+    try:
+        sized.max_seq_length = sized.max_seq_length
+    except AttributeError:
+        return False
+    return True
+
+
 @contextmanager
 def capped_length(model: object, limit: int) -> Iterator[int | None]:
     """Truncate inputs at ``limit`` tokens while the context lasts, unless the model does so earlier.
@@ -66,7 +75,7 @@ def capped_length(model: object, limit: int) -> Iterator[int | None]:
     Yields:
         The length in force, or None for a model that has none.
     """
-    sized = sized_models(model)
+    sized = [one for one in sized_models(model) if _takes_a_length(one)]
     before = [(one, one.max_seq_length) for one in sized]
     try:
         for one in sized:

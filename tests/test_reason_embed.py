@@ -334,3 +334,85 @@ def test_only_safetensors_are_written(model: ReasonEmbed, tmp_path: Path) -> Non
 
 def test_the_constructor_is_sentence_transformers_own() -> None:
     assert inspect.signature(ReasonEmbed) == inspect.signature(SentenceTransformer)
+
+
+def save_backbone(folder: Path, name: str, **options: Any) -> str:
+    """Save a small random backbone of any family with a tokenizer."""
+    import transformers
+
+    tokenizer = make_tokenizer(chat=True)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    config = getattr(transformers, f"{name}Config")(**sizes, **heads, **options)
+    family = name if hasattr(transformers, f"{name}Model") else name.removesuffix("Text")
+    torch.manual_seed(0)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pooling"),
+    [
+        ("Gemma3Text", {"sliding_window": 16}, "lasttoken"),
+        ("Gemma3Text", {"sliding_window": 16, "use_bidirectional_attention": True}, "mean"),
+        ("Phi3", {}, "lasttoken"),
+        ("Olmo2", {}, "lasttoken"),
+        ("GPTNeoX", {"is_decoder": True}, "lasttoken"),
+        ("XLMRoberta", {}, "mean"),
+    ],
+)
+def test_decoders_are_told_by_the_model(
+    name: str, options: dict[str, Any], pooling: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ReasonEmbed(save_backbone(tmp_path, name, **options), device="cpu")
+    assert model[1].pooling_mode == pooling
+    (said,) = [message for message in caplog.messages if "no modules.json" in message]
+    assert f"assuming {pooling} pooling" in said
+
+
+@pytest.mark.parametrize("where", ["end", "start"])
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
+def test_special_tokens_are_what_the_configuration_says(
+    where: str, said: bool, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, token = ("add_eos_token", "eos") if where == "end" else ("add_bos_token", "bos")
+    save_decoder(tmp_path, "mistral", **({token: True} if not said else {}))
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {key: said, "tokenizer_class": kind, "eos_token": "<|endoftext|>", "bos_token": "<|begin|>"}
+    file.write_text(json.dumps(config))
+    model = ReasonEmbed(str(tmp_path), device="cpu")
+    ids = model.tokenizer("x")["input_ids"]
+    place = -1 if where == "end" else 0
+    wanted = model.tokenizer.eos_token_id if where == "end" else model.tokenizer.bos_token_id
+    assert (ids[place] == wanted) == (said or kind == "PreTrainedTokenizerFast")
+    warned = [message for message in caplog.messages if f"{key}={str(said).lower()}" in message]
+    assert len(warned) == 1
+
+
+# peft asks transformers by the older name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_loads_on_its_base(qwen3_dir: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    backbone = AutoModel.from_pretrained(qwen3_dir)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(backbone, config)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    model = ReasonEmbed(str(tmp_path / "adapter"), device="cpu")
+    assert model[1].pooling_mode == "lasttoken"
+    ids = torch.tensor([make_tokenizer()(QUERY)["input_ids"]])
+    with torch.no_grad():
+        last = adapted.eval()(input_ids=ids).last_hidden_state[0, -1].numpy()
+    np.testing.assert_allclose(model.encode(QUERY), last / np.linalg.norm(last), atol=1e-5)
+    plain = ReasonEmbed(str(qwen3_dir), device="cpu").encode(QUERY)
+    assert np.abs(model.encode(QUERY) - plain).max() > 1e-3
+
+
+def test_an_adapter_without_its_base_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone"), "peft_type": "LORA"}))
+    with pytest.raises(ReasonEmbedError, match=r"base model .*gone of the adapter .* does not exist"):
+        ReasonEmbed(str(tmp_path), device="cpu")

@@ -1,0 +1,153 @@
+"""EOS and BOS as a tokenizer's configuration says, whichever version of transformers reads it.
+
+With a ``tokenizer.json``, transformers 5 ignores ``add_eos_token`` and ``add_bos_token`` of
+``tokenizer_config.json``; transformers 4 obeyed them for the tokenizers of Llama, Mistral, Gemma and Cohere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Classes whose transformers-4 version took a token away that tokenizer.json adds; the others left it there.
+_OBEYED = ("Llama", "CodeLlama", "Gemma", "Cohere")
+_SIDES = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
+
+
+def settle_special_tokens(
+    tokenizer: Any,  # noqa: ANN401 - a transformers tokenizer
+    name: str,
+    processor_kwargs: dict[str, Any],
+) -> None:
+    """Have a tokenizer add BOS and EOS as its configuration says, and say so where that changes anything.
+
+    Args:
+        tokenizer: The tokenizer, changed in place.
+        name: Hub name or directory that it was loaded from.
+        processor_kwargs: What it was loaded with; what the user asked for there stays.
+    """
+    config = _configuration(name, processor_kwargs)
+    wrong = _contradictions(tokenizer, config)
+    changed = {
+        key: said for key, said in wrong.items() if key not in processor_kwargs and (said or _obeyed(config))
+    }
+    for key, said in wrong.items():
+        if key in changed:
+            done = (
+                f"adding {tokenizer_token(tokenizer, key)}"
+                if said
+                else f"leaving out {tokenizer_token(tokenizer, key)}"
+            )
+            _warn(name, key, said, f"{done} as transformers 4 did")
+        elif key not in processor_kwargs:
+            _warn(
+                name,
+                key,
+                said,
+                f"{tokenizer_token(tokenizer, key)} stays, as in every version of transformers",
+            )
+    if changed:
+        _set(tokenizer, changed)
+
+
+def warn_of_special_tokens(tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
+    """Warn where a tokenizer adds other special tokens than its configuration says; change nothing.
+
+    Args:
+        tokenizer: The tokenizer of a directory that is loaded as it is.
+        name: Hub name or directory that it was loaded from.
+    """
+    if tokenizer is None:
+        return
+    for key, said in _contradictions(tokenizer, _configuration(name, {})).items():
+        remedy = f'processor_kwargs={{"{key}": {said}}} obeys it'
+        _warn(name, key, said, f"this version of transformers does not obey; {remedy}")
+
+
+def tokenizer_token(tokenizer: PreTrainedTokenizerBase, key: str) -> str:
+    """Return the token that a key is about, such as ``</s>``."""
+    return str(getattr(tokenizer, _SIDES[key]))
+
+
+def _warn(name: str, key: str, said: bool, done: str) -> None:
+    adds = "does not add it" if said else "adds it"
+    logger.warning(
+        "%s: tokenizer_config.json says %s=%s but tokenizer.json %s (%s); %s",
+        name,
+        key,
+        str(said).lower(),
+        adds,
+        "BOS" if key == "add_bos_token" else "EOS",
+        done,
+    )
+
+
+def _configuration(name: str, processor_kwargs: dict[str, Any]) -> dict[str, Any]:
+    from transformers.utils.hub import cached_file
+
+    names = ("cache_dir", "token", "revision", "local_files_only", "subfolder")
+    options = {key: processor_kwargs[key] for key in names if key in processor_kwargs}
+    file = cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **options)
+    if file is None:
+        return {}
+    config: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return config
+
+
+def _contradictions(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) -> dict[str, bool]:
+    """Return the keys that the configuration sets and the tokenizer does not obey, with what they say."""
+    if not getattr(tokenizer, "is_fast", False):
+        return {}
+    found = _added(tokenizer)
+    return {
+        key: config[key]
+        for key, token in _SIDES.items()
+        if isinstance(config.get(key), bool)
+        and getattr(tokenizer, token) is not None
+        and config[key] != found[key]
+    }
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """Return whether a text begins with BOS and ends with EOS."""
+    ids = tokenizer("a")["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return {
+        "add_bos_token": ids[:1] == [tokenizer.bos_token_id] != bare[:1],
+        "add_eos_token": ids[-1:] == [tokenizer.eos_token_id] != bare[-1:],
+    }
+
+
+def _obeyed(config: dict[str, Any]) -> bool:
+    name = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
+    return name in _OBEYED
+
+
+def _set(tokenizer: Any, changed: dict[str, bool]) -> None:  # noqa: ANN401 - a fast tokenizer
+    """Add or leave out BOS and EOS, and keep every other special token."""
+    from tokenizers import processors
+
+    wanted = _added(tokenizer) | changed
+    rest = set(tokenizer("a")["input_ids"]) - set(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if rest <= {tokenizer.bos_token_id, tokenizer.eos_token_id}:
+        # The setters write the post-processor anew, so that it is saved with the tokenizer.
+        for key, value in wanted.items():
+            setattr(tokenizer, key, value)
+        return
+    template, tokens = "$A", []
+    for key, place in (("add_bos_token", "{token} {text}"), ("add_eos_token", "{text} {token}")):
+        if changed.get(key):
+            token = tokenizer_token(tokenizer, key)
+            template = place.format(token=token, text=template)
+            tokens.append((token, tokenizer.convert_tokens_to_ids(token)))
+    if tokens:
+        backend = tokenizer.backend_tokenizer
+        added = processors.TemplateProcessing(single=template, special_tokens=tokens)
+        backend.post_processor = processors.Sequence([backend.post_processor, added])
