@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,17 +39,15 @@ def same_random_numbers() -> Iterator[None]:
 class TaskEvaluator(SentenceEvaluator):
     """Score a model that is being trained, by the protocol of `reasonembed run`."""
 
-    def __init__(self, tasks: Sequence[AbsTask], template: str, file: Path | None = None) -> None:
+    def __init__(self, tasks: Sequence[AbsTask], file: Path | None = None) -> None:
         """Name the tasks.
 
         Args:
             tasks: MTEB tasks.
-            template: The recipe's template; empty encodes with the model's own prompts.
             file: CSV to which scores are added.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.tasks = list(tasks)
-        self.template = template
         self.scores = MetricsFile(file, EVALUATION_COLUMNS) if file is not None else None
 
     def __call__(  # type: ignore[override]
@@ -85,25 +83,16 @@ class TaskEvaluator(SentenceEvaluator):
     def _score(self, model: SentenceTransformer, task: AbsTask) -> float:
         import mteb
 
-        from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder, ReasonEmbedEncoder
+        from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 
-        prompts = model.prompts
-        try:
-            encoder: Any = (
-                ReasonEmbedEncoder(model, instruction_template=self.template)  # type: ignore[arg-type]
-                if self.template
-                else ProtocolEncoder(model)
-            )
-            result = mteb.evaluate(
-                encoder,
-                [task],
-                cache=None,
-                co2_tracker=False,
-                overwrite_strategy="always",
-                encode_kwargs={"show_progress_bar": False},
-                show_progress_bar=False,
-            )
-            return float(result.task_results[0].get_score())
-        finally:
-            # The encoder takes the prompts off.
-            model.prompts = prompts
+        result = mteb.evaluate(
+            # By the model's own prompts, which are those of training; `reasonembed run` reads the same ones.
+            ProtocolEncoder(model),
+            [task],
+            cache=None,
+            co2_tracker=False,
+            overwrite_strategy="always",
+            encode_kwargs={"show_progress_bar": False},
+            show_progress_bar=False,
+        )
+        return float(result.task_results[0].get_score())
