@@ -424,6 +424,28 @@ def test_saved_prompts_are_in_the_template_of_training(
     assert not any(text.startswith("Instruct") for text in prompts.values())
 
 
+def test_evaluation_and_a_later_run_put_the_same_text(
+    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    seen: list[dict[str, str | None]] = []
+
+    def evaluate(encoder: Any, *_: Any, **__: Any) -> Any:
+        seen.append(dict(encoder.model.prompts))
+        scored = type("Scored", (), {"get_score": lambda _: 0.5})()
+        return type("Result", (), {"task_results": [scored]})()
+
+    monkeypatch.setattr(mteb, "evaluate", evaluate)
+    file = write_rows(tmp_path / "biology.jsonl", make_rows(8))
+    model = {"name": str(qwen3_dir), "template": TEMPLATE}
+    done = run(qwen3_dir, file, tmp_path / "run", model=model, evaluation={"tasks": ["ReasonMiniBiology"]})
+    later = SentenceTransformer(str(done.model), device="cpu").prompts
+    assert seen[0] == {name: text for name, text in later.items() if name != "biology"}
+    assert str(later["ReasonMiniBiology-query"]).startswith("Task ")
+
+
 def test_the_card_names_what_was_trained(qwen3_dir: Path, tmp_path: Path) -> None:
     from reasonembed_mteb.training.modelcard import card
 

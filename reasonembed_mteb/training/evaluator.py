@@ -85,14 +85,20 @@ class TaskEvaluator(SentenceEvaluator):
 
         from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 
-        result = mteb.evaluate(
+        held = model.prompts
+        # MTEB warns about keys that are no tasks, as the names of subsets are, and takes none of them.
+        model.prompts = {k: v for k, v in held.items() if k in ("query", "document") or k.endswith("-query")}
+        try:
             # By the model's own prompts, which are those of training; `reasonembed run` reads the same ones.
-            ProtocolEncoder(model),
-            [task],
-            cache=None,
-            co2_tracker=False,
-            overwrite_strategy="always",
-            encode_kwargs={"show_progress_bar": False},
-            show_progress_bar=False,
-        )
-        return float(result.task_results[0].get_score())
+            result = mteb.evaluate(
+                ProtocolEncoder(model),
+                [task],
+                cache=None,
+                co2_tracker=False,
+                overwrite_strategy="always",
+                encode_kwargs={"show_progress_bar": False},
+                show_progress_bar=False,
+            )
+            return float(result.task_results[0].get_score())
+        finally:
+            model.prompts = held
