@@ -35,7 +35,7 @@ LAYERED = {
 
 
 def save(folder: Path, family: str, rope: dict[str, Any], **options: Any) -> ReasonEmbed:
-    """Save a bare decoder in ``folder/bare``, and the model made of it in ``folder/saved``."""
+    """Save a bare decoder with these rotary positions, and the model in ``folder/saved``."""
     import torch
     import transformers
 

@@ -9,7 +9,7 @@ import torch
 from training_data import checked_rows as rows
 
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.training.collator import GroupCollator, document_id, instruction_of
+from reasonembed_mteb.training.collator import GroupCollator, document_id, row_instruction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +139,7 @@ def test_equal_documents_have_equal_ids(model: ReasonEmbed) -> None:
 def test_instructions_have_an_order(
     subset: str, own: str | None, given: dict[str, str], expected: str
 ) -> None:
-    assert instruction_of({"instruction": own, "subset": subset}, given) == expected
+    assert row_instruction({"instruction": own, "subset": subset}, given) == expected
 
 
 def test_no_instruction_is_no_prefix(model: ReasonEmbed) -> None:

@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(model: Path, folder: Path, output: Path, *, resume: bool = False, **sections: Any) -> Trained:
+def run(model: Path, folder: Path, output: Path, /, *, resume: bool = False, **sections: Any) -> Trained:
     recipe = check_recipe(tiny_recipe(model, **sections), "tiny")
     return train(recipe, [folder], output, resume=resume, cache=output.parent / "cache")
 
@@ -400,3 +400,84 @@ def test_the_demo_recipe_trains_real_weights(tmp_path: Path) -> None:
         return int((scores.argmax(dim=1) == torch.arange(len(pairs))).sum())
 
     assert hits(str(done.model)) > hits(start)
+
+
+TEMPLATE = "Task {instruction} | "
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, ""], ids=["another", "none"])
+def test_saved_prompts_are_in_the_template_of_training(
+    template: str, qwen3_dir: Path, tmp_path: Path
+) -> None:
+    from reasonembed_mteb.training.data import load_training_data
+
+    file = write_rows(tmp_path / "biology.jsonl", make_rows(8))
+    data = load_training_data([file], cache=tmp_path / "cache")
+    model = {"name": str(qwen3_dir), "template": template, "document_prefix": "passage: "}
+    recipe = check_recipe(tiny_recipe(qwen3_dir, model=model), "tiny")
+    prompts = training_prompts(recipe, data)
+    biology = "Given a Biology post, retrieve relevant passages that help answer the post."
+    assert prompts["ReasonEmbedBrightBiology-query"] == template.format(instruction=biology)
+    assert prompts["query"] == template.format(instruction="Given a post, retrieve passages.")
+    assert prompts["document"] == "passage: "
+    # No prompt of another spelling is left over.
+    assert not any(text.startswith("Instruct") for text in prompts.values())
+
+
+def test_evaluation_and_a_later_run_put_the_same_text(
+    qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    seen: list[dict[str, str | None]] = []
+
+    def evaluate(encoder: Any, *_: Any, **__: Any) -> Any:
+        seen.append(dict(encoder.model.prompts))
+        scored = type("Scored", (), {"get_score": lambda _: 0.5})()
+        return type("Result", (), {"task_results": [scored]})()
+
+    monkeypatch.setattr(mteb, "evaluate", evaluate)
+    file = write_rows(tmp_path / "biology.jsonl", make_rows(8))
+    model = {"name": str(qwen3_dir), "template": TEMPLATE}
+    done = run(qwen3_dir, file, tmp_path / "run", model=model, evaluation={"tasks": ["ReasonMiniBiology"]})
+    later = SentenceTransformer(str(done.model), device="cpu").prompts
+    assert seen[0] == {name: text for name, text in later.items() if name != "biology"}
+    assert str(later["ReasonMiniBiology-query"]).startswith("Task ")
+
+
+def test_the_card_names_what_was_trained(qwen3_dir: Path, tmp_path: Path) -> None:
+    from reasonembed_mteb.training.modelcard import card
+
+    record = {"counts": {}, "steps": 1, "world_size": 1, "versions": {}, "scores": []}
+    model = {"name": str(qwen3_dir), "base": "Qwen/Qwen3-4B"}
+    text = card(check_recipe(tiny_recipe(qwen3_dir, model=model), "tiny"), record, {})
+    assert "Qwen/Qwen3-4B" not in text
+    assert "# qwen3, trained with" in text
+    # A directory whose own card names its base is a model upon that.
+    folder = tmp_path / "stage-one"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nbase_model: some/base\n---\n", encoding="utf-8")
+    text = card(check_recipe(tiny_recipe(folder, model=model | {"name": str(folder)}), "tiny"), record, {})
+    assert "stage-one (a local model upon some/base)" in text
+    assert "Qwen/Qwen3-4B" not in text
+    named = check_recipe(tiny_recipe(folder, model=model | {"name": "Qwen/Qwen3-4B"}), "tiny")
+    assert 'base_model: "Qwen/Qwen3-4B"' in card(named, record, {})
+
+
+def test_rows_without_negatives_name_the_way(qwen3_dir: Path, tmp_path: Path) -> None:
+    rows = [row | {"neg": []} for row in make_rows(8)]
+    file = write_rows(tmp_path / "biology.jsonl", rows)
+    with pytest.raises(DataError, match=r"no row can be trained on: .*--set batch.group=1"):
+        run(qwen3_dir, file, tmp_path / "a")
+    done = run(qwen3_dir, file, tmp_path / "b", batch={"group": 1})
+    # One document a query; the others of the batch are its negatives.
+    assert {row["documents"] for row in rows_of(done.model.parent / "metrics.csv")} == {"4"}
+
+
+def test_a_trained_directory_is_right_for_older_readers(straight: Trained) -> None:
+    config = json.loads((straight.model / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    modules = json.loads((straight.model / "modules.json").read_text(encoding="utf-8"))
+    assert modules[0]["type"] == "sentence_transformers.models.Transformer"
+    assert "Reads with sentence-transformers >= 5.1" in (straight.model / "README.md").read_text("utf-8")

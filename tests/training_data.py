@@ -68,7 +68,7 @@ def write_folder(folder: Path, **sizes: int) -> Path:
     return folder
 
 
-def tiny_recipe(model: Path | str, **sections: dict[str, Any]) -> dict[str, Any]:
+def tiny_recipe(model: Path | str, /, **sections: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's content for a tiny decoder."""
     content: dict[str, Any] = {
         "name": "tiny",

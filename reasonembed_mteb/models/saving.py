@@ -1,4 +1,4 @@
-"""Saved directories that every reader takes: sentence-transformers, transformers 4 and 5, FlagEmbedding.
+"""Saved directories that sentence-transformers 5 and 6, transformers 4 and 5 and FlagEmbedding all read.
 
 The newest libraries write what only they read. Older ones then stop, or, worse, read other positions than
 the model was made with (transformers 4 knows no ``rope_parameters`` and takes its default base in silence).
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # What a directory was read with, and gave equal vectors; the card says so.
 READERS = "sentence-transformers >= 5.1 (transformers >= 4.57) and FlagEmbedding >= 1.4"
 
-# Module classes under sentence-transformers 5's `sentence_transformers.models`; 6 maps them to its own.
+# Classes that sentence-transformers 5 has under `sentence_transformers.models`; 6 maps them to its own.
 _MODULES = (
     *("Transformer", "Pooling", "Normalize", "Dense", "Dropout", "LayerNorm", "StaticEmbedding", "Router"),
     *("CNN", "LSTM", "BoW", "WordEmbeddings", "WordWeights", "WeightedLayerPooling"),

@@ -1,4 +1,4 @@
-"""Training on packed texts: one row of tokens a column, each text attending to itself alone."""
+"""The model as it is trained: loaded, with low-rank adapters, recomputed activations and packed texts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reasonembed_mteb.training.schema import LoraPart, Recipe
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER = "default"
+_NAMED = 12
 
 
 def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) -> None:
@@ -50,13 +56,6 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
         msg = f"training.packed: no packed attention on {device.type} in this precision; set it to false"
         raise ReasonEmbedError(msg)
     keep_packed(transformer, kernel)
-
-
-logger = logging.getLogger(__name__)
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_ADAPTER = "default"
-_NAMED = 12
 
 
 def load_model(recipe: Recipe) -> SentenceTransformer:

@@ -132,7 +132,7 @@ def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
 
     register()
     tasks = resolve_tasks([], recipe.evaluation.tasks)
-    return TaskEvaluator(tasks, recipe.model.template, output / "evaluation.csv" if is_main() else None)
+    return TaskEvaluator(tasks, output / "evaluation.csv" if is_main() else None)
 
 
 def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTransformerTrainingArguments:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def instruction_of(row: Mapping[str, Any], given: Mapping[str, str]) -> str:
+def row_instruction(row: Mapping[str, Any], given: Mapping[str, str]) -> str:
     """Return a row's instruction: its own, else the recipe's for its subset, else our tables', else none.
 
     Args:
@@ -115,7 +115,7 @@ class GroupCollator(SentenceTransformerDataCollator):
             query has its query in that place, which the loss ignores.
         """
         prefixes = [
-            query_prefix(instruction_of(row, self.instructions), self.template) if self.template else ""
+            query_prefix(row_instruction(row, self.instructions), self.template) if self.template else ""
             for row in rows
         ]
         found: dict[str, list[str]] = {"query": [], "reasoning_query": [], "documents": []}

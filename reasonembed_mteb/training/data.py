@@ -1,4 +1,4 @@
-"""Files of training rows, read as a stream: every raw row with its place."""
+"""Training data: files and data sets read as a stream, checked row by row, kept on disk by subset."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ VERSION = 2
 ROWS_A_BATCH = 256
 # reason-embed-data's files are named `<subset>-formatted.jsonl`.
 _ENDING = "-formatted"
+_NO_NEGATIVE = "rows dropped: no negative"
 
 
 @dataclass(frozen=True)
@@ -379,7 +380,7 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
         if row is None:
             continue
         if options.negatives and not row.negatives:
-            counts["rows dropped: no negative"] += 1
+            counts[_NO_NEGATIVE] += 1
             continue
         if row.reasoning is None:
             if options.missing_reasoning == "error":
@@ -391,12 +392,25 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
 
 def _finish(data: TrainingData) -> TrainingData:
     for subset in [name for name, rows in data.subsets.items() if len(rows) == 0]:
-        logger.warning("%s has no row that can be trained on", subset)
+        logger.warning(
+            "%s has no row that can be trained on%s", subset, _remedy({subset: data.counts[subset]})
+        )
         del data.subsets[subset]
     if not data.subsets:
-        msg = f"no row can be trained on: {describe_counts(data.counts) or 'nothing was read'}"
+        counted = describe_counts(data.counts) or "nothing was read"
+        msg = f"no row can be trained on: {counted}{_remedy(data.counts)}"
         raise DataError(msg)
     return data
+
+
+def _remedy(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Say how rows without negatives are trained on, where any was dropped."""
+    if not any(one.get(_NO_NEGATIVE) for one in counts.values()):
+        return ""
+    return (
+        "; rows without negatives train against the batch's other documents with --set batch.group=1 "
+        "(batch.subsets.NAME.group=1 where the recipe gives a subset its own shape)"
+    )
 
 
 def describe_counts(counts: Mapping[str, Mapping[str, int]]) -> str:

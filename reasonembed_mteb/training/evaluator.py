@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,17 +39,15 @@ def same_random_numbers() -> Iterator[None]:
 class TaskEvaluator(SentenceEvaluator):
     """Score a model that is being trained, by the protocol of `reasonembed run`."""
 
-    def __init__(self, tasks: Sequence[AbsTask], template: str, file: Path | None = None) -> None:
+    def __init__(self, tasks: Sequence[AbsTask], file: Path | None = None) -> None:
         """Name the tasks.
 
         Args:
             tasks: MTEB tasks.
-            template: The recipe's template; empty encodes with the model's own prompts.
             file: CSV to which scores are added.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.tasks = list(tasks)
-        self.template = template
         self.scores = MetricsFile(file, EVALUATION_COLUMNS) if file is not None else None
 
     def __call__(  # type: ignore[override]
@@ -85,17 +83,15 @@ class TaskEvaluator(SentenceEvaluator):
     def _score(self, model: SentenceTransformer, task: AbsTask) -> float:
         import mteb
 
-        from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder, ReasonEmbedEncoder
+        from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 
-        prompts = model.prompts
+        held = model.prompts
+        # MTEB warns about keys that are no tasks, as the names of subsets are, and takes none of them.
+        model.prompts = {k: v for k, v in held.items() if k in ("query", "document") or k.endswith("-query")}
         try:
-            encoder: Any = (
-                ReasonEmbedEncoder(model, instruction_template=self.template)  # type: ignore[arg-type]
-                if self.template
-                else ProtocolEncoder(model)
-            )
+            # By the model's own prompts, which are those of training; `reasonembed run` reads the same ones.
             result = mteb.evaluate(
-                encoder,
+                ProtocolEncoder(model),
                 [task],
                 cache=None,
                 co2_tracker=False,
@@ -105,5 +101,4 @@ class TaskEvaluator(SentenceEvaluator):
             )
             return float(result.task_results[0].get_score())
         finally:
-            # The encoder takes the prompts off.
-            model.prompts = prompts
+            model.prompts = held

@@ -1,6 +1,7 @@
-"""Redapter's arithmetic: the loss of each query, its reasoning intensity (RI) and its weight.
+"""Redapter's loss: InfoNCE of each query, weighted by its reasoning intensity (RI).
 
-Plain functions of tensors, without a model and without devices. Symbols: ``B`` queries of this device, ``N``
+First the arithmetic, plain functions of tensors without a model and without devices; then the loss over a
+model's embeddings, gathered from all devices. Symbols: ``B`` queries of this device, ``N``
 queries of the global batch, ``C`` candidates, ``D`` dimensions.
 """
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor
 
 # Keeps RI finite where the reasoning query's own loss is zero (the authors' training code).
 EPSILON = 1e-6

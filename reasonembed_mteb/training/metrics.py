@@ -1,4 +1,4 @@
-"""A run's metrics as CSV: one line a batch, in step with the checkpoints."""
+"""A run's metrics: a CSV with one line a batch, in step with the checkpoints, and a picture of it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ METRICS = (
     "documents_masked",
 )
 COLUMNS = ("step", "epoch", "subset", "queries", "documents", "tokens", *METRICS, "learning_rate", "seconds")
+# Share of the run over which the lines are averaged.
+_SMOOTHING = 0.05
 EVALUATION_COLUMNS = ("step", "task", "metric", "score")
 
 
@@ -161,10 +163,6 @@ class Window:
         }
         self._sums.clear()
         return means
-
-
-# Share of the run over which the lines are averaged.
-_SMOOTHING = 0.05
 
 
 def plot_training(run: Path, picture: Path | None = None) -> Path:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.models.saving import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +32,22 @@ def public_name(name: str) -> str:
     """
     path = Path(name).expanduser()
     return path.name or path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def base_of_folder(name: str) -> str | None:
+    """Return the base model that a directory's own card names, or None.
+
+    The recipe's ``model.base`` says what the recipe was written for, not what lies in a directory.
+
+    Args:
+        name: Directory.
+    """
+    file = Path(name).expanduser() / "README.md"
+    if not file.is_file():
+        return None
+    head = file.read_text(encoding="utf-8").partition("---")[2].partition("\n---")[0]
+    found = re.search(r"^base_model:\s*(?:-\s*)?[\"']?([^\"'\s]+)", head, re.MULTILINE)
+    return public_name(found[1]) if found else None
 
 
 def write_toml(content: Mapping[str, Any], prefix: str = "") -> str:
@@ -69,8 +88,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
         Markdown with its YAML head.
     """
     base = public_name(recipe.model.name)
-    if base != recipe.model.name and recipe.model.base:
-        base = f"{base} (a local model upon {recipe.model.base})"
+    if base != recipe.model.name and (upon := base_of_folder(recipe.model.name)):
+        base = f"{base} (a local model upon {upon})"
     head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if base == recipe.model.name:
         head.append(f"base_model: {json.dumps(base)}")
@@ -104,7 +123,11 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
 
 def _public(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump()
-    content["model"]["name"] = public_name(recipe.model.name)
+    name = public_name(recipe.model.name)
+    content["model"]["name"] = name
+    if name != recipe.model.name or name != recipe.model.base:
+        # What the recipe was written for was not trained.
+        content["model"].pop("base")
     return content
 
 
@@ -120,6 +143,7 @@ def _usage(recipe: Recipe, prompts: Mapping[str, str | None]) -> str:
         f'queries = model.encode_query(["Why is the sky blue?"]{argument})\n'
         'documents = model.encode_document(["Rayleigh scattering ..."])\n'
         "model.similarity(queries, documents)\n```\n\n"
+        f"Reads with {READERS}.\n\n"
         f"In training {shown} Lengths in training: {recipe.data.query_tokens} tokens a query, "
         f"{recipe.data.document_tokens} a document."
     )

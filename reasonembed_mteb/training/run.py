@@ -1,4 +1,4 @@
-"""What a finished run leaves: the merged model with its prompts and card, and the adapters."""
+"""A training run from its recipe to what it leaves: the merged model with prompts and card, the adapters."""
 
 from __future__ import annotations
 
@@ -21,59 +21,82 @@ from reasonembed_mteb.training.plan import plan_training
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.schema import Recipe
 
+logger = logging.getLogger(__name__)
+
 RECORD = "run.json"
 MODEL = "model"
 ADAPTER = "adapter"
+# Keys that change neither a batch nor a weight.
+_HARMLESS = {
+    "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
+    "evaluation": ("tasks", "steps"),
+}
+_PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
 
 
 def training_prompts(recipe: Recipe, data: TrainingData) -> dict[str, str]:
-    """Return the prompts that a model was trained with, by subset.
+    """Return the prompts of a trained model: what stood before each text in training, and nothing else.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, whose template goes before every query; without one nothing does.
         data: The rows.
 
     Returns:
-        The full prefix by subset, where its rows share one; ``query`` too, where all subsets do; and
-        ``document`` where documents have one.
+        The full prefix of every task of ours and of every evaluation task by MTEB's key; of each subset whose
+        rows share one; ``query`` too, where all subsets do; and ``document``.
     """
     from reasonembed_mteb.prompts import query_prefix
-    from reasonembed_mteb.training.collator import instruction_of
 
-    found: dict[str, str] = {"document": recipe.model.document_prefix} if recipe.model.document_prefix else {}
-    prefixes: set[str] = set()
-    for subset, rows in data.subsets.items() if recipe.model.template else ():
-        own = rows.data.column("instruction").unique().to_pylist()
-        texts = {
-            query_prefix(
-                instruction_of({"instruction": one, "subset": subset}, recipe.data.instructions),
-                recipe.model.template,
-            )
-            for one in own
-        }
-        prefixes |= texts
-        if len(texts) == 1:
-            found[subset] = texts.copy().pop()
-    if len(prefixes) == 1:
-        found["query"] = prefixes.pop()
-    return found
+    template = recipe.model.template
+    found = {"document": recipe.model.document_prefix} | {
+        f"{task}-query": query_prefix(instruction, template) if template else ""
+        for task, instruction in _instructions(recipe).items()
+    }
+    prefixes = {name: _subset_prefixes(recipe, name, rows) for name, rows in data.subsets.items()}
+    found |= {name: next(iter(texts)) for name, texts in prefixes.items() if len(texts) == 1}
+    together = set().union(*prefixes.values())
+    return found | ({"query": together.pop()} if len(together) == 1 else {})
 
 
-def save_run(
-    model: SentenceTransformer, recipe: Recipe, data: TrainingData, record: dict[str, Any], output: Path
-) -> Path | None:
+def _instructions(recipe: Recipe) -> dict[str, str]:
+    """Return the instruction of every task of our tables, and of the tasks that the recipe evaluates on."""
+    from reasonembed_mteb.retrieval.rows import task_instructions
+
+    found = dict(task_instructions())
+    if all(name in found for name in recipe.evaluation.tasks):
+        return found
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.models.mteb_encoder import instruction_of
+
+    tasks = [task.metadata for task in resolve_tasks([], recipe.evaluation.tasks)]
+    return {task.name: instruction_of(task) for task in tasks} | found
+
+
+def _subset_prefixes(recipe: Recipe, subset: str, rows: Dataset) -> set[str]:
+    """Return every prefix that stood before a query of a subset."""
+    from reasonembed_mteb.prompts import query_prefix
+    from reasonembed_mteb.training.collator import row_instruction
+
+    if not recipe.model.template:
+        return {""}
+    own = rows.data.column("instruction").unique().to_pylist()
+    given = [row_instruction({"instruction": one, "subset": subset}, recipe.data.instructions) for one in own]
+    return {query_prefix(instruction, recipe.model.template) for instruction in given}
+
+
+def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any], output: Path) -> Path | None:
     """Write the adapters, the merged model and the record, each whole.
 
     Args:
         model: The trained model; its adapters are merged.
         recipe: The recipe.
-        data: The rows.
         record: The run's record.
         output: Folder of the run.
 
@@ -90,7 +113,6 @@ def save_run(
         adapter = output / ADAPTER
         _whole_folder(adapter, lambda folder: save_adapters(model, folder))
         merge_adapters(model)
-    model.prompts = {**model.prompts, **training_prompts(recipe, data)}
     record |= {"finished": True, "scores": _scores(output / "evaluation.csv")}
 
     def save(folder: Path) -> None:
@@ -123,16 +145,6 @@ def _whole_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         msg = f"cannot write {folder}: {error.strerror or error}; free space, then go on with --resume"
         raise ReasonEmbedError(msg) from error
-
-
-logger = logging.getLogger(__name__)
-
-# Keys that change neither a batch nor a weight.
-_HARMLESS = {
-    "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
-    "evaluation": ("tasks", "steps"),
-}
-_PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -227,6 +239,8 @@ def train(
         if start:
             say(f"going on from {start.name}")
     trainer = build_trainer(recipe, data, plan, output, say)
+    # Before the first step: evaluations and checkpoints have the prompts that the finished model has.
+    trainer.model.prompts = dict[str, str | None](training_prompts(recipe, data))
     step = int(start.name.rpartition("-")[2]) if start else 0
     if state.is_main_process:
         for file in (trainer.metrics_file, getattr(trainer.evaluator, "scores", None)):
@@ -238,7 +252,7 @@ def train(
     state.wait_for_everyone()
     adapter = None
     if state.is_main_process:
-        adapter = save_run(trainer.model, recipe, data, record, output)
+        adapter = save_run(trainer.model, recipe, record, output)
     state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
 
