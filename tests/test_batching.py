@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from reasonembed_mteb.encoding.loop import Budget, batch_cost, prefetched, token_batches
+from reasonembed_mteb.encoding.loop import TokenBudget, batch_cost, prefetched, token_batches
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 1, 500).astype(np.int64) + 1
 
@@ -31,7 +31,7 @@ def test_no_text_no_batch() -> None:
 
 
 def test_a_budget_halves_below_what_did_not_fit(caplog: pytest.LogCaptureFixture) -> None:
-    budget = Budget(1000)
+    budget = TokenBudget(1000)
     budget.halve(spent=600)
     assert budget.tokens == 300
     budget.halve(spent=5000)

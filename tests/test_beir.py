@@ -15,10 +15,11 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.evaluation import record as records
 from reasonembed_mteb.evaluation.resolving import resolve_model
 from reasonembed_mteb.evaluation.runner import RunOptions, run
+from reasonembed_mteb.models.beir_encoder import BeirEncoder
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.plugin import register
 from reasonembed_mteb.retrieval.beir import read_folder, read_protected, write_folder
-from reasonembed_mteb.retrieval.beir_task import BeirEncoder, beir_task, export_beir
+from reasonembed_mteb.retrieval.beir_task import beir_task, export_beir
 from reasonembed_mteb.retrieval.rows import find
 from reasonembed_mteb.retrieval.task import build_tasks
 

@@ -35,7 +35,7 @@ def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "mteb",
         "sentence_transformers",
         "reasonembed_mteb",
-        "reasonembed_mteb.models.reason_embed",
+        "reasonembed_mteb.models.instructions",
         "bm25s",
     )
     loggers = [logging.getLogger(name) for name in names]

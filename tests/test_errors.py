@@ -6,7 +6,7 @@ from reasonembed_mteb.errors import ReasonEmbedError, first_names, one_line
 
 
 def test_one_line() -> None:
-    assert one_line(ReasonEmbedError("a sentence; do this\nTraceback ...")) == "a sentence; do this"
+    assert one_line(ReasonEmbedError("a sentence; do this\nwith x")) == r"a sentence; do this\nwith x"
     assert one_line(ValueError(" no\nmore ")) == "ValueError: no"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 

@@ -202,7 +202,8 @@ def test_a_directory_loads_as_it_is(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
     file = folder / "1_Pooling" / "config.json"
-    file.write_text(file.read_text().replace("lasttoken", "mean"))
+    flags = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | flags | {"pooling_mode": "mean"}))
     assert ReasonEmbed(str(folder), device="cpu")[1].pooling_mode == "mean"
 
 

@@ -289,7 +289,7 @@ def test_what_is_no_model_is_refused() -> None:
 
 
 def test_a_document_without_length_scores_zero_as_in_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk, "_plain_function", lambda _: "cosine")
+    monkeypatch.setattr(topk, "plain_function", lambda _: "cosine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     queries, documents = np.array([[3.0, 4.0]], "float32"), np.array([[0, 0], [6, 8]], "float32")
     assert Similarity(None, queries).scores(documents).tolist() == [[0.0, 1.0]]

@@ -163,22 +163,22 @@ def encoder(folder: Path) -> Any:
 
 def test_the_fingerprint_is_of_what_decides_vectors(qwen3_dir: Path) -> None:
     first, second = encoder(qwen3_dir), encoder(qwen3_dir)
-    plain = stored.fingerprint(first)
-    assert plain == stored.fingerprint(second)
+    plain = stored.model_fingerprint(first)
+    assert plain == stored.model_fingerprint(second)
     # Encoding leaves it as it is: tokenizers remember the last padding.
     second.model.encode(["some text", "more"])
     second.model.max_seq_length = 64
-    assert stored.fingerprint(second) == plain
+    assert stored.model_fingerprint(second) == plain
     with torch.no_grad():
         next(second.model.parameters()).view(-1)[0] += 1e-3
-    assert stored.fingerprint(second)["weights"] != plain["weights"]
+    assert stored.model_fingerprint(second)["weights"] != plain["weights"]
     third = encoder(qwen3_dir)
     third.model[1].pooling_mode = "mean"
     fourth = encoder(qwen3_dir)
     fourth.model.truncate_dim = 8
     fifth = encoder(qwen3_dir)
     fifth.model.bfloat16()
-    several = [plain, *(stored.fingerprint(one) for one in (third, fourth, fifth))]
+    several = [plain, *(stored.model_fingerprint(one) for one in (third, fourth, fifth))]
     assert len({json.dumps(one, sort_keys=True) for one in several}) == 4
 
 

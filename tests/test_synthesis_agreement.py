@@ -12,7 +12,7 @@ from remixer_script import answer, make_config, write_lines
 from stub_server import StubServer
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.synthesis.agreement import agreements, compare_labels, read_labels
+from reasonembed_mteb.synthesis.agreement import agreements, compare_labels, read_gold_labels
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
 from reasonembed_mteb.synthesis.step import Run
@@ -70,13 +70,13 @@ def test_kappa_without_meaning_is_nan() -> None:
 def test_wrong_gold_files(line: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(DataError, match=said):
-        read_labels(tmp_path / "labels.jsonl")
+        read_gold_labels(tmp_path / "labels.jsonl")
 
 
 def test_two_labels_for_one_pair(tmp_path: Path) -> None:
     rows = [{"query_id": "a", "document_id": "b", "label": label} for label in (1, 1, 2)]
     with pytest.raises(DataError, match=r"gold.jsonl:3: query a and document b have two labels"):
-        read_labels(write_lines(tmp_path / "gold.jsonl", rows))
+        read_gold_labels(write_lines(tmp_path / "gold.jsonl", rows))
 
 
 def test_against_a_second_annotator_and_a_gold_file(tmp_path: Path) -> None:

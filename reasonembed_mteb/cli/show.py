@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.evaluation.plan import Plan
+    from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import Outcome
 
 # Columns of a table that goes into a pipe, which has no width of its own.
@@ -184,7 +184,7 @@ def show_instructions(models: Sequence[ModelMeta], labels: Sequence[str], tasks:
     show_table(["model", "task", "before each query"], rows, "Instructions")
 
 
-def show_plans(plans: Sequence[Plan], title: str) -> None:
+def show_plans(plans: Sequence[TaskPlan], title: str) -> None:
     """Print what a run would do.
 
     Args:

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
-from reasonembed_mteb.encoding.loop import Encoding, Request
+from reasonembed_mteb.encoding.loop import EncodeRequest, Encoding
 from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 from reasonembed_mteb.encoding.packing import can_pack
 from reasonembed_mteb.encoding.plan import check_options, make_plan
@@ -104,7 +104,7 @@ class FastSentenceTransformer(SentenceTransformer):
         check_options(self.attn, self.batch_tokens, self.compile_layers)
         where = self._resolve_inference_device(device)
         self.eval()
-        request = Request(
+        request = EncodeRequest(
             device=where,
             **{name: options.pop(name) for name in named},
             kwargs=options,

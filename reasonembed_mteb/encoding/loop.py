@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from reasonembed_mteb.encoding.plan import Plan
+    from reasonembed_mteb.encoding.plan import EncodingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Batch:
         return Batch(positions, self.ids + other.ids, types, other.extra)
 
 
-class Budget:
+class TokenBudget:
     """The tokens that one batch may hold; halved when memory runs out."""
 
     def __init__(self, tokens: int) -> None:
@@ -157,7 +157,7 @@ _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EncodeRequest:
     """One call's resolved arguments; see `SentenceTransformer.encode`."""
 
     prompt: str | None
@@ -175,8 +175,8 @@ class Encoding:
     def __init__(
         self,
         model: SentenceTransformer,
-        plan: Plan,
-        request: Request,
+        plan: EncodingPlan,
+        request: EncodeRequest,
         *,
         compile_layers: str | bool = "auto",
         tokens_before: int = 0,
@@ -191,7 +191,7 @@ class Encoding:
             tokens_before: What was encoded earlier, for the decision whether compiling pays.
         """
         self.stats = EncodingStats()
-        self.budget = Budget(plan.batch_tokens)
+        self.budget = TokenBudget(plan.batch_tokens)
         self._model = model
         self._plan = plan
         self._request = request

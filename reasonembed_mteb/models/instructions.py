@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.models.folders import ADAPTER_CONFIG, read_adapter
 from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
 from reasonembed_mteb.retrieval.rows import task_instructions
 
@@ -156,6 +157,10 @@ def _planned_rule(meta: ModelMeta) -> PromptRule | None:
 
 
 def _directory_rule(folder: Path, kind: str) -> PromptRule:
+    if kind == "dense" and (folder / ADAPTER_CONFIG).is_file() and not (folder / "modules.json").is_file():
+        # An adapter is loaded with its base's modules and prompts.
+        base = read_adapter(folder / ADAPTER_CONFIG).base
+        return _directory_rule(Path(base), kind) if Path(base).is_dir() else rule_of_prompts(task_prompts())
     file = folder / "config_sentence_transformers.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if kind == "dense" and not (folder / "modules.json").is_file():
@@ -207,10 +212,9 @@ def loaded_prefix(
     from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
     from mteb.types import PromptType
 
-    from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
-
-    if isinstance(model, ProtocolEncoder):
-        return model.prompt_rule.prefix(task, side)
+    own = getattr(model, "prompt_rule", None)
+    if isinstance(own, PromptRule):
+        return own.prefix(task, side)
     if isinstance(model, InstructSentenceTransformerModel):
         return model.get_task_instruction(task, PromptType(side))
     if isinstance(model, SentenceTransformerEncoderWrapper):

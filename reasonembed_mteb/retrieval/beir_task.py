@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.models.beir_encoder import BeirEncoder
 from reasonembed_mteb.retrieval.beir import folder_revision, read_folder, write_folder
 from reasonembed_mteb.retrieval.rows import TaskRow, load_rows
 from reasonembed_mteb.retrieval.task import ReasonTask
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from mteb.abstasks import AbsTask
 
-__all__ = ["BeirEncoder", "BeirTask", "beir_task", "export_beir"]
+__all__ = ["BeirTask", "beir_task", "export_beir"]
 
 # AbsTaskRetrieval's own name for the only subset of a task in one language.
 _SUBSET = "default"

@@ -54,7 +54,7 @@ def storable(model: Any) -> bool:  # noqa: ANN401 - any of mteb's model protocol
     )
 
 
-def fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderProtocol
+def model_fingerprint(model: Any) -> dict[str, Any]:  # noqa: ANN401 - mteb's EncoderProtocol
     """Return everything that decides a model's vectors, apart from the text and its length.
 
     The weights themselves are hashed, adapters among them, where the model has any: a name and a revision
@@ -99,7 +99,7 @@ class StoredEncoder:
         """
         self.model = model
         self._chunk_size = chunk_size
-        self._store = VectorStore(root, fingerprint(model), dtype)
+        self._store = VectorStore(root, model_fingerprint(model), dtype)
 
     @property
     def mteb_model_meta(self) -> ModelMeta:

@@ -411,8 +411,11 @@ def as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def _check_names(shards: list[dict[str, Any]]) -> None:
+def _check_names(shards: Any) -> None:  # noqa: ANN401 - any JSON
     """Refuse a shard that lies elsewhere: `reasonembed store prune` removes what is damaged."""
+    if not isinstance(shards, list):
+        msg = f"its shards are {type(shards).__name__}, no list"
+        raise ValueError(msg)
     for shard in shards:
         name = str(shard.get("file"))
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name):

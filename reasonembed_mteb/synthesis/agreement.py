@@ -94,7 +94,7 @@ def _kappa(one: Any, two: Any, weights: str) -> float:  # noqa: ANN401 - arrays
     return float(cohen_kappa_score(one, two, labels=list(LABELS), weights=weights))
 
 
-def read_labels(file: Path) -> dict[Pair, int]:
+def read_gold_labels(file: Path) -> dict[Pair, int]:
     """Read a gold file.
 
     Args:
@@ -150,7 +150,7 @@ def agreements(run: Run, subset: SubsetSection) -> dict[str, Agreement]:
     if second is not None and second.note is not None:
         others["second annotator"] = _by_pair(second.rows())
     if section.gold is not None:
-        others["gold file"] = read_labels(run.config.path(section.gold))
+        others["gold file"] = read_gold_labels(run.config.path(section.gold))
     for name, labels in others.items():
         queries = {query for query, _ in labels}
         ours = _by_pair(row for row in labelled(run, subset).rows() if row["id"] in queries)

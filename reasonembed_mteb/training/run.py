@@ -73,7 +73,7 @@ def _instructions(recipe: Recipe) -> dict[str, str]:
     if all(name in found for name in recipe.evaluation.tasks):
         return found
     from reasonembed_mteb.evaluation.resolving import resolve_tasks
-    from reasonembed_mteb.models.mteb_encoder import instruction_of
+    from reasonembed_mteb.models.instructions import instruction_of
 
     tasks = [task.metadata for task in resolve_tasks([], recipe.evaluation.tasks)]
     return {task.name: instruction_of(task) for task in tasks} | found
