@@ -267,7 +267,7 @@ def _forget_benchmark_caches() -> None:
 
 def registration_state() -> dict[str, bool]:
     """Say which of our names mteb knows right now, for ``reasonembed doctor``."""
-    from reasonembed_mteb.models.zoo import CHECKPOINTS
+    from reasonembed_mteb.models.checkpoints import CHECKPOINTS
     from reasonembed_mteb.retrieval.rows import benchmarks, load_rows
 
     import_module("mteb")

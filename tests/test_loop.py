@@ -345,3 +345,23 @@ def test_a_million_texts_fit_in_memory(qwen3_dir: Path, tmp_path: Path) -> None:
     assert total == count
     assert (tmp_path / "vectors").stat().st_size == count * 384 * 2
     assert mib < 4096
+
+
+@pytest.mark.slow
+def test_several_devices_keep_their_processes_until_the_length_changes(qwen3_dir: Path) -> None:
+    texts = [f"{'why is the sky blue ' * (1 + i % 7)}{i}" for i in range(12)]
+    model = ReasonEmbed(str(qwen3_dir), device="cpu")
+    want = model.encode_document(texts)
+    model.max_seq_length = 8
+    cut = model.encode_document(texts)
+    assert np.abs(want - cut).max() > 1e-3
+    model.use_devices(["cpu", "cpu"])
+    np.testing.assert_allclose(model.encode_document(texts), cut, atol=1e-6)
+    kept = model._kept_pool
+    np.testing.assert_allclose(model.encode_document(texts[:5]), cut[:5], atol=1e-6)
+    assert model._kept_pool is kept
+    model.max_seq_length = 4096
+    np.testing.assert_allclose(model.encode_document(texts), want, atol=1e-6)
+    assert model._kept_pool is not kept
+    model.use_devices(None)
+    assert model._kept_pool is None

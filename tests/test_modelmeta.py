@@ -14,8 +14,9 @@ from mteb.models import ModelMeta
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.models.zoo import CHECKPOINTS, model_meta
+from reasonembed_mteb.models.zoo import model_meta
 from reasonembed_mteb.retrieval.rows import instruction_for, training_tasks
 from reasonembed_mteb.sharing.modelmeta import MODULE, PROMPTS, REQUEST, export_modelmeta
 

@@ -14,7 +14,7 @@ import pytest
 
 from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.models.zoo import CHECKPOINTS
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.retrieval.rows import benchmarks, load_rows
 
 if TYPE_CHECKING:

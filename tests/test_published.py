@@ -9,7 +9,7 @@ from pathlib import Path
 import mteb
 import pytest
 
-from reasonembed_mteb.models.zoo import CHECKPOINTS, Checkpoint
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS, Checkpoint
 from reasonembed_mteb.reporting.published import (
     MEAN,
     compare_with_published,

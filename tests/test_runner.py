@@ -16,6 +16,7 @@ from reasonembed_mteb.evaluation import demo, limits, resolving, runner
 from reasonembed_mteb.evaluation import plan as planning
 from reasonembed_mteb.evaluation import record as records
 from reasonembed_mteb.evaluation import resolving as downloads
+from reasonembed_mteb.evaluation.variants import check_devices
 from reasonembed_mteb.models import instructions as prefixes
 
 if TYPE_CHECKING:
@@ -635,3 +636,18 @@ def test_errors_become_one_line() -> None:
     assert runner.one_line(ReasonEmbedError("a; b")) == "a; b"
     assert runner.one_line(ValueError("first\nsecond")) == "ValueError: first"
     assert runner.one_line(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"), [("cuda:99", "cuda:99"), ("nothing", "'nothing'"), (" , ", "names no device")]
+)
+def test_a_device_that_is_not_there_is_one_line(wish: str, said: str) -> None:
+    with pytest.raises(ReasonEmbedError, match=said) as error:
+        check_devices(wish)
+    assert "give cpu, cuda" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_devices_are_read_in_order() -> None:
+    assert check_devices(None) == []
+    assert check_devices("cpu, cpu") == ["cpu", "cpu"]

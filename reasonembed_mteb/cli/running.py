@@ -73,7 +73,7 @@ def run(
         str | None, typer.Option(help="With --beir: the sentence put before each query.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a batch.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.")] = None,
     instruction_template: Annotated[
         str | None,
         typer.Option(help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '."),
@@ -273,7 +273,7 @@ def tasks(
 def models(debug: Debug = False) -> None:
     """List the published ReasonEmbed checkpoints."""
     set_up_logging(debug)
-    from reasonembed_mteb.models.zoo import CHECKPOINTS
+    from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 
     rows = [
         [c.name, c.backbone, f"{c.embed_dim:,}", c.loss, f"{c.bright:.1f}", f"{c.r2med:.2f}"]

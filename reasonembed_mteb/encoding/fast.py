@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import replace
@@ -56,6 +57,10 @@ class FastSentenceTransformer(SentenceTransformer):
     # Where memory ran out: the budget asked for then, and what fitted.
     _fitting: tuple[int, int] | None = None
     _stats: EncodingStats | None = None
+    # Where texts are encoded unless a call says otherwise; the pool for it, and the length it began with.
+    _devices: list[str] | None = None
+    _kept_pool: Any = None
+    _kept_length: int | None = None
     # What a class made by `accelerate` was made from.
     _made_from: type[SentenceTransformer] | None = None
 
@@ -65,6 +70,42 @@ class FastSentenceTransformer(SentenceTransformer):
         if self._stats is None:
             self._stats = EncodingStats()
         return self._stats
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the library's, which it documents
+        """Encode as the library does, on all devices that `use_devices` named."""
+        if self._devices:
+            given = (
+                inspect.signature(SentenceTransformer.encode).bind_partial(self, *args, **kwargs).arguments
+            )
+            if given.get("device") is None and given.get("pool") is None:
+                kwargs["pool"] = self._pool_at_this_length()
+        return super().encode(*args, **kwargs)
+
+    def use_devices(self, devices: Sequence[str] | None) -> None:
+        """Encode on several devices from now on, by one process a device that is kept between calls.
+
+        Args:
+            devices: Such as ``["cuda:0", "cuda:1"]``; None ends it and stops the processes.
+        """
+        self._stop_kept_pool()
+        self._devices = list(devices) if devices else None
+
+    def _stop_kept_pool(self) -> None:
+        if self._kept_pool is not None:
+            self.stop_multi_process_pool(self._kept_pool)
+        self._kept_pool = None
+
+    def _pool_at_this_length(self) -> Any:  # noqa: ANN401 - the library's pool
+        # The processes hold copies of the model: another length needs new ones.
+        if self._kept_pool is None or self._kept_length != self.max_seq_length:
+            self._stop_kept_pool()
+            devices, self._devices = self._devices, None
+            try:
+                self._kept_pool = self.start_multi_process_pool(devices)
+            finally:
+                self._devices = devices
+            self._kept_length = self.max_seq_length
+        return self._kept_pool
 
     @torch.inference_mode()
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as the library's
@@ -352,3 +393,7 @@ def _check_texts(inputs: Sequence[Any]) -> None:
         if text is None or isinstance(text, (bool, int, float, bytes)):
             msg = f"input {position} is {type(text).__name__}, not text: {text!r}"
             raise ReasonEmbedError(msg)
+
+
+# Tools that read the signature see the parent's.
+FastSentenceTransformer.encode.__signature__ = inspect.signature(SentenceTransformer.encode)  # type: ignore[attr-defined]

@@ -29,10 +29,12 @@ from reasonembed_mteb.evaluation.record import (
 from reasonembed_mteb.evaluation.resolving import model_labels
 from reasonembed_mteb.evaluation.scores import check_pattern, keep_scores, write_runs, write_scores
 from reasonembed_mteb.evaluation.variants import (
+    check_devices,
     encoding_figures,
     innermost,
     load_variant,
     speed_up,
+    use_devices,
     with_store,
 )
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
@@ -55,7 +57,7 @@ class RunOptions:
     Attributes:
         output: MTEB's result cache; results lie in ``<output>/results``, as after ``mteb run``.
         batch_size: Rows a batch; None leaves it to MTEB.
-        device: Where to; None lets torch choose.
+        device: Where to, several joined by commas; None lets torch choose.
         overwrite: Run again whatever is cached.
         limit: Smoke run over the first queries only; kept apart from full results.
         rerank_from: Saved predictions whose top documents are reranked; results are kept apart too.
@@ -133,12 +135,20 @@ class _Loaded:
             self.meta = self._model.mteb_model_meta
         return self._model
 
+    def close(self) -> None:
+        """Stop the processes that encode on further devices."""
+        if self._model is not None:
+            use_devices(self._model, None)
+
     def _load(self) -> Any:  # noqa: ANN401
         chosen = self._options
-        model = load_variant(self.meta, device=chosen.device)
+        devices = check_devices(chosen.device)
+        model = load_variant(self.meta, device=devices[0] if devices else None)
         speed_up(
             model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
         )
+        if len(devices) > 1:
+            use_devices(model, devices)
         if self._options.store is None:
             return model
         return with_store(model, self._options.store, self._options.store_dtype)
@@ -212,25 +222,26 @@ def _run_model(
     cache = ResultCache(output_folder(options))
     loaded = _Loaded(meta, options)
     outcomes: list[Outcome] = []
-    for task in tasks:
-        started = time.monotonic()
-        outcome = Outcome(label, task.metadata.name, task.metadata.main_score)
-        try:
-            own = own_copy(task)
-            outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
-            if options.run_file is not None:
-                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
-                for file in write_runs(options.run_file, label, kept):
-                    say(f"{label} on {outcome.task}: run {file}")
-            how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
-            say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")
-        except Exception as error:
-            outcome.error = one_line(error)
-            logger.debug("%s on %s failed", label, outcome.task, exc_info=True)
-            if not outcomes or outcomes[-1].error != outcome.error:
-                say(f"{label} on {outcome.task} failed: {outcome.error}")
-        outcome.seconds = time.monotonic() - started
-        outcomes.append(outcome)
+    with contextlib.closing(loaded):
+        for task in tasks:
+            started = time.monotonic()
+            outcome = Outcome(label, task.metadata.name, task.metadata.main_score)
+            try:
+                own = own_copy(task)
+                outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                if options.run_file is not None:
+                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                    for file in write_runs(options.run_file, label, kept):
+                        say(f"{label} on {outcome.task}: run {file}")
+                how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
+                say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")
+            except Exception as error:
+                outcome.error = one_line(error)
+                logger.debug("%s on %s failed", label, outcome.task, exc_info=True)
+                if not outcomes or outcomes[-1].error != outcome.error:
+                    say(f"{label} on {outcome.task} failed: {outcome.error}")
+            outcome.seconds = time.monotonic() - started
+            outcomes.append(outcome)
     return outcomes
 
 

@@ -183,6 +183,49 @@ def speed_up(model: Any, *, batch_tokens: int | None, attn: str, compile_layers:
             accelerate(inner, batch_tokens=batch_tokens, attn=attn, compile=compile_layers)
 
 
+def check_devices(wish: str | None) -> list[str]:
+    """Read a list of devices, each of which must be there.
+
+    Args:
+        wish: Such as ``cuda:0,cuda:1``; None leaves the choice to torch.
+
+    Returns:
+        The devices; none where the choice is torch's.
+
+    Raises:
+        ReasonEmbedError: If one of them does not exist.
+    """
+    import torch
+
+    devices = [name.strip() for name in (wish or "").split(",") if name.strip()]
+    if wish is not None and not devices:
+        msg = f"--device {wish!r} names no device; give cpu, cuda, cuda:0,cuda:1 or mps"
+        raise ReasonEmbedError(msg)
+    for name in devices:
+        try:
+            torch.empty(1, device=name).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            msg = f"the device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:0,cuda:1 or mps"
+            raise ReasonEmbedError(msg) from error
+    return devices
+
+
+def use_devices(model: Any, devices: Sequence[str] | None) -> None:  # noqa: ANN401
+    """Let every SentenceTransformer inside a model that `speed_up` has seen encode on several devices.
+
+    Args:
+        model: A loaded MTEB model; changed in place.
+        devices: Where; None stops the processes of earlier calls.
+    """
+    from reasonembed_mteb.encoding.fast import FastSentenceTransformer
+    from reasonembed_mteb.retrieval.lengths import sized_models
+
+    for inner in sized_models(model):
+        if isinstance(inner, FastSentenceTransformer):
+            inner.use_devices(devices)
+
+
 def encoding_figures(model: Any, *, reset: bool = False) -> dict[str, int]:  # noqa: ANN401
     """Return how many tokens a model read since the last reset, and how many texts it cut.
 

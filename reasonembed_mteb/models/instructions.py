@@ -141,7 +141,7 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
 
 
 def _planned_rule(meta: ModelMeta) -> PromptRule | None:
-    from reasonembed_mteb.models.zoo import CHECKPOINTS
+    from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 
     chosen = meta.experiment_kwargs or {}
     options = meta.loader_kwargs or {}

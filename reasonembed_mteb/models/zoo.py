@@ -6,13 +6,13 @@ while mteb itself is being imported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS, Checkpoint
 from reasonembed_mteb.models.folders import content_revision, local_name, model_kind
 from reasonembed_mteb.prompts import check_template, escape_template
 from reasonembed_mteb.retrieval.rows import training_tasks
@@ -20,37 +20,6 @@ from reasonembed_mteb.retrieval.rows import training_tasks
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One published checkpoint: arXiv 2510.08252, Tables 2 and 3, and its model card.
-
-    Attributes:
-        name: Hub name.
-        backbone: The language model that it was trained from.
-        embed_dim: Length of a vector.
-        loss: ``RI-InfoNCE`` (Redapter) or ``InfoNCE``.
-        bright: Published mean nDCG@10 on BRIGHT, in percent.
-        r2med: Published mean nDCG@10 on R2MED, in percent.
-    """
-
-    name: str
-    backbone: str
-    embed_dim: int
-    loss: str
-    bright: float
-    r2med: float
-
-
-_QWEN_8B, _QWEN_4B, _LLAMA_8B = "Qwen/Qwen3-8B", "Qwen/Qwen3-4B", "meta-llama/Llama-3.1-8B"
-CHECKPOINTS = (
-    Checkpoint("hanhainebula/reason-embed-qwen3-8b-0928", _QWEN_8B, 4096, "RI-InfoNCE", 38.1, 43.18),
-    Checkpoint("hanhainebula/reason-embed-qwen3-4b-0928", _QWEN_4B, 2560, "RI-InfoNCE", 37.1, 41.16),
-    Checkpoint("hanhainebula/reason-embed-llama-3.1-8b-0928", _LLAMA_8B, 4096, "RI-InfoNCE", 36.2, 42.76),
-    Checkpoint("hanhainebula/reason-embed-basic-qwen3-8b-0928", _QWEN_8B, 4096, "InfoNCE", 37.1, 42.36),
-    Checkpoint("hanhainebula/reason-embed-basic-qwen3-4b-0928", _QWEN_4B, 2560, "InfoNCE", 35.3, 39.94),
-    Checkpoint("hanhainebula/reason-embed-basic-llama-3.1-8b-0928", _LLAMA_8B, 4096, "InfoNCE", 34.9, 41.98),
-)
 
 CITATION = """@article{chen2025reasonembed,
   title = {ReasonEmbed: Enhanced Text Embeddings for Reasoning-Intensive Document Retrieval},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.models.zoo import CHECKPOINTS
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.reporting.results import is_share, score_problem
 from reasonembed_mteb.retrieval.rows import load_rows
 from reasonembed_mteb.sharing.modelmeta import TWIN, mteb_training_tasks
