@@ -150,3 +150,33 @@ def local_name(folder: Path) -> str:
     """Return the name under which a directory's results are filed: ``local/<parent>__<dir>``."""
     resolved = folder.resolve()
     return f"local/{resolved.parent.name or 'root'}__{resolved.name}"
+
+
+def may_be_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str | None) -> bool:
+    """Return whether a configuration is one of models that generate; the model itself decides.
+
+    Args:
+        name: Hub name or directory.
+        config_kwargs: Keyword arguments of ``AutoConfig.from_pretrained``.
+        cache_folder: The hub cache, where it is not the usual one.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    config = AutoConfig.from_pretrained(name, cache_dir=cache_folder, **config_kwargs)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False) or _is_said_to_look_ahead(text):
+        return False
+    # Encoders of these families share a configuration with decoders, and say which they are.
+    if getattr(text, "is_decoder", None) is False:
+        return architecture.endswith("ForCausalLM") or "GPT" in architecture
+    return (
+        architecture.endswith("ForCausalLM")
+        or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        or type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+        or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )

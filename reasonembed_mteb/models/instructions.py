@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.models.folders import ADAPTER_CONFIG, read_adapter
+from reasonembed_mteb.models.folders import ADAPTER_CONFIG, may_be_decoder, read_adapter
 from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
 from reasonembed_mteb.retrieval.rows import task_instructions
 
@@ -164,10 +164,8 @@ def _directory_rule(folder: Path, kind: str) -> PromptRule:
     file = folder / "config_sentence_transformers.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if kind == "dense" and not (folder / "modules.json").is_file():
-        from reasonembed_mteb.models import reason_embed
-
         # As ReasonEmbed does when it builds the modules of a bare checkpoint.
-        if reason_embed._may_be_decoder(str(folder), {}, None):  # noqa: SLF001 - one rule for both
+        if may_be_decoder(str(folder), {}, None):
             return rule_of_prompts(task_prompts())
     return rule_of_prompts(config.get("prompts") or {}, default=config.get("default_prompt_name"))
 

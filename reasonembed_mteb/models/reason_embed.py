@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.encoding.packing import is_causal
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.models.folders import ADAPTER_CONFIG, Adapter, read_adapter
+from reasonembed_mteb.models.folders import ADAPTER_CONFIG, Adapter, may_be_decoder, read_adapter
 from reasonembed_mteb.models.instructions import DOCUMENT_NAMES, task_prompts, warn_without_instruction
 from reasonembed_mteb.models.saving import READERS, add_older_forms
 from reasonembed_mteb.models.special_tokens import settle_special_tokens, warn_of_special_tokens
@@ -127,7 +127,7 @@ class ReasonEmbed(FastSentenceTransformer):
         given = _loading_options(options)
         name = options["model_name_or_path"]
         cache_folder = options.get("cache_folder")
-        if not _may_be_decoder(name, given["config_kwargs"], cache_folder):
+        if not may_be_decoder(name, given["config_kwargs"], cache_folder):
             return None
         if self.backend == "torch":
             given["model_kwargs"].setdefault("use_safetensors", True)
@@ -337,30 +337,6 @@ def _take_tokenizer(transformer: Any, folder: Path, processor_kwargs: dict[str, 
     settle_special_tokens(tokenizer, str(folder), processor_kwargs)
     transformer.processor = tokenizer
     transformer.max_seq_length = length
-
-
-def _may_be_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str | None) -> bool:
-    """Return whether a configuration is one of models that generate; the model itself decides."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
-
-    config = AutoConfig.from_pretrained(name, cache_dir=cache_folder, **config_kwargs)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or _is_said_to_look_ahead(text):
-        return False
-    # Encoders of these families share a configuration with decoders, and say which they are.
-    if getattr(text, "is_decoder", None) is False:
-        return architecture.endswith("ForCausalLM") or "GPT" in architecture
-    return (
-        architecture.endswith("ForCausalLM")
-        or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        or type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
-        or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    )
 
 
 def _is_said_to_look_ahead(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration

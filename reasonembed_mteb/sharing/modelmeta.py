@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
-from reasonembed_mteb.models.checkpoints import CHECKPOINTS
-from reasonembed_mteb.models.zoo import CITATION, Checkpoint
+from reasonembed_mteb.models.checkpoints import CHECKPOINTS, Checkpoint
+from reasonembed_mteb.models.zoo import CITATION
 from reasonembed_mteb.prompts import QUERY_TEMPLATE
 from reasonembed_mteb.retrieval.rows import load_rows, task_instructions, training_tasks
 
