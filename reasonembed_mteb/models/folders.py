@@ -180,3 +180,9 @@ def may_be_decoder(name: str, config_kwargs: dict[str, Any], cache_folder: str |
         or type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
         or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     )
+
+
+def _is_said_to_look_ahead(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
+    # Gemma's key takes "all" and "vision" too.
+    bidirectional = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    return bidirectional or getattr(config, "is_causal", True) is False

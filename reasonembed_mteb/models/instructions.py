@@ -163,10 +163,10 @@ def _directory_rule(folder: Path, kind: str) -> PromptRule:
         return _directory_rule(Path(base), kind) if Path(base).is_dir() else rule_of_prompts(task_prompts())
     file = folder / "config_sentence_transformers.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if kind == "dense" and not (folder / "modules.json").is_file():
-        # As ReasonEmbed does when it builds the modules of a bare checkpoint.
-        if may_be_decoder(str(folder), {}, None):
-            return rule_of_prompts(task_prompts())
+    bare = kind == "dense" and not (folder / "modules.json").is_file()
+    # As ReasonEmbed does when it builds the modules of a bare checkpoint.
+    if bare and may_be_decoder(str(folder), {}, None):
+        return rule_of_prompts(task_prompts())
     return rule_of_prompts(config.get("prompts") or {}, default=config.get("default_prompt_name"))
 
 

@@ -339,12 +339,6 @@ def _take_tokenizer(transformer: Any, folder: Path, processor_kwargs: dict[str, 
     transformer.max_seq_length = length
 
 
-def _is_said_to_look_ahead(config: Any) -> bool:  # noqa: ANN401 - any transformers configuration
-    # Gemma's key takes "all" and "vision" too.
-    bidirectional = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    return bidirectional or getattr(config, "is_causal", True) is False
-
-
 def _say_assumed(name: str, modules: list[nn.Module]) -> None:
     """Say which modules a checkpoint got that brings none."""
     modes = [str(module.pooling_mode) for module in modules if isinstance(module, Pooling)]
