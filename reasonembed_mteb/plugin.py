@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.retrieval.task import ReasonTask
 
-MTEB_MIN, MTEB_BELOW = "2.26", "3"
+MTEB_MIN, MTEB_BELOW = "2.26.24", "3"
 _OURS = "_reasonembed_mteb"
 _TASK_MODULE = "reasonembed_mteb.retrieval.task"
 
