@@ -223,17 +223,6 @@ def loaded_prefix(
     return None if getattr(model.mteb_model_meta, "use_instructions", None) else ""
 
 
-def takes_instruction(meta: ModelMeta, task: TaskMetadata) -> bool:
-    """Whether a model's queries carry the task's instruction, as far as metadata tell; True where unknown.
-
-    Args:
-        meta: The model.
-        task: The task.
-    """
-    prefix = planned_prefix(meta, task)
-    return "dense" not in (meta.model_type or ()) or prefix is None or instruction_of(task) in prefix
-
-
 def warn_without_instruction(model: Any) -> None:  # noqa: ANN401 - a SentenceTransformer
     """Say, once a model, that texts are encoded without the instruction that its queries need.
 

@@ -6,17 +6,15 @@ rule: a document with the id of the query does not count for it. Every file may 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.files import content_hash
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import content_hash, replacing_folder
 from reasonembed_mteb.retrieval import qrels
 from reasonembed_mteb.retrieval.labels import (
     apply_rules,
@@ -384,7 +382,7 @@ def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
             tab, or many labels for documents outside the corpus.
         ReasonEmbedError: If it cannot be written, a full disk for one.
     """
-    with _whole_folder(folder) as part:
+    with replacing_folder(folder) as part:
         documents = _write_records(part / CORPUS, data["corpus"], f"{name}, corpus")
         queries = _write_records(part / QUERIES, data["queries"], f"{name}, queries")
         labels, excluded = data["relevant_docs"], data.get("excluded_ids") or {}
@@ -393,27 +391,6 @@ def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
         qrels.write_table(part / LABELS / "test.tsv", qrels.LABEL_HEAD, rows)
         pairs = ((q, d) for q, names in excluded.items() if q in queries for d in names if d in documents)
         qrels.write_table(part / EXCLUDED, qrels.LABEL_HEAD[:2], pairs)
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which takes the name once the block has ended without an error."""
-    folder = folder.expanduser().resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = f"{folder} exists and is not an empty folder; give a new one"
-        raise DataError(msg)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.replace(folder)
-    except OSError as error:
-        msg = f"cannot write {folder}: {error.strerror or error}; free space or choose another folder"
-        raise ReasonEmbedError(msg) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_lines(file: Path, lines: Iterable[str]) -> None:
