@@ -90,6 +90,30 @@ class RunOptions:
     compile_layers: str = "auto"
     progress: bool = True
 
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            ReasonEmbedError: If an option has no such value, or the first stage's predictions are not there.
+        """
+        from reasonembed_mteb.encoding.plan import check_options
+
+        check_options(self.attn, self.batch_tokens, self.compile_layers)
+        if self.rerank_from is not None and not self.rerank_from.exists():
+            msg = (
+                f"--rerank-from {self.rerank_from} does not exist; make it with --prediction-folder and a "
+                "first stage"
+            )
+            raise ReasonEmbedError(msg)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What tells these scores from results, a few words each."""
+        found = [f"smoke run over the first {self.limit} queries, not a result"] if self.limit else []
+        if self.rerank_from is not None:
+            found.append(f"top {self.rerank_top_k} of {self.rerank_from} reranked")
+        return found
+
 
 @dataclass
 class Outcome:
@@ -176,8 +200,9 @@ def run(
         One outcome per model and task, in the order given.
 
     Raises:
-        ReasonEmbedError: If several rankings would be written to one run file.
+        ReasonEmbedError: If several rankings would be written to one run file, or an option does not hold.
     """
+    options.check()
     labels = model_labels(models)
     if options.run_file is not None:
         check_pattern(options.run_file, labels, tasks)
