@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval import labels as data
+from reasonembed_mteb.retrieval import layouts as data
 from reasonembed_mteb.retrieval import rows as tables
 from reasonembed_mteb.retrieval import sources
 

@@ -57,6 +57,7 @@ def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTask
     ) -> Any:  # noqa: ANN401 - whatever the task returns
         own = inner(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
         named = _named(scores)
+        more = getattr(task, "query_measures", lambda *_: {})(results, hf_split, hf_subset)
         first = _reciprocal_ranks(qrels, results)
         cuts = sorted({int(name.rsplit("_", 1)[1]) for row in named.values() for name in row})
         for query, found in results.items():
@@ -74,6 +75,7 @@ def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTask
                 }
                 | named.get(query, {})
                 | mrr
+                | more.get(query, {})
             )
         return own
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.evaluation.scores import read_scores
+from reasonembed_mteb.retrieval.layouts import load_corpus, load_queries
 from reasonembed_mteb.retrieval.rows import row_of_task
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.reporting.results import Result
     from reasonembed_mteb.reporting.tables import ScoreTable
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,18 @@ def local_texts(task: str, queries: Collection[str], documents: Collection[str])
     if row is None:
         return Texts(missing=f"{task} is in none of the task tables, so its texts are not known")
     try:
-        return Texts(_queries(row, set(queries)), _documents(row, set(documents)))
+        return Texts(_pick(load_queries(row), set(queries)), _pick(load_corpus(row), set(documents)))
     except DataError as error:
         return Texts(missing=f"no texts: {error}")
 
 
-def _documents(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.document_column
-    return _pick(read_split(row, *splits_of(row)[0], columns=("id", column)), column, wanted)
-
-
-def _queries(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.query_column
-    return _pick(read_split(row, *splits_of(row)[1], columns=("id", column)), column, wanted)
-
-
-def _pick(data: Dataset, column: str, wanted: set[str]) -> dict[str, str]:
+def _pick(data: Dataset, wanted: set[str]) -> dict[str, str]:
     """Read the rows of some ids alone: corpora are large, and memory-mapped."""
     ids: list[str] = data["id"][:]
     rows = [row for row, name in enumerate(ids) if name in wanted]
     if not rows:
         return {}
-    texts: Any = data.select(rows)[column][:]
+    texts: Any = data.select(rows)["text"][:]
     # A later row of the same id counts, as it does in the task itself.
     return {ids[row]: str(text) for row, text in zip(rows, texts, strict=True)}
 

@@ -75,6 +75,14 @@ def _places() -> dict[str, tuple[TableKey, str]]:
 def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
     """Yield the tasks that share a row's data, each with the name, family and description of its table."""
     about = _about(row)
+    if row.is_mtebs:
+        yield (
+            row.name,
+            (row.mteb_benchmark or row.benchmark) + _THEIRS,
+            row.family,
+            f"{about}; MTEB's own tasks",
+        )
+        return
     yield row.name, row.benchmark, row.family, f"{about}; our tasks"
     if row.is_rewritten:
         return

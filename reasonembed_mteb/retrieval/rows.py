@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonembed_mteb.errors import DataError, unknown_name
+from reasonembed_mteb.retrieval.measures import MEASURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,8 +44,11 @@ _OPTIONAL: dict[str, dict[str, type]] = {
 _LAST = 1000
 # The name of a task is also that of its result file.
 _NAME = re.compile(r"[\w.()-]+")
-# As MTEB spells the main scores of a retrieval task.
+# As MTEB spells the main scores of a retrieval task; others are those that a row has measured besides.
 _METRIC = re.compile(r"(ndcg|recall|map|mrr|precision|hit_rate)_at_(1|3|5|10|20|100|1000)")
+# arXiv 2605.00063 sorts benchmarks so; which label a task has is our judgement (see docs/suite.md).
+REASONING = ("deductive", "analogical", "causal", "analytical", "numerical")
+DOMAINS = ("general", "science", "medicine", "mathematics", "code", "law", "technology", "humanities", "open")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,24 @@ class TaskRow:
         document_column: Column of a document's text.
         query_column: Column of a query's text.
         excluded_column: Column of the documents that do not count; empty for none.
+        id_column: Column of documents' and queries' ids.
+        title_column: Column of a title that goes before a document's text, with a blank; empty for none.
+        query_title_column: Likewise for queries.
+        corpus_split: Split of the documents; by default as the layout has it.
+        queries_split: Split of the queries.
+        labels_split: Split of the labels.
+        label_columns: Columns of query id, document id and label, where labels are rows of their own.
+        excluded_config: Config of the documents that do not count; empty for none.
+        corpus_file: File of the documents in the data set, where it is read by file; may hold ``*``.
+        queries_file: File of the queries.
+        pools: Parts of the corpus that are searched one by one, MTEB's subsets of the task; empty for one.
+        pool_part: Which part of a document's id, split at ``-``, names its pool.
+        measures: Measures besides MTEB's; see `reasonembed_mteb.retrieval.measures`.
+        queries: Number of queries that count, as published; 0 where nobody says.
+        documents: Number of documents, as published; 0 where nobody says.
+        domain: One of `DOMAINS`; empty for none.
+        reasoning: Of `REASONING`, the primary kind first.
+        unit: Tasks of a benchmark with one unit count as one task in its mean; empty for a task by itself.
         rewritten: Which rewriting its queries are; empty for the original ones.
         table: File that it stands in.
     """
@@ -163,8 +185,31 @@ class TaskRow:
     document_column: str = "text"
     query_column: str = "text"
     excluded_column: str = ""
+    id_column: str = "id"
+    title_column: str = ""
+    query_title_column: str = ""
+    corpus_split: str = ""
+    queries_split: str = ""
+    labels_split: str = ""
+    label_columns: tuple[str, ...] = ()
+    excluded_config: str = ""
+    corpus_file: str = ""
+    queries_file: str = ""
+    pools: tuple[str, ...] = ()
+    pool_part: int = 1
+    measures: tuple[str, ...] = ()
+    queries: int = 0
+    documents: int = 0
+    domain: str = ""
+    reasoning: tuple[str, ...] = ()
+    unit: str = ""
     rewritten: str = ""
     table: str = ""
+
+    @property
+    def is_mtebs(self) -> bool:
+        """Whether the task is one of MTEB's own, which loads its data itself."""
+        return self.layout == MTEB_LAYOUT
 
     @property
     def is_rewritten(self) -> bool:
@@ -181,10 +226,23 @@ class TaskRow:
 # Filled in here, not by a table.
 _DERIVED = frozenset({"also", "rewritten", "table"})
 _COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
+_EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "ppa", "mrs")
 _TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "a table", bool: "true or false"}
-_REQUIRED = ("name", "subset", "instruction", "benchmark", "layout", "path")
-_TEMPLATES = ("path", "reference", "description", "copy_folder", "data")
+_REQUIRED = ("name", "subset", "benchmark", "layout", "path")
+_TEMPLATES = (
+    "path",
+    "reference",
+    "description",
+    "copy_folder",
+    "data",
+    "corpus_config",
+    "queries_config",
+    "corpus_file",
+    "queries_file",
+)
+# The layout of rows that name a task of MTEB's.
+MTEB_LAYOUT = "mteb"
 # What names another table's own tasks and data, and is not inherited from it.
 _OWN = frozenset({"name", "mteb_name", "mteb_benchmark", "sources", "path_variable", "data"})
 
@@ -326,7 +384,7 @@ def _refuse(where: str, problem: object) -> NoReturn:
     raise DataError(msg)
 
 
-def _layouts() -> dict[str, dict[str, str]]:
+def _layouts() -> dict[str, dict[str, Any]]:
     return _read(tables_folder() / _LAYOUTS, _LAYOUTS)
 
 
@@ -337,9 +395,11 @@ def _make_row(given: dict[str, Any], table: _Table, number: int) -> TaskRow:
     values = _layouts().get(given.get("layout", ""), {}) | given
     if "name" not in values and "mteb_name" in values:
         values["name"] = "ReasonEmbed" + values["mteb_name"].removesuffix("Retrieval")
-    values.setdefault("path", values.get("data"))
+    values.setdefault("path", "MTEB's own" if values.get("layout") == MTEB_LAYOUT else values.get("data"))
     values.setdefault("kind", table.file.name.removesuffix(".toml"))
     missing = [key for key in _REQUIRED if not values.get(key)]
+    # An empty one says that the benchmark's protocol has none.
+    missing += ["instruction"] if "instruction" not in values else []
     if missing:
         _refuse(where, f"{', '.join(missing)} missing; add {'them' if len(missing) > 1 else 'it'}")
     if not _NAME.fullmatch(values["name"]):
@@ -366,10 +426,17 @@ def _check_values(values: dict[str, Any], where: str) -> None:
     layout, metric = values.get("layout"), values.get("main_score", "ndcg_at_10")
     if layout is not None and layout not in _layouts():
         _refuse(where, unknown_name("layout", layout, _layouts()))
-    if not _METRIC.fullmatch(metric):
-        nearest = difflib.get_close_matches(
-            metric, ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10"), n=1
-        )
+    for name in values.get("measures", []):
+        if not MEASURE.fullmatch(name):
+            _refuse(where, unknown_name("measure", name, _EXAMPLES))
+    if values.get("domain", "") not in ("", *DOMAINS):
+        _refuse(where, unknown_name("domain", values["domain"], DOMAINS))
+    for kind in values.get("reasoning", []):
+        if kind not in REASONING:
+            _refuse(where, unknown_name("reasoning", kind, REASONING))
+    if not _METRIC.fullmatch(metric) and metric not in values.get("measures", []):
+        known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *values.get("measures", []))
+        nearest = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else "; give one such as 'ndcg_at_10'"
         _refuse(where, f"unknown main_score {metric!r}{hint}")
     if values.get("max_tokens", 1) < 1:
@@ -386,9 +453,12 @@ def _fill(values: dict[str, Any], where: str) -> None:
         except (KeyError, IndexError, ValueError):
             _refuse(where, f"{key} = {values[key]!r}: write {{subset}} or {{wanted}}; double any other brace")
     # Data beside the table is known by its content.
-    values.setdefault("revision", "" if values["data"] else "main")
+    held = values["data"] or values["layout"] == MTEB_LAYOUT
+    values.setdefault("revision", "" if held else "main")
     values.setdefault("queries_path", values["path"])
     values.setdefault("queries_revision", values["revision"])
+    for key in ("corpus_config", "queries_config", "gold_column"):
+        values.setdefault(key, "")
     values.setdefault("family", values["kind"])
     values.setdefault("sources", [values["family"]])
     values.setdefault("short", values["subset"])
