@@ -57,7 +57,8 @@ def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTask
     ) -> Any:  # noqa: ANN401 - whatever the task returns
         own = inner(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
         named = _named(scores)
-        more = getattr(task, "query_measures", lambda *_: {})(results, hf_split, hf_subset)
+        measured = getattr(task, "query_measures", None)
+        more = measured(results, hf_split, hf_subset) if measured is not None else {}
         first = _reciprocal_ranks(qrels, results)
         cuts = sorted({int(name.rsplit("_", 1)[1]) for row in named.values() for name in row})
         for query, found in results.items():

@@ -1,4 +1,4 @@
-"""Labels and exclusions: how BRIGHT writes them, and the rules that every data set obeys, whatever its layout."""
+"""Labels and exclusions: how BRIGHT writes them, and the rules that all data obey, whatever the layout."""
 
 from __future__ import annotations
 

@@ -263,8 +263,8 @@ def _warn_of_foreign_nuggets(row: TaskRow, query: str, nuggets: Mapping[str, obj
     foreign = [name for name in nuggets if name.split("_")[0] != query]
     if foreign:
         logger.warning(
-            "%s: query %s gets nuggets of another query, %s, since their ids begin with its own: the official "
-            "scorer does so",
+            "%s: query %s gets nuggets of another query, %s, since their ids begin with its own: the "
+            "official scorer does so",
             *(row.name, query, first_names(foreign)),
         )
 
@@ -319,7 +319,8 @@ def _in_pools(
     missing = [pool for pool in row.pools if not places[pool]]
     if strange or missing:
         problem = f"has documents of {first_names(strange)}" if strange else f"lacks {first_names(missing)}"
-        msg = f"{row.name}: the corpus {problem}; {row.table} has the pools {', '.join(row.pools)}: download it again"
+        pools = ", ".join(row.pools)
+        msg = f"{row.name}: the corpus {problem}, and {row.table} has the pools {pools}: download it again"
         raise DataError(msg)
     query_ids = queries["id"][:]
     for pool in row.pools:
@@ -345,5 +346,8 @@ def _pool_of(document: str, row: TaskRow) -> str:
     try:
         return parts[row.pool_part].lower()
     except IndexError:
-        msg = f"{row.name}: document id {document!r} names no pool, such as {row.pools[0]}; download the data again"
+        msg = (
+            f"{row.name}: document id {document!r} names no pool, such as {row.pools[0]}; download the data "
+            "again"
+        )
         raise DataError(msg) from None

@@ -28,16 +28,18 @@ if TYPE_CHECKING:
 
 TABLES_VARIABLE = "REASONEMBED_TASKS"
 _LAYOUTS = "layouts.toml"
-_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection"})
+_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection", "suite"})
 # What the smaller sections hold: what each must, and what it may.
 _NEEDED: dict[str, dict[str, type]] = {
     "also": {"benchmark": str, "tasks": dict},
     "collection": {"name": str, "tasks": list},
+    "suite": {"name": str, "parts": list},
     "rewritten": {"path": str, "revision": str, "benchmark": str, "suffixes": dict},
 }
 _OPTIONAL: dict[str, dict[str, type]] = {
     "also": {"about": str},
     "collection": {"about": str, "trained_on": bool},
+    "suite": {"about": str, "reference": str, "most_documents": int},
     "rewritten": {},
 }
 # Tables without an order of their own come last.
@@ -48,7 +50,7 @@ _NAME = re.compile(r"[\w.()-]+")
 _METRIC = re.compile(r"(ndcg|recall|map|mrr|precision|hit_rate)_at_(1|3|5|10|20|100|1000)")
 # arXiv 2605.00063 sorts benchmarks so; which label a task has is our judgement (see docs/suite.md).
 REASONING = ("deductive", "analogical", "causal", "analytical", "numerical")
-DOMAINS = ("general", "science", "medicine", "mathematics", "code", "law", "technology", "humanities", "open")
+DOMAINS = ("science", "medicine", "mathematics", "code", "technology", "society", "law", "general")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,34 @@ class Collection:
     trained_on: bool
     tasks: tuple[str, ...]
     about: str = ""
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """Several benchmarks as one, whose score is the mean of theirs.
+
+    Attributes:
+        name: The benchmark.
+        parts: Names of our benchmarks.
+        about: What it is, in a sentence.
+        reference: Address.
+        most_documents: Larger corpora are left out; 0 for none. A corpus whose size nobody says stays.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    about: str = ""
+    reference: str = ""
+    most_documents: int = 0
+
+    def rows(self) -> dict[str, list[TaskRow]]:
+        """Return the rows of each part; a part without any is left out."""
+        most = self.most_documents
+        held = {
+            part: [row for row in benchmarks()[part] if not most or row.documents <= most]
+            for part in self.parts
+        }
+        return {part: rows for part, rows in held.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -238,13 +268,25 @@ _TEMPLATES = (
     "data",
     "corpus_config",
     "queries_config",
+    "gold_column",
     "corpus_file",
     "queries_file",
 )
 # The layout of rows that name a task of MTEB's.
 MTEB_LAYOUT = "mteb"
 # What names another table's own tasks and data, and is not inherited from it.
-_OWN = frozenset({"name", "mteb_name", "mteb_benchmark", "sources", "path_variable", "data"})
+_OWN = frozenset(
+    {
+        "name",
+        "mteb_name",
+        "mteb_benchmark",
+        "sources",
+        "path_variable",
+        "data",
+        "queries",
+        "documents",
+    }
+)
 
 _added: list[Path] = []
 
@@ -285,7 +327,7 @@ def add_tables(folders: str | Path | Iterable[str | Path]) -> None:
 
 
 def _forget() -> None:
-    for cached in (_tables, load_rows, collections, _known):
+    for cached in (_tables, load_rows, collections, suites, _known):
         cached.cache_clear()
 
 
@@ -351,8 +393,8 @@ def _open(file: Traversable, label: str, folder: Traversable) -> _Table:
     for section in content:
         if section not in _SECTIONS:
             _refuse(label, unknown_name("section", section, _SECTIONS))
-    if not content.get("task") and not content.get("collection"):
-        _refuse(label, "it has no [[task]] and no [[collection]]; give one a task")
+    if not any(content.get(section) for section in ("task", "collection", "suite")):
+        _refuse(label, "it has no [[task]], [[collection]] or [[suite]]; give it a task")
     for section, kind in (("defaults", dict), ("rewritten", dict), ("task", list)):
         if not isinstance(content.get(section, kind()), kind):
             _refuse(label, f"{section!r} must be {'[[task]]' if kind is list else f'[{section}]'}")
@@ -423,24 +465,35 @@ def _check_values(values: dict[str, Any], where: str) -> None:
             _refuse(where, f"{key} = {value!r} must be {_WORDS[kind]}")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
             _refuse(where, f"{key} = {value!r} must be a list of texts")
-    layout, metric = values.get("layout"), values.get("main_score", "ndcg_at_10")
-    if layout is not None and layout not in _layouts():
-        _refuse(where, unknown_name("layout", layout, _layouts()))
-    for name in values.get("measures", []):
+    _check_words(values, where)
+    _check_metric(values.get("main_score", "ndcg_at_10"), values.get("measures", []), where)
+    if values.get("max_tokens", 1) < 1:
+        _refuse(where, f"max_tokens = {values['max_tokens']} must be 1 or more")
+
+
+def _check_words(values: dict[str, Any], where: str) -> None:
+    """Refuse words that are none of those allowed; the nearest is named."""
+    allowed: dict[str, Sequence[str]] = {
+        "layout": tuple(_layouts()),
+        "domain": ("", *DOMAINS),
+        "reasoning": REASONING,
+    }
+    for key, words in allowed.items():
+        given = values.get(key, [])
+        for word in given if isinstance(given, list) else [given]:
+            if word not in words:
+                _refuse(where, unknown_name(key, word, [one for one in words if one]))
+
+
+def _check_metric(metric: str, measures: Sequence[str], where: str) -> None:
+    for name in measures:
         if not MEASURE.fullmatch(name):
             _refuse(where, unknown_name("measure", name, _EXAMPLES))
-    if values.get("domain", "") not in ("", *DOMAINS):
-        _refuse(where, unknown_name("domain", values["domain"], DOMAINS))
-    for kind in values.get("reasoning", []):
-        if kind not in REASONING:
-            _refuse(where, unknown_name("reasoning", kind, REASONING))
-    if not _METRIC.fullmatch(metric) and metric not in values.get("measures", []):
-        known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *values.get("measures", []))
+    if not _METRIC.fullmatch(metric) and metric not in measures:
+        known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *measures)
         nearest = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else "; give one such as 'ndcg_at_10'"
         _refuse(where, f"unknown main_score {metric!r}{hint}")
-    if values.get("max_tokens", 1) < 1:
-        _refuse(where, f"max_tokens = {values['max_tokens']} must be 1 or more")
 
 
 def _fill(values: dict[str, Any], where: str) -> None:
@@ -457,8 +510,6 @@ def _fill(values: dict[str, Any], where: str) -> None:
     values.setdefault("revision", "" if held else "main")
     values.setdefault("queries_path", values["path"])
     values.setdefault("queries_revision", values["revision"])
-    for key in ("corpus_config", "queries_config", "gold_column"):
-        values.setdefault(key, "")
     values.setdefault("family", values["kind"])
     values.setdefault("sources", [values["family"]])
     values.setdefault("short", values["subset"])
@@ -555,6 +606,28 @@ def collections() -> tuple[Collection, ...]:
         for table in _tables()
         for part in table.content.get("collection", [])
     )
+
+
+@cache
+def suites() -> dict[str, SuiteRow]:
+    """Return the suites by name, as the tables declare them.
+
+    Raises:
+        DataError: If a part is no benchmark of ours, or the name is taken; the nearest is named.
+    """
+    found: dict[str, SuiteRow] = {}
+    known = benchmarks()
+    for table in _tables():
+        for section in table.content.get("suite", []):
+            values: dict[str, Any] = dict(section)
+            suite = SuiteRow(**values | {"parts": tuple(values["parts"])})
+            if suite.name in known or suite.name in found:
+                _refuse(table.label, f"benchmark {suite.name} stands elsewhere already; give it another name")
+            for part in suite.parts:
+                if part not in known:
+                    _refuse(f"{table.label}, suite {suite.name}", unknown_name("part", part, known))
+            found[suite.name] = suite
+    return found
 
 
 def training_tasks() -> set[str]:

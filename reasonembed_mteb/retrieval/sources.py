@@ -6,6 +6,7 @@ which in a file written at one go is the whole corpus.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from dataclasses import dataclass
@@ -231,17 +232,17 @@ def _selected(data: Any, columns: tuple[str, ...], optional: tuple[str, ...], wh
 
 def _read_cells(files: list[Path] | list[str]) -> Any:  # noqa: ANN401 - Dataset
     """Read CSV or TSV with every cell as text: an id 007 stays one, and "NA" is no missing value."""
-    import pandas as pd
     from datasets import Dataset, Features, Value
 
     names = [str(file) for file in files]
     separator = _SEPARATORS[Path(names[0]).suffix]
     try:
-        head = pd.read_csv(names[0], sep=separator, nrows=0)
-    except (ValueError, OSError) as error:
+        with Path(names[0]).open(encoding="utf-8-sig", newline="") as stream:
+            head = next(csv.reader(stream, delimiter=separator), [])
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         msg = f"{names[0]} cannot be read ({one_line(error)}); download it again"
         raise DataError(msg) from error
-    features = Features({str(name): Value("string") for name in head.columns})
+    features = Features({name: Value("string") for name in head})
     return Dataset.from_csv(names, features=features, sep=separator, keep_default_na=False)
 
 
@@ -271,8 +272,8 @@ def read_split(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = str(error).splitlines()[0]
         msg = (
-            f"cannot load {source.repo} ({source.label}) at {source.revision[:12]}: {cause}; go online and run "
-            f"`reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
+            f"cannot load {source.repo} ({source.label}) at {source.revision[:12]}: {cause}; go online and "
+            f"run `reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
         )
         raise DataError(msg) from error
     return _selected(data, columns, optional, f"{source.repo} ({source.label}) at {source.revision[:12]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from reasonembed_mteb.retrieval.layouts import load_data
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.measures import Judged, query_measures
 from reasonembed_mteb.retrieval.rows import benchmarks as benchmark_rows
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import load_rows, suites
 from reasonembed_mteb.retrieval.search import excluding_search
 from reasonembed_mteb.retrieval.sources import data_revision
 
@@ -57,7 +57,7 @@ class ReasonTask(AbsTaskRetrieval):
         """
         if self.data_loaded:
             return
-        self.dataset = {pool: {self.row.split: part} for pool, part in load_data(self.row).items()}  # type: ignore[dict-item,misc]
+        self.dataset = {pool: {self.row.split: part} for pool, part in load_data(self.row).items()}  # type: ignore[dict-item]
         self._record_data_revision()
         self.data_loaded = True
 
@@ -196,7 +196,9 @@ def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[AbsTask]:
     Raises:
         UnknownNameError: If we have no such benchmark.
     """
-    grouped = benchmark_rows()
+    grouped = benchmark_rows() | {
+        name: [row for rows in suite.rows().values() for row in rows] for name, suite in suites().items()
+    }
     if benchmark not in grouped:
         raise unknown_name("benchmark", benchmark, grouped)
     return [_new_task(row) for row in grouped[benchmark]]
@@ -206,11 +208,14 @@ def _new_task(row: TaskRow) -> AbsTask:
     """Return a new object of a row's task: ours, or MTEB's own."""
     if not row.is_mtebs:
         return make_task(row)()
-    task: AbsTask | None = getattr(import_module("mteb.tasks"), row.name, None)
-    if task is None:
+    # `mteb.get_task` is there only once `import mteb` has ended; benchmarks are registered before.
+    from mteb.get_tasks import get_task
+
+    try:
+        return get_task(row.name)
+    except KeyError:
         msg = f"{row.table}: this MTEB has no task {row.name}; install a newer one, or take the row out"
-        raise DataError(msg)
-    return task()  # type: ignore[operator]
+        raise DataError(msg) from None
 
 
 def _description(name: str, rows: list[TaskRow]) -> str:
@@ -228,16 +233,20 @@ def build_benchmarks() -> dict[str, Benchmark]:
     import_module("mteb")
     from mteb.benchmarks.benchmark import Benchmark
 
-    return {
+    from reasonembed_mteb.retrieval.suite import Lazy, SuiteBenchmark
+
+    found: dict[str, Benchmark] = {
         name: Benchmark(
             name=name,
-            tasks=load_tasks(name),
+            # Tasks are made when somebody looks at them: `import mteb` has to stay quick.
+            tasks=Lazy(partial(load_tasks, name)),
             description=_description(name, rows),
             reference=rows[0].benchmark_reference or rows[0].reference or None,
             citation=rows[0].citation or None,
         )
         for name, rows in benchmark_rows().items()
     }
+    return found | {name: SuiteBenchmark(suite, _new_task) for name, suite in suites().items()}
 
 
 for _finish in when_imported:
