@@ -12,6 +12,7 @@ from reasonembed_mteb.reporting.comparison import published_comparisons
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
 from reasonembed_mteb.reporting.tables import metric_name
+from reasonembed_mteb.retrieval.rows import REASONING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
 _NOISE_METRIC = "ndcg_at_10"
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(board: ScoreTable) -> dict[str, Figure]:
@@ -29,7 +31,8 @@ def draw(board: ScoreTable) -> dict[str, Figure]:
         board: The table.
 
     Returns:
-        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known.
+        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known; ``profile`` of a
+        table whose columns are kinds of reasoning.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -39,7 +42,12 @@ def draw(board: ScoreTable) -> dict[str, Figure]:
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
     mpl.rcParams["svg.hashsalt"] = "reasonembed"
-    drawn = {"heatmap": heat_map(board), "published": published_bars(board), "cost": cost_plot(board)}
+    drawn = {
+        "heatmap": heat_map(board),
+        "published": published_bars(board),
+        "cost": cost_plot(board),
+        "profile": profile_plot(board),
+    }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -110,6 +118,37 @@ def published_bars(board: ScoreTable) -> Figure | None:
     )
     axes.set_title(figure_text(f"{board.name}: ours against published"), fontsize=10, loc="left")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def profile_plot(board: ScoreTable) -> Figure | None:
+    """Return each model's scores over the kinds of reasoning, or None for a table of other columns.
+
+    Dots rather than lines or a radar: kinds have no order, and ten models stay apart.
+
+    Args:
+        board: The table.
+    """
+    if not (board.rows and board.columns and set(board.columns) <= set(REASONING)):
+        return None
+    figure, axes = _figure(8, 1.6 + 0.26 * len(board.rows) * len(board.columns))
+    step = 0.8 / len(board.rows)
+    for place, row in enumerate(board.rows):
+        held = [column for column in board.columns if column in row.cells]
+        heights = [board.columns.index(column) + (place + 0.5) * step - 0.4 for column in held]
+        scores = [100 * row.cells[column].score for column in held]
+        color, mark = f"C{place % 10}", _MARKS[place % len(_MARKS)]
+        axes.hlines(heights, 0, scores, color=color, linewidth=1, alpha=0.5)
+        axes.plot(scores, heights, mark, color=color, label=figure_text(_label(row)), markersize=6)
+        for score, height in zip(scores, heights, strict=True):
+            axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=_GREY)
+    axes.set_yticks(range(len(board.columns)), list(board.columns), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.set_xlabel("mean of the benchmarks' main scores in each kind, %")
+    axes.set_title(figure_text(board.name), fontsize=10, loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 _THEIRS = ", MTEB's own"
-_METRICS = {"ndcg": "nDCG", "recall": "recall", "map": "MAP", "mrr": "MRR", "precision": "precision"}
+_METRICS = {
+    "ndcg": "nDCG",
+    "alpha_ndcg": "alpha-nDCG",
+    "recall": "recall",
+    "map": "MAP",
+    "mrr": "MRR",
+    "precision": "precision",
+}
+    "ndcg": "nDCG",
+    "alpha_ndcg": "alpha-nDCG",
+    "recall": "recall",
+    "map": "MAP",
+    "mrr": "MRR",
+    "precision": "precision",
+}
 
 
 @dataclass(frozen=True)
