@@ -24,13 +24,6 @@ _METRICS = {
     "mrr": "MRR",
     "precision": "precision",
 }
-    "ndcg": "nDCG",
-    "alpha_ndcg": "alpha-nDCG",
-    "recall": "recall",
-    "map": "MAP",
-    "mrr": "MRR",
-    "precision": "precision",
-}
 
 
 @dataclass(frozen=True)
