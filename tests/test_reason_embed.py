@@ -180,7 +180,8 @@ def test_truncation_keeps_the_eos_token(tmp_path: Path) -> None:
 def test_saved_prompts_hold_every_task(saved: Path) -> None:
     config = json.loads((saved / "config_sentence_transformers.json").read_text())
     for name, instruction in task_instructions().items():
-        assert config["prompts"][f"{name}-query"] == f"Instruct: {instruction}\nQuery: "
+        prefix = f"Instruct: {instruction}\nQuery: " if instruction else None
+        assert config["prompts"].get(f"{name}-query") == prefix
     assert config["prompts"]["document"] == ""
     assert config["default_prompt_name"] is None
     assert config["model_type"] == "SentenceTransformer"
