@@ -306,6 +306,17 @@ def test_mean_is_by_benchmark_and_never_over_fewer_tasks(capsys: pytest.CaptureF
     assert console.failure_lines(outcomes) == ["FAILED c/d on T2: broken"]
 
 
+@pytest.mark.parametrize("cells", [("9.5%", "100.0%"), ("~7", "~1,234"), ("0.5", "-"), ("1", "failed")])
+def test_columns_of_numbers_stand_to_the_right(
+    capsys: pytest.CaptureFixture[str], cells: tuple[str, str]
+) -> None:
+    console.show_table(["name", "number", "word"], [["a", cells[0], "x"], ["b", cells[1], "longer"]], "title")
+    _, head, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.strip())
+    ends = [line.index(cell) + len(cell) for line, cell in zip(rows, cells, strict=True)]
+    assert ends == [head.index("number") + len("number")] * 2
+    assert rows[0].index("x") == rows[1].index("longer") == head.index("word")
+
+
 def test_mixed_metrics_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = [outcome("a/b", "T1", 0.5), outcome("a/b", "T2", 0.25, "recall_at_1")]
     console.show_outcomes(outcomes, {"BENCH": ["T1", "T2"]}, "title")

@@ -216,6 +216,16 @@ def test_rewritten_queries_and_smoke_runs_are_not_compared_with_published(tmp_pa
     assert all(not published_comparisons(board) for board in boards(tmp_path).values())
 
 
+def test_a_variant_is_not_compared_with_the_plain_models_published_score(tmp_path: Path) -> None:
+    plain = write_result(tmp_path, PAPER, BIOLOGY, 0.5551)
+    write_result(tmp_path, PAPER, BIOLOGY, 0.1, revision="r1/experiments/dim_64", meta={"revision": "r1"})
+    record(write_result(tmp_path, PAPER, BIOLOGY, 0.2, revision="r2"), causes={"rerank": "0123 top 100"})
+    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
+    assert len(board.rows) == 3
+    compared = {board.rows[source.row].cells["biology"].file for source in published_comparisons(board)}
+    assert compared == {plain}
+
+
 def write_tested(folder: Path) -> None:
     draw = np.random.default_rng(1)
     # Of different size: the mean that is tested is that over subsets.
@@ -311,6 +321,22 @@ def test_pictures_are_written_and_repeat_to_the_byte(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
     (first, *_) = draw_report(results, tmp_path / "png", "png")
     assert first.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_cost_shows_each_models_own_seconds(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from reasonembed_mteb.reporting.pictures import cost_plot
+
+    for name, seconds in (("x/fast", 3.0), ("x/slow", 70.0)):
+        for row in benchmarks()["ReasonMini"]:
+            write_run(tmp_path, name, row.name, {"q": 0.5}, cost={"seconds": seconds, "dimensions": 384})
+    board = boards(tmp_path)["ReasonMini"]
+    figure = cost_plot(board)
+    assert figure is not None
+    (points,) = figure.axes[0].collections
+    drawn = dict(zip([row.label for row in board.rows], points.get_offsets()[:, 0], strict=True))
+    subsets = len(benchmarks()["ReasonMini"])
+    assert drawn == {"x/fast": 3.0 * subsets, "x/slow": 70.0 * subsets}
 
 
 def test_metrics_are_written_as_people_do() -> None:

@@ -312,6 +312,29 @@ def test_limited_task_keeps_gold_and_leaves_the_original_alone() -> None:
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    ("queries", "gold", "kept"),
+    [
+        # A gold document among the first takes none of the places of the others.
+        (1, {"q0": {"d3": 1}}, range(21)),
+        (1, {"q0": {"d3": 1, "d7": 1}}, range(22)),
+        # Twenty for each query, not for all together.
+        (2, {"q0": {"d3": 1}, "q1": {"d39": 1}}, range(40)),
+        (1, {"q0": {}}, range(20)),
+    ],
+)
+def test_a_limited_corpus_has_room_for_twenty_other_documents_a_query(
+    queries: int, gold: dict[str, dict[str, int]], kept: range
+) -> None:
+    own = limits.own_copy(mteb.get_task(BIOLOGY))
+    own.load_data()
+    own.dataset["default"]["standard"]["relevant_docs"] = gold
+    limits.limit_task(own, queries)
+    split = own.dataset["default"]["standard"]
+    assert list(split["corpus"]["id"]) == [f"d{i}" for i in kept]
+
+
+@pytest.mark.usefixtures("data")
 def test_a_failing_model_does_not_stop_the_others_and_loads_once(
     score: Score, bert: Path, tmp_path: Path
 ) -> None:

@@ -219,7 +219,7 @@ class _Instant:
 
     hands_over_similarity = False
 
-    def __init__(self, broken: str = "") -> None:
+    def __init__(self, broken: str = "", scale: float = 1.0) -> None:
         from mteb.models import ModelMeta
 
         self.mteb_model_meta = ModelMeta.create_empty(
@@ -227,11 +227,13 @@ class _Instant:
         )
         self.texts: list[str] = []
         self._broken = broken
+        self._scale = scale
 
     def encode(self, inputs: Any, **_: Any) -> Any:
         texts = [text for batch in inputs for text in batch["text"]]
         self.texts += texts
         vectors = np.array([[len(text), ord(text[-1]), 1.0] for text in texts], dtype=np.float32)
+        vectors *= self._scale
         vectors[[text == self._broken for text in texts]] = np.nan
         return vectors
 
@@ -287,6 +289,15 @@ def test_without_writing_the_vectors_are_the_same(tmp_path: Path, monkeypatch: p
     more = encode_documents(front, ["zz", *texts, "zz"])
     assert torch.equal(more[1:-1], expected.float())
     assert more[0].tolist() == more[-1].tolist() == [2, ord("z"), 1]
+
+
+def test_vectors_are_rounded_alike_whether_or_not_they_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    thirds = _Instant(scale=1 / 3)
+    written = encode_documents(stored.StoredEncoder(thirds, tmp_path / "store", "float16"), ["a", "ccc"])
+    front = stored.StoredEncoder(thirds, tmp_path / "file" / "store", "float16")
+    assert written.dtype == torch.float16
+    assert torch.equal(encode_documents(front, ["a", "ccc"]).float(), written.float())
 
 
 @pytest.mark.usefixtures("data")
