@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    # Takes the arguments after ``reasonembed``; gives exit status, stdout and stderr.
+    Command = Callable[..., tuple[int, str, str]]
 
 CORPUS = (
     "Given a Biology post, retrieve relevant passages that help answer the post. Why is the sky blue? "
@@ -104,6 +110,49 @@ def registered() -> None:
     from reasonembed_mteb import plugin
 
     plugin.register()
+
+
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """Undo what a command does to the process: its arguments, its environment and its loggers."""
+    names = (
+        "",
+        "mteb",
+        "sentence_transformers",
+        "reasonembed_mteb",
+        "reasonembed_mteb.models.instructions",
+        "bm25s",
+    )
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
+    environment, arguments = dict(os.environ), sys.argv
+    yield
+    for logger, (level, disabled, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled, logger.handlers = disabled, handlers
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = arguments
+
+
+@pytest.fixture
+def command(
+    undone: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Return a function that runs ``reasonembed`` in the test's folder: exit status, stdout and stderr."""
+    from reasonembed_mteb import cli
+
+    del undone
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        sys.argv = ["reasonembed", *arguments]
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

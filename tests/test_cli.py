@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -18,51 +16,14 @@ from reasonembed_mteb.cli import show as console
 from reasonembed_mteb.evaluation import doctor, runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    Command = Callable[..., tuple[int, str, str]]
+    from conftest import Command
+
+pytestmark = pytest.mark.usefixtures("undone")
 
 BIOLOGY, ECONOMICS = "ReasonEmbedBrightBiology", "ReasonEmbedBrightEconomics"
 RANDOM = "mteb/baseline-random-encoder"
-
-
-@pytest.fixture(autouse=True)
-def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what the command does to the process: its environment and its loggers."""
-    names = (
-        "",
-        "mteb",
-        "sentence_transformers",
-        "reasonembed_mteb",
-        "reasonembed_mteb.models.instructions",
-        "bm25s",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
-    environment = dict(os.environ)
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    yield
-    for logger, (level, disabled, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.disabled, logger.handlers = disabled, handlers
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs ``reasonembed`` and returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        sys.argv = ["reasonembed", *arguments]
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from reporting_data import record, write_result, write_run
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.reporting import formats
 from reasonembed_mteb.reporting.comparison import (
     compare_rows,
@@ -27,12 +25,12 @@ from reasonembed_mteb.reporting.tables import metric_name, score_tables
 from reasonembed_mteb.retrieval.rows import benchmarks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from reasonembed_mteb.reporting.tables import ScoreTable
+    from conftest import Command
 
-    Command = Callable[..., tuple[int, str, str]]
+    from reasonembed_mteb.reporting.tables import ScoreTable
 
 BIOLOGY, PONY, AOPS = (f"ReasonEmbedBright{name}" for name in ("Biology", "Pony", "Aops"))
 BRIGHT = [row.name for row in benchmarks()["BRIGHT(ReasonEmbed)"]]
@@ -46,24 +44,6 @@ def boards(folder: Path, *, together: bool = False) -> dict[str, ScoreTable]:
 def write_all(folder: Path, model: str, scores: Sequence[float]) -> None:
     for task, score in zip(BRIGHT, scores, strict=False):
         write_result(folder, model, task, score)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs ``reasonembed`` and returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setattr("reasonembed_mteb.cli.reporting.set_up_logging", lambda _: None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reasonembed", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_means_groups_and_ranks(tmp_path: Path) -> None:

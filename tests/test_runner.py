@@ -10,7 +10,7 @@ import mteb
 import pytest
 from mteb.types import PromptType
 
-from reasonembed_mteb import files, plugin
+from reasonembed_mteb import files
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.evaluation import demo, limits, resolving, runner
 from reasonembed_mteb.evaluation import plan as planning
@@ -53,10 +53,7 @@ BIOLOGY_INSTRUCTION = "Given a Biology post, retrieve relevant passages that hel
 ECONOMICS_INSTRUCTION = "Given an Economics post, retrieve relevant passages that help answer the post."
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def write_subset(folder: Path, subset: str, queries: int = 6, documents: int = 40, last: str = "") -> None:

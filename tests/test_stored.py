@@ -15,15 +15,14 @@ import mteb
 import numpy as np
 import pytest
 import torch
+from conftest import save_decoder
 from datasets import Dataset
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner, scores, variants
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.retrieval import search
 from reasonembed_mteb.store import encoder as stored
-from tests.conftest import save_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +48,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def write_subset(folder: Path, subset: str, documents: int, queries: int = 4, first: int = 0) -> None:

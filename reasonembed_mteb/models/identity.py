@@ -49,7 +49,7 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
     """Return what decides a SentenceTransformer's vectors, apart from the text, its prompt and its length.
 
     Args:
-        model: The model.
+        model: A SentenceTransformer; its weights are hashed on the device that they are on.
     """
     parameter = next(model.parameters(), None)
     return {

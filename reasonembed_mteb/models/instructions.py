@@ -36,7 +36,7 @@ def instruction_of(task: TaskMetadata) -> str:
     """Return a task's instruction: our tables' where the task is named there, else the task's own.
 
     Args:
-        task: The task.
+        task: MTEB's metadata of it.
     """
     known = task_instructions().get(task.name)
     prompt = task.prompt
@@ -89,7 +89,7 @@ class PromptRule:
         """Return the text that goes before each query (or document) of a task; empty for none.
 
         Args:
-            task: The task.
+            task: Its name, type and prompt decide, as in MTEB.
             side: ``query`` or ``document``; None for tasks that have no sides.
         """
         if self.template is not None and side != "document":
@@ -130,8 +130,8 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     """Return what goes before each query, as far as metadata and files alone tell.
 
     Args:
-        meta: The model.
-        task: The task.
+        meta: As `reasonembed_mteb.evaluation.resolving` or MTEB's registry gives it.
+        task: MTEB's metadata of it.
 
     Returns:
         The prefix; empty for none; None where only the loaded model knows.
@@ -200,7 +200,7 @@ def loaded_prefix(
 
     Args:
         model: A loaded MTEB model.
-        task: The task.
+        task: MTEB's metadata of it.
         side: ``query`` or ``document``.
 
     Returns:

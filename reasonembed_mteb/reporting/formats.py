@@ -131,7 +131,7 @@ def as_table(grid: Grid, width: int | None = None) -> str:
     """Return a grid for a terminal.
 
     Args:
-        grid: The grid.
+        grid: Its cells may hold text from data; what acts on a terminal is shown instead.
         width: Columns of the terminal; None for a file.
     """
     from rich import box
@@ -155,11 +155,7 @@ def as_table(grid: Grid, width: int | None = None) -> str:
 
 
 def as_markdown(grid: Grid) -> str:
-    """Return a grid as a GitHub table.
-
-    Args:
-        grid: The grid.
-    """
+    """Return a grid as a GitHub table, its notes below."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(markdown, cells))} |"
@@ -172,11 +168,7 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_latex(grid: Grid) -> str:
-    """Return a grid as a LaTeX table with booktabs rules.
-
-    Args:
-        grid: The grid.
-    """
+    """Return a grid as a LaTeX table with booktabs rules."""
     columns = "l" * grid.words + "r" * (len(grid.head) - grid.words)
 
     def line(cells: Sequence[str]) -> str:

@@ -376,7 +376,7 @@ def _check_result(file: Path, covered: Covered | None) -> tuple[list[Finding], s
     """Check one result file.
 
     Args:
-        file: The file.
+        file: One task of one model, as MTEB writes it.
         covered: What the settings beside it say; None if there are none.
 
     Returns:

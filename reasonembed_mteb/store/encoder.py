@@ -131,8 +131,8 @@ class StoredEncoder:
 
         Args:
             inputs: Batches of texts.
-            task_metadata: The task.
-            prompt_type: Query or document.
+            task_metadata: Its name decides prefix and length, and so which vector is looked up.
+            prompt_type: Query or document; None counts as query.
             **kwargs: Further arguments of the model's own encode.
 
         Returns:

@@ -96,9 +96,6 @@ class Shard:
 def file_checksum(file: Path) -> str:
     """Return a file's xxh3 (64 bit) in hexadecimal.
 
-    Args:
-        file: The file.
-
     Raises:
         OSError: If it cannot be read.
     """
@@ -403,11 +400,7 @@ class Found:
 
 
 def as_json(content: Mapping[str, Any]) -> str:
-    """Return what is written into a store's own files.
-
-    Args:
-        content: The content.
-    """
+    """Return what is written into a store's own files: JSON, the same text for equal content."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
@@ -427,7 +420,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a model folder's manifest.
 
     Args:
-        folder: The folder.
+        folder: Of one model, below the store's root.
 
     Raises:
         StoreError: If it is damaged or of another layout.
