@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,24 @@ def content_hash(files: Iterable[Path]) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+def bytes_hash(content: bytes) -> str:
+    """Return the SHA-256 of bytes as hex digits, which ties a record to what it was made with.
+
+    Args:
+        content: A whole file's, mostly.
+    """
+    return hashlib.sha256(content, usedforsecurity=False).hexdigest()
+
+
+def file_hash(file: Path) -> str | None:
+    """Return `bytes_hash` of a file, or None where there is none.
+
+    Args:
+        file: It is read whole.
+    """
+    return bytes_hash(file.read_bytes()) if file.is_file() else None
+
+
 class ContentHashes:
     """Content hashes that are taken once, as long as the files stay as they are."""
 
@@ -150,6 +169,15 @@ def fingerprint(*values: object) -> str:
     """
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value read from JSON is a finite number.
+
+    Args:
+        value: True and False are none.
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def json_line(value: object) -> str:

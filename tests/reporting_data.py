@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.evaluation.scores import Kept, write_scores
+from reasonembed_mteb.evaluation.scores import write_scores
 from reasonembed_mteb.retrieval.rows import find, row_of_task
 
 if TYPE_CHECKING:
@@ -87,5 +87,5 @@ def write_run(
         }
         for query, score in scores.items()
     ]
-    write_scores(beside.with_suffix(".parquet"), {"main_score": "ndcg_at_10"}, Kept(rows))
+    write_scores(beside.with_suffix(".parquet"), {"main_score": "ndcg_at_10"}, rows)
     return file

@@ -437,11 +437,11 @@ def test_an_option_that_does_not_fit_is_refused(
 def test_what_decides_a_score_is_recorded(tmp_path: Path) -> None:
     folder = write(tmp_path / "data")
     meta = resolve_model("mteb/baseline-random-encoder")
-    plain = records.causes(meta, beir_task(folder))
-    assert plain["data_revision"].startswith("xxh3:")
-    assert plain["max_tokens"] == 8192
-    assert records.causes(meta, beir_task(folder, INSTRUCTION))["instruction"] != plain["instruction"]
-    assert records.causes(meta, beir_task(folder, max_tokens=512))["max_tokens"] == 512
+    plain = records.find_causes(meta, beir_task(folder))
+    assert str(plain.data_revision).startswith("xxh3:")
+    assert plain.max_tokens == 8192
+    assert records.find_causes(meta, beir_task(folder, INSTRUCTION)).instruction != plain.instruction
+    assert records.find_causes(meta, beir_task(folder, max_tokens=512)).max_tokens == 512
 
 
 def test_a_run_is_cached_until_the_folder_changes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mteb
 import pytest
+import typer
 from mteb.models.model_meta import ModelMeta
 
 from reasonembed_mteb import cli
@@ -314,3 +315,40 @@ def test_demo_tells_models_apart(command: Command) -> None:
     chance, bm25, minilm = map(float, mean[-3:])
     assert chance < bm25 < minilm - 10
     assert minilm < 90
+
+
+def options() -> Iterator[tuple[str, Any]]:
+    """Yield every command with each of its parameters."""
+    groups: list[tuple[str, Any]] = [("", typer.main.get_command(cli.app))]
+    while groups:
+        path, group = groups.pop()
+        for name, found in group.commands.items():
+            if hasattr(found, "commands"):
+                groups.append((f"{path} {name}", found))
+            yield from ((f"{path} {name}".strip(), parameter) for parameter in found.params)
+
+
+def test_help_shows_what_it_says() -> None:
+    """Rich takes square brackets for markup and leaves them out."""
+    texts = [(name, getattr(one, "help", None)) for name, one in options()]
+    assert len(texts) > 80
+    assert [(name, text) for name, text in texts if text and "[" in text] == []
+    assert [name for name, text in texts if text is None] == []
+
+
+def test_options_of_run_stand_in_panels() -> None:
+    panels = {one.name: getattr(one, "rich_help_panel", None) for name, one in options() if name == "run"}
+    without = {name for name, panel in panels.items() if panel is None}
+    assert without == {"debug"}
+    assert set(panels.values()) - {None} == {
+        "Models and tasks",
+        "Protocol",
+        "Variants of the models",
+        "Output",
+        "Speed",
+    }
+
+
+def test_exit_statuses_are_in_the_help(command: Command) -> None:
+    said = " ".join(command("--help")[1].split())
+    assert "Exit status: 0 all went well; 1 something failed" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -519,7 +520,7 @@ def test_causes_are_the_same_in_every_process() -> None:
     from mteb.models.model_implementations import MODEL_REGISTRY
 
     task = mteb.get_task("ReasonMiniBiology")
-    texts = [json.dumps(records.causes(meta, task)) for meta in MODEL_REGISTRY.values()]
+    texts = [json.dumps(asdict(records.find_causes(meta, task))) for meta in MODEL_REGISTRY.values()]
     assert len(texts) > 300
     assert not [text for text in texts if " at 0x" in text]
 

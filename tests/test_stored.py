@@ -387,9 +387,9 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match=r"x.parquet cannot be read"):
         scores.read_scores(file)
     pq.write_table(pa.table({"a": [1]}), file)
-    with pytest.raises(ReasonEmbedError, match="holds no scores of record"):
+    with pytest.raises(ReasonEmbedError, match="holds no scores by query"):
         scores.read_scores(file)
-    scores.write_scores(file, {"task": "t"}, scores.Kept())
+    scores.write_scores(file, {"task": "t"}, [])
     assert len(scores.read_scores(file).query_ids) == 0
 
 

@@ -5,11 +5,10 @@ Each is filed apart from the plain model, by MTEB's own experiment names or, fus
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.files import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +102,7 @@ def fused(parts: Sequence[ModelMeta], fusion: str) -> ModelMeta:
     return ModelMeta.create_empty(
         overwrites={
             "name": f"hybrid/{fusion}-{short}",
-            "revision": hashlib.sha256(json.dumps([fusion, *revisions]).encode()).hexdigest()[:32],
+            "revision": fingerprint(fusion, *revisions),
             "model_type": ["hybrid"],
             "loader": load_fused,
             "loader_kwargs": {"fusion": fusion, "parts": revisions},

@@ -5,7 +5,6 @@ A report fetches nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.evaluation.scores import read_scores
 from reasonembed_mteb.retrieval.rows import row_of_task
 from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
@@ -115,7 +115,7 @@ class SubsetScores:
 
 
 def read_columns(result: Result, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a result's scores of record.
+    """Read some columns of a result's scores by query.
 
     Args:
         result: It must have them.
@@ -127,25 +127,12 @@ def read_columns(result: Result, columns: Sequence[str]) -> pa.Table:
     Raises:
         DataError: If the file is damaged, of another format, or lacks a column.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    file = result.scores_file
-    if file is None:
+    if result.scores_file is None:
         msg = f"{result.file} has no scores by query; `reasonembed run` keeps them"
         raise DataError(msg)
-    try:
-        with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            missing = [name for name in columns if name not in names]
-            table = None if missing else opened.read([*columns, "split", "subset"], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the task again with --overwrite"
-        raise DataError(msg) from error
-    if table is None:
-        msg = f"{file} keeps no {', '.join(missing)}; it has {', '.join(names)}"
-        raise DataError(msg)
+    table = read_scores(result.scores_file, columns).table
     own = pc.and_(pc.equal(table["split"], result.split), pc.equal(table["subset"], result.subset))
     return table.filter(own).select(list(columns))
 
@@ -158,10 +145,7 @@ def main_metric(result: Result) -> str:
     """
     if result.metric is not None:
         return result.metric
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_schema(result.scores_file).metadata if result.scores_file else None
-    info: dict[str, Any] = json.loads((metadata or {}).get(b"reasonembed", b"{}"))
+    info = read_scores(result.scores_file, ()).info if result.scores_file is not None else {}
     return str(info.get("main_score", "ndcg_at_10"))
 
 
@@ -169,7 +153,7 @@ def read_scores_by_query(result: Result) -> dict[str, float]:
     """Return the main score of each query.
 
     Args:
-        result: One with scores of record.
+        result: One with scores by query.
 
     Raises:
         DataError: If they are damaged, or their mean is not the main score.
@@ -195,7 +179,7 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
         board: The table.
 
     Returns:
-        A frame for each column where any model has scores of record, and a line for each file that was
+        A frame for each column where any model has scores by query, and a line for each file that was
         left out.
     """
     cells = [
@@ -251,12 +235,12 @@ def read_rankings(
     """Return what a model found for some queries.
 
     Args:
-        result: One with scores of record.
+        result: One with scores by query.
         queries: Query ids; those that are not there are left out.
         top: How many documents, or None for all.
 
     Raises:
-        DataError: If the scores of record are damaged.
+        DataError: If the scores by query are damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

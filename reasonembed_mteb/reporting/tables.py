@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.record import Record
 from reasonembed_mteb.retrieval.rows import collections, load_rows
 
 if TYPE_CHECKING:
@@ -360,17 +361,16 @@ def _notes(rows: Iterable[ModelRow]) -> tuple[str, ...]:
 
 def _cost(cells: Iterable[Result]) -> Cost:
     held = list(cells)
-    costs = [dict(cell.record.get("cost") or {}) for cell in held]
-    sizes = {cost.get("dimensions") for cost in costs} - {None}
+    records = [cell.record or Record() for cell in held]
+    costs = [record.cost for record in records]
+    sizes = {cost.dimensions for cost in costs} - {None}
     if not sizes:
         sizes = {size for cell in held if isinstance(size := cell.meta.get("embed_dim"), int)}
-    devices = [
-        cost.get("device_name") or cell.record.get("device") for cost, cell in zip(costs, held, strict=True)
-    ]
+    devices = [record.cost.device_name or record.device for record in records]
     return Cost(
         seconds=_total([cell.seconds for cell in held]),
-        tokens=_whole(_total([cost.get("tokens") for cost in costs])),
-        truncated=_whole(_total([cost.get("truncated") for cost in costs])),
+        tokens=_whole(_total([cost.tokens for cost in costs])),
+        truncated=_whole(_total([cost.truncated for cost in costs])),
         dimensions=sizes.pop() if len(sizes) == 1 else None,
         device=", ".join(sorted({str(device) for device in devices if device})) or None,
     )

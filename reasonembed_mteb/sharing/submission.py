@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.files import is_number
 from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.reporting.results import is_share, score_problem
 from reasonembed_mteb.retrieval.rows import load_rows
@@ -325,13 +326,9 @@ def _check_plausible(file: Path, meta: Mapping[str, Any], skipped: set[str]) -> 
         yield Finding(file, "metadata", problem, "name the licence, as the model card does", refused=False)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_positive(value: Any) -> bool:  # noqa: ANN401 - a field of JSON
     # A model without positions of its own has no longest input, which is written as Infinity.
-    return value == math.inf or (_is_number(value) and value > 0)
+    return value == math.inf or (is_number(value) and value > 0)
 
 
 def _is_count(value: Any) -> bool:  # noqa: ANN401 - a field of JSON
@@ -414,11 +411,11 @@ def _check_fields(file: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
     seconds = content.get("evaluation_time", 0)
     if seconds is None:
         yield Finding(file, "result", "evaluation_time is null", _AGAIN, refused=False)
-    elif not _is_number(seconds) or seconds < 0:
+    elif not is_number(seconds) or seconds < 0:
         problem = f"evaluation_time is {_shown(seconds)}; it must be a number of seconds"
         yield Finding(file, "result", problem, _AGAIN)
     emitted = content.get("kg_co2_emissions")
-    if emitted is not None and not (_is_number(emitted) and emitted >= 0):
+    if emitted is not None and not (is_number(emitted) and emitted >= 0):
         problem = f"kg_co2_emissions is {_shown(emitted)}; it must be null or a number from 0 on"
         yield Finding(file, "result", problem, _AGAIN)
     date = content.get("date")
@@ -463,7 +460,7 @@ def _entry_problems(where: str, entry: Mapping[str, Any], metric: str | None) ->
             continue
         if isinstance(value, float) and not math.isfinite(value):
             yield "nan", f"{name} of {where} is {value}"
-        elif is_share(name) and not (_is_number(value) and 0 <= value <= 1):
+        elif is_share(name) and not (is_number(value) and 0 <= value <= 1):
             yield "result", f"{name} of {where} is {_shown(value)}; it lies in [0, 1]"
 
 
