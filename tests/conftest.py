@@ -179,3 +179,52 @@ def encoder(tmp_path: Path) -> Any:
     tokenizer.save_pretrained(tmp_path)
     modules = [Transformer(str(tmp_path)), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, device="cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a local copy of BRIGHT with two tiny subsets."""
+    from evaluation_data import write_subset
+
+    folder = tmp_path / "data"
+    write_subset(folder, "biology")
+    write_subset(folder, "economics")
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small sentence-transformers directory without prompts."""
+    from evaluation_data import save_bert
+
+    return save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with prompts of its own."""
+    from evaluation_data import BIOLOGY, save_bert
+
+    prompts = {f"{BIOLOGY}-query": "cell ", "query": "leaf ", "document": ""}
+    return save_bert(tmp_path_factory.mktemp("models") / "prompted", prompts=prompts)
+
+
+@pytest.fixture
+def bright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a local copy with one subset and one query."""
+    from bright_data import DOCUMENTS, example, write
+
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(tmp_path))
+    rows = [{"id": key, "content": text} for key, text in DOCUMENTS.items()]
+    write(tmp_path, "documents/biology-00000-of-00001.parquet", rows)
+    write(tmp_path, "examples/biology-00000-of-00001.parquet", [example()])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small cross-encoder directory."""
+    from evaluation_data import save_bert
+
+    return save_bert(tmp_path_factory.mktemp("models") / "cross", head=True)

@@ -526,26 +526,6 @@ def test_a_task_that_beir_cannot_hold_is_refused(tmp_path: Path) -> None:
         export_beir(mteb.get_task("STS12"), tmp_path / "out")
 
 
-def test_an_encoder_takes_the_instruction_on_queries_only(qwen3_dir: Path) -> None:
-    import torch
-
-    model = ReasonEmbed(str(qwen3_dir), device="cpu")
-    encoder = BeirEncoder(model, task="biology")
-    options = {"convert_to_tensor": True, "show_progress_bar": False}
-    query = encoder.encode_queries(["sky"], **options)
-    torch.testing.assert_close(query, model.encode_query(["sky"], task="biology", **options))
-    document = encoder.encode_corpus([{"title": "blue", "text": "sky "}], **options)
-    torch.testing.assert_close(document, model.encode(["blue sky"], prompt="", **options))
-    columns = encoder.encode_corpus({"title": ["blue"], "text": ["sky "]}, **options)
-    torch.testing.assert_close(columns, document)
-    short = BeirEncoder(model, task="biology", max_tokens=3).encode_corpus(
-        [{"text": "sky blue sun light"}], **options
-    )
-    assert not torch.allclose(short, encoder.encode_corpus([{"text": "sky blue sun light"}], **options))
-    with pytest.raises(ReasonEmbedError, match="not both"):
-        BeirEncoder(model, INSTRUCTION, task="biology")
-
-
 def test_the_commands_go_there_and_back(command: Command, tmp_path: Path) -> None:
     status, out, err = command("export-beir", "ReasonMiniAops", "out")
     assert (status, out) == (0, "out: 43 documents, 8 queries, 16 labels, 11 excluded\n")

@@ -14,9 +14,10 @@ from mteb.models.model_meta import ModelMeta
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.cli import show as console
-from reasonembed_mteb.evaluation import doctor, runner
+from reasonembed_mteb.evaluation import runner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Command
@@ -201,27 +202,6 @@ def test_tasks_and_models_are_listed(command: Command) -> None:
     status, out, _ = command("models")
     assert out.count("hanhainebula/reason-embed-") == 6
     assert "43.18" in out
-
-
-def test_doctor_names_what_is_broken(
-    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, _ = command("doctor")
-    assert status == 0
-    assert "1 tasks: ReasonEmbedBrightBiology" in out
-    assert "BROKEN" not in out
-    monkeypatch.setenv("REASONEMBED_R2MED_PATH", str(tmp_path / "gone"))
-    status, out, _ = command("doctor")
-    assert status == 1
-    assert out.count("BROKEN") == 1
-    assert "no folder" in out
-    del data
-
-
-def test_doctor_names_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
-    broken = [finding for finding in doctor.examine() if not finding.ok]
-    assert [finding.found for finding in broken] == ["missing: pip install no-such-package"]
 
 
 def test_mteb_gets_every_argument_and_its_status_comes_back(

@@ -1,4 +1,4 @@
-"""The embedding store: what is found again, what is not, and what happens to damaged files."""
+"""Vectors of a store: what is found again, what is not, and what happens to damaged files."""
 
 from __future__ import annotations
 

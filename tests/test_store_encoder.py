@@ -341,20 +341,6 @@ def test_truncated_and_fused_runs_leave_excluded_documents_out(tmp_path: Path, q
             assert f"d{i}" not in found
 
 
-def test_variants_refuse_what_does_not_fit(qwen3_dir: Path) -> None:
-    dense, bm25 = resolving.resolve_model(str(qwen3_dir)), resolving.resolve_model("bm25")
-    with pytest.raises(ReasonEmbedError, match="for dense models"):
-        variants.truncated(bm25, 8)
-    with pytest.raises(ReasonEmbedError, match="has 32 dimensions; give fewer"):
-        variants.load_variant(variants.truncated(dense, 64), device="cpu")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'int8'"):
-        variants.compressed(dense, "int9")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'rrf'"):
-        variants.fused([bm25, dense], "rrff")
-    with pytest.raises(ReasonEmbedError, match="needs different models"):
-        variants.fused([dense, dense], "rrf")
-
-
 @pytest.mark.usefixtures("data")
 def test_scores_of_record_are_mtebs_own(tmp_path: Path, qwen3_dir: Path) -> None:
     score(qwen3_dir, tmp_path, AOPS)
