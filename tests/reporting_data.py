@@ -101,8 +101,8 @@ def write_run(
     return file
 
 
-def boards(folder: Path, *, together: bool = False) -> dict[str, ScoreTable]:
-    return {board.name: board for board in score_tables(read_results([folder]), together=together)}
+def tables(folder: Path, *, together: bool = False) -> dict[str, ScoreTable]:
+    return {table.name: table for table in score_tables(read_results([folder]), together=together)}
 
 
 def write_all(folder: Path, model: str, scores: Sequence[float]) -> None:

@@ -301,7 +301,7 @@ def test_texts_that_are_missing_or_twice_are_counted(
         "text": ["x", "", "", "1984", "half \ufffd"],
     }
     assert "2 lines have no text" in caplog.text
-    assert "1 lines stand there twice" in caplog.text
+    assert "1 lines are there twice" in caplog.text
 
 
 def many(*extra: str) -> str:

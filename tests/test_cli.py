@@ -155,7 +155,7 @@ def test_interrupt_is_one_line_and_130(command: Command, monkeypatch: pytest.Mon
     monkeypatch.setattr(mteb, "evaluate", interrupted)
     status, _, err = command("run", "-m", RANDOM, "-t", BIOLOGY)
     assert status == 130
-    assert one_line(err) == "reasonembed: interrupted; the same command goes on where this one stopped"
+    assert one_line(err) == "reasonembed: interrupted; the same command continues where this one stopped"
 
 
 @pytest.mark.usefixtures("data")

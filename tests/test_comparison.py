@@ -8,8 +8,8 @@ import pytest
 from reporting_data import (
     BIOLOGY,
     PAPER,
-    boards,
     record,
+    tables,
     write_all,
     write_result,
     write_tested,
@@ -32,62 +32,62 @@ if TYPE_CHECKING:
 def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
     write_all(tmp_path, PAPER, [0.5551, 0.60, *([0.3] * 10)])
     write_all(tmp_path, "x/unknown", [0.3] * 12)
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    paper = next(source for source in published_comparisons(board) if "Table 2" in source.source)
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    paper = next(source for source in published_comparisons(table) if "Table 2" in source.source)
     biology = paper.scores["biology"]
     assert (biology.published.value, biology.within_noise) == (55.5, True)
     assert biology.difference == pytest.approx(0.01)
     assert not paper.scores["earth_science"].within_noise
     assert paper.scores["mean"].published.value == 38.1
-    assert {board.rows[source.row].label for source in published_comparisons(board)} == {PAPER}
-    rows = {row[0]: row for row in published_grids(board)[0].rows}
+    assert {table.rows[source.row].label for source in published_comparisons(table)} == {PAPER}
+    rows = {row[0]: row for row in published_grids(table)[0].rows}
     assert rows["Bio."] == ("Bio.", "55.50", "55.51", "+0.01", "yes")
     assert rows["Earth"][-1] == "NO"
 
 
 def test_a_mean_over_fewer_subsets_is_not_compared(tmp_path: Path) -> None:
     write_all(tmp_path, PAPER, [0.5] * 11)
-    for source in published_comparisons(boards(tmp_path)["BRIGHT(ReasonEmbed)"]):
+    for source in published_comparisons(tables(tmp_path)["BRIGHT(ReasonEmbed)"]):
         assert "mean" not in source.scores
 
 
 def test_rewritten_queries_and_smoke_runs_are_not_compared_with_published(tmp_path: Path) -> None:
     write_result(tmp_path, PAPER, f"{BIOLOGY}Gpt4Reason", 0.5)
     record(write_result(tmp_path, PAPER, BIOLOGY, 0.5), causes={"limit": 3})
-    assert all(not published_comparisons(board) for board in boards(tmp_path).values())
+    assert all(not published_comparisons(table) for table in tables(tmp_path).values())
 
 
 def test_a_variant_is_not_compared_with_the_plain_models_published_score(tmp_path: Path) -> None:
     plain = write_result(tmp_path, PAPER, BIOLOGY, 0.5551)
     write_result(tmp_path, PAPER, BIOLOGY, 0.1, revision="r1/experiments/dim_64", meta={"revision": "r1"})
     record(write_result(tmp_path, PAPER, BIOLOGY, 0.2, revision="r2"), causes={"rerank": "0123 top 100"})
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    assert len(board.rows) == 3
-    compared = {board.rows[source.row].cells["biology"].file for source in published_comparisons(board)}
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    assert len(table.rows) == 3
+    compared = {table.rows[source.row].cells["biology"].file for source in published_comparisons(table)}
     assert compared == {plain}
 
 
 def test_significance_marks_the_means(tmp_path: Path) -> None:
     write_tested(tmp_path)
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    frames, problems = read_frames(board)
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    frames, problems = read_frames(table)
     assert not problems
-    tested = compare_rows(board, frames)
-    assert tested.marks is not None
-    letters = tested.marks.letters
+    tests = compare_rows(table, frames)
+    assert tests.marks is not None
+    letters = tests.marks.letters
     assert not set(letters["x/good"]) & set(letters["x/same"])
     assert set(letters["x/base"]) & set(letters["x/same"])
-    assert tested.left_out == ("x/plain",)
-    assert set(tested.subsets) == {"biology", "pony"}
-    first, pairs = significance_grids(board, tested)
+    assert tests.left_out == ("x/plain",)
+    assert set(tests.subsets) == {"biology", "pony"}
+    first, pairs = significance_grids(table, tests)
     good = next(row for row in first.rows if row[0] == "x/good")
     assert good[-1] == "all others"
     assert pairs.head == ("model", "other model", "all", "Bio.", "Pony")
     assert any("x/plain" in note for note in first.notes)
-    interval = tested.intervals["x/good"]
+    interval = tests.intervals["x/good"]
     assert interval.low < interval.mean < interval.high
     # The interval is that of the mean in the table.
-    assert interval.mean == pytest.approx(board.rows[0].mean.value, abs=1e-5)  # type: ignore[union-attr]
+    assert interval.mean == pytest.approx(table.rows[0].mean.value, abs=1e-5)  # type: ignore[union-attr]
 
 
 def test_scores_by_query_that_are_damaged_are_named(tmp_path: Path) -> None:

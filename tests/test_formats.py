@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from reporting_data import (
     BIOLOGY,
-    boards,
+    tables,
     write_all,
     write_result,
     write_tested,
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 def test_markdown_and_latex_escape_what_a_name_holds(tmp_path: Path) -> None:
     write_result(tmp_path, "x/a|b_c<i>$&", BIOLOGY, 0.5)
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    markdown = formats.as_markdown(formats.score_grid(board))
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    markdown = formats.as_markdown(formats.score_grid(table))
     assert r"x/a\|b\_c&lt;i&gt;\$&amp;" in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in rows}) == 1
-    latex = formats.as_latex(formats.score_grid(board))
+    latex = formats.as_latex(formats.score_grid(table))
     assert r"x/a|b\_c\textless{}i\textgreater{}\$\&" in latex
     body = latex[latex.index(r"\toprule") : latex.index(r"\bottomrule")]
     counts = {line.replace(r"\&", "").count("&") for line in body.splitlines() if line.endswith(r"\\")}
-    assert counts == {len(formats.score_grid(board).head) - 1}
+    assert counts == {len(formats.score_grid(table).head) - 1}
 
 
 def test_csv_has_every_cell(tmp_path: Path) -> None:
     write_all(tmp_path, "=cmd/x", [0.5] * 11)
-    rows = list(csv.DictReader(io.StringIO(formats.as_csv(list(boards(tmp_path).values())))))
+    rows = list(csv.DictReader(io.StringIO(formats.as_csv(list(tables(tmp_path).values())))))
     subsets = [row for row in rows if row["kind"] == "subset"]
     assert [row["score"] for row in subsets] == ["0.5"] * 11 + [""]
     (mean,) = (row for row in rows if row["kind"] == "mean")

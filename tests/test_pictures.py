@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from reporting_data import (
     PAPER,
-    boards,
+    tables,
     write_all,
     write_run,
 )
@@ -41,10 +41,10 @@ def test_a_picture_of_cost_shows_each_models_own_seconds(tmp_path: Path) -> None
     for name, seconds in (("x/fast", 3.0), ("x/slow", 70.0)):
         for row in benchmarks()["ReasonMini"]:
             write_run(tmp_path, name, row.name, {"q": 0.5}, cost={"seconds": seconds, "dimensions": 384})
-    board = boards(tmp_path)["ReasonMini"]
-    figure = cost_plot(board)
+    table = tables(tmp_path)["ReasonMini"]
+    figure = cost_plot(table)
     assert figure is not None
     (points,) = figure.axes[0].collections
-    drawn = dict(zip([row.label for row in board.rows], points.get_offsets()[:, 0], strict=True))
+    drawn = dict(zip([row.label for row in table.rows], points.get_offsets()[:, 0], strict=True))
     subsets = len(benchmarks()["ReasonMini"])
     assert drawn == {"x/fast": 3.0 * subsets, "x/slow": 70.0 * subsets}

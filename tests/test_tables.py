@@ -9,8 +9,8 @@ import pytest
 from reporting_data import (
     BIOLOGY,
     PONY,
-    boards,
     record,
+    tables,
     write_all,
     write_result,
     write_run,
@@ -29,15 +29,15 @@ def test_means_groups_and_ranks(tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).random((3, 12)).round(5)
     for name, scores in zip("abc", drawn, strict=True):
         write_all(tmp_path, f"x/{name}", scores.tolist())
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    assert board.columns == tuple(row.subset for row in benchmarks()["BRIGHT(ReasonEmbed)"])
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    assert table.columns == tuple(row.subset for row in benchmarks()["BRIGHT(ReasonEmbed)"])
     order = np.argsort(-drawn.mean(axis=1))
-    assert [row.label for row in board.rows] == [f"x/{'abc'[place]}" for place in order]
-    assert [row.rank for row in board.rows] == [1, 2, 3]
+    assert [row.label for row in table.rows] == [f"x/{'abc'[place]}" for place in order]
+    assert [row.rank for row in table.rows] == [1, 2, 3]
     best = drawn[order[0]]
-    assert board.rows[0].mean is not None
-    assert board.rows[0].mean.value == pytest.approx(best.mean())
-    groups = {name: mean.value for name, mean in board.rows[0].groups.items()}
+    assert table.rows[0].mean is not None
+    assert table.rows[0].mean.value == pytest.approx(best.mean())
+    groups = {name: mean.value for name, mean in table.rows[0].groups.items()}
     expected = {"StackExchange": best[:7].mean(), "coding": best[7:9].mean(), "theorem": best[9:].mean()}
     assert groups == pytest.approx(expected)
 
@@ -50,16 +50,16 @@ def test_the_groups_are_every_subset_once() -> None:
 def test_equal_means_share_a_rank(tmp_path: Path) -> None:
     for name, score in (("a", 0.5), ("b", 0.5), ("c", 0.25)):
         write_all(tmp_path, f"x/{name}", [score] * 12)
-    rows = boards(tmp_path)["BRIGHT(ReasonEmbed)"].rows
+    rows = tables(tmp_path)["BRIGHT(ReasonEmbed)"].rows
     assert [(row.label, row.rank) for row in rows] == [("x/a", 1), ("x/b", 1), ("x/c", 3)]
 
 
 def test_a_mean_over_fewer_subsets_is_marked_and_not_ranked(tmp_path: Path) -> None:
     write_all(tmp_path, "x/whole", [0.2] * 12)
     write_all(tmp_path, "x/part", [0.9] * 11)
-    board = boards(tmp_path)["BRIGHT(ReasonEmbed)"]
-    assert [(row.label, row.rank) for row in board.rows] == [("x/whole", 1), ("x/part", None)]
-    grid = formats.score_grid(board)
+    table = tables(tmp_path)["BRIGHT(ReasonEmbed)"]
+    assert [(row.label, row.rank) for row in table.rows] == [("x/whole", 1), ("x/part", None)]
+    grid = formats.score_grid(table)
     part = dict(zip(grid.head, grid.rows[1], strict=True))
     assert part["mean"] == "90.00* (11/12)"
     assert part["theorem"] == "90.00* (2/3)"
@@ -77,7 +77,7 @@ def test_kinds_of_results_stay_in_separate_labelled_tables(tmp_path: Path) -> No
     limited = write_result(tmp_path / "limit", "a/m", BIOLOGY, 0.75)
     record(limited, causes={"limit": 3})
     results = read_results([tmp_path, tmp_path / "limit"])
-    found = {board.name: board for board in score_tables(results)}
+    found = {table.name: table for table in score_tables(results)}
     assert list(found) == [
         "BRIGHT(ReasonEmbed)",
         "BRIGHT(v1.1), MTEB's own",
@@ -106,7 +106,7 @@ def test_tables_of_the_same_data_can_be_set_together(tmp_path: Path) -> None:
     for row in benchmarks()["BRIGHT-gpt4_reason(ReasonEmbed)"]:
         write_result(tmp_path, "x/a", row.name, 0.6)
     write_result(tmp_path, "x/a", "ReasonMiniPony", 0.5)
-    together = boards(tmp_path, together=True)
+    together = tables(tmp_path, together=True)
     assert list(together) == ["BRIGHT, 2 tables together", "ReasonMini"]
     joined = together["BRIGHT, 2 tables together"]
     assert [(row.variant, row.rank) for row in joined.rows] == [
@@ -120,7 +120,7 @@ def test_an_older_task_of_several_subsets_has_a_table_per_split(tmp_path: Path) 
     write_result(
         tmp_path, "a/m", "BrightRetrieval", 0.2, splits=["standard", "long"], subsets=["biology", "pony"]
     )
-    found = boards(tmp_path)
+    found = tables(tmp_path)
     assert set(found) == {"BrightRetrieval, standard", "BrightRetrieval, long"}
     assert found["BrightRetrieval, long"].columns == ("biology", "pony")
     assert "exclusions ignored" in found["BrightRetrieval, long"].about
@@ -129,7 +129,7 @@ def test_an_older_task_of_several_subsets_has_a_table_per_split(tmp_path: Path) 
 def test_different_data_revisions_are_noted(tmp_path: Path) -> None:
     write_result(tmp_path, "x/a", BIOLOGY, 0.5)
     write_result(tmp_path, "x/b", BIOLOGY, 0.5, content={"dataset_revision": "d2"})
-    notes = boards(tmp_path)["BRIGHT(ReasonEmbed)"].notes
+    notes = tables(tmp_path)["BRIGHT(ReasonEmbed)"].notes
     assert any(BIOLOGY in note and "different data revisions" in note for note in notes)
 
 
@@ -138,11 +138,11 @@ def test_costs_are_summed_and_a_partial_sum_is_none(tmp_path: Path) -> None:
     for task in (BIOLOGY, PONY):
         write_run(tmp_path, "x/a", task, {"q": 0.5}, cost=cost)
         write_run(tmp_path, "x/b", task, {"q": 0.5}, cost=cost | ({"tokens": None} if task == PONY else {}))
-    rows = {row.label: row.cost for row in boards(tmp_path)["BRIGHT(ReasonEmbed)"].rows}
+    rows = {row.label: row.cost for row in tables(tmp_path)["BRIGHT(ReasonEmbed)"].rows}
     assert (rows["x/a"].seconds, rows["x/a"].tokens, rows["x/a"].truncated) == (6.0, 1200, 2)
     assert (rows["x/a"].dimensions, rows["x/a"].device) == (384, "H200")
     assert (rows["x/b"].seconds, rows["x/b"].tokens) == (6.0, None)
-    grid = formats.cost_grid(boards(tmp_path)["BRIGHT(ReasonEmbed)"])
+    grid = formats.cost_grid(tables(tmp_path)["BRIGHT(ReasonEmbed)"])
     assert grid is not None
     assert dict(zip(grid.head, grid.rows[0], strict=True))["tokens/s"] == "200"
 

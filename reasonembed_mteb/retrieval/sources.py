@@ -1,5 +1,6 @@
-"""Parquet files as memory-mapped data sets, read in small batches whatever their row groups.
+"""Where a task's data is and which revision; its Parquet files as memory-mapped data sets.
 
+Files are read in small batches, however large their row groups are:
 `Dataset.from_parquet` holds a row group at a time, which in a file written at one go is the whole corpus.
 """
 
@@ -79,7 +80,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_copy(row: TaskRow) -> Path | None:
-    """Return the folder of a task's data: beside its table, or a local copy; None for the hub.
+    """Return the folder of a task's data: next to its table, or a local copy; None for the hub.
 
     Args:
         row: The task.
@@ -261,7 +262,7 @@ def data_revision(row: TaskRow) -> str:
 
     Returns:
         The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
-        a content hash of the task's own files. Data beside a table may have it in the table; a BEIR folder's
+        a content hash of the task's own files. Data next to a table may have it in the table; a BEIR folder's
         was taken when its task was made.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import mmap
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.files import file_blocks, json_hash, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,9 +99,8 @@ def file_checksum(file: Path) -> str:
         OSError: If it cannot be read.
     """
     digest = xxhash.xxh3_64()
-    if file.stat().st_size:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            digest.update(content)
+    for block in file_blocks(file):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -168,8 +166,7 @@ class VectorStore:
             raise StoreError(msg)
         self._dtype = dtype
         self._fingerprint = dict(fingerprint) | {"stored_as": dtype}
-        canonical = json.dumps(self._fingerprint, sort_keys=True)
-        self.folder = root / xxhash.xxh3_128_hexdigest(canonical.encode())
+        self.folder = root / json_hash(self._fingerprint)
         self.dimension: int | None = None
         self._shards: list[Shard] = []
         self._index = _Index()
@@ -321,7 +318,7 @@ class VectorStore:
             (self.folder / LOCK).touch()
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                msg = f"cannot write {self.folder}: the disk is full; free space and run again to go on"
+                msg = f"cannot write {self.folder}: the disk is full; free space and run again to continue"
                 raise ReasonEmbedError(msg) from error
             self._writable = False
             logger.warning(
@@ -339,7 +336,7 @@ class VectorStore:
                 "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
                 "vectors": stored,
             },
-            # One entry only: safetensors writes several in an order of its own.
+            # One entry only: safetensors writes several in an order that may change.
             metadata={"layout": str(LAYOUT)},
         )
         checksum = xxhash.xxh3_64_hexdigest(content)
