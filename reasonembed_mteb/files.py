@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 # What scores and vectors depend on; a record of a run names their versions.
@@ -32,7 +32,7 @@ def replacing(file: Path) -> Iterator[Path]:
         file: The file; its folder is made.
 
     Yields:
-        The path to write, beside the file.
+        The path to write, in the same folder.
 
     Raises:
         ReasonEmbedError: If it cannot be written, a full disk for one.
@@ -77,7 +77,7 @@ def replacing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: Whether a folder of that name with something in it is replaced.
 
     Yields:
-        The folder to fill, beside it.
+        The folder to fill, next to it.
 
     Raises:
         DataError: If there is something of that name that may not be replaced.
@@ -102,6 +102,34 @@ def replacing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def file_blocks(file: Path) -> Iterator[bytes]:
+    """Yield a file's bytes piece by piece, for a hash of a file that may be larger than memory.
+
+    Args:
+        file: Of any size.
+
+    Yields:
+        At most 4 MiB each; nothing of an empty file.
+    """
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block
+
+
+def json_hash(value: object, default: Callable[[Any], object] | None = None) -> str:
+    """Return the xxh3 (128 bit) of a value's JSON with sorted keys, in hexadecimal.
+
+    The names of a store's folders and the revisions of models in memory are such hashes.
+
+    Args:
+        value: What JSON can hold.
+        default: What to write for anything else, as in `json.dumps`.
+    """
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=default).encode())
+
+
 def content_hash(files: Iterable[Path]) -> str:
     """Return a hash of files' names and bytes, as ``xxh3:<32 hex digits>``.
 
@@ -113,9 +141,8 @@ def content_hash(files: Iterable[Path]) -> str:
     digest = xxhash.xxh3_128()
     for file in sorted(files):
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+        for block in file_blocks(file):
+            digest.update(block)
     return f"xxh3:{digest.hexdigest()}"
 
 

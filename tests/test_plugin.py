@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 GET_TASKS = importlib.import_module("mteb.get_tasks") and sys.modules["mteb.get_tasks"]
 
 
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    """Register; with the start-up hook installed this finds its work done."""
-    plugin.register()
+# With the start-up hook installed this finds its work done.
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

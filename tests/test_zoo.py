@@ -12,7 +12,6 @@ import pytest
 import torch
 from mteb.types import PromptType
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import UnknownNameError
 from reasonembed_mteb.models import zoo
 from reasonembed_mteb.models.mteb_encoder import ReasonEmbedEncoder, load_other
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module")

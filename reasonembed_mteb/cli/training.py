@@ -33,7 +33,7 @@ def train(
         list[str], typer.Option("--set", help="section.key=value in place of the recipe's; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+        bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done: rows, steps, tokens, memory.")

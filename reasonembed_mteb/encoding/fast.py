@@ -293,7 +293,7 @@ def encode_stream(
 
     Args:
         model: Any SentenceTransformer; see `accelerate`.
-        texts: The texts.
+        texts: Read once and in order; a generator is fine.
         chunk: How many are encoded at a time. Lengths even out within a chunk, so that large ones are faster.
         **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
 

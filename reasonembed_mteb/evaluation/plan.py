@@ -213,7 +213,7 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _directory_length(folder: Path) -> int:
-    """Return the length that a sentence-transformers directory sets beside its tokenizer."""
+    """Return the length that a sentence-transformers directory sets next to its tokenizer."""
     file = folder / "sentence_bert_config.json"
     length = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
     return int(length or 1 << 30)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.evaluation.scores import MEASURES, mrr_at, mteb_names
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class RunScores:
 
 
 def _queries(ids: tuple[str, ...]) -> str:
-    shown = ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
-    return f"{len(ids):,} {'query' if len(ids) == 1 else 'queries'} ({shown})"
+    return f"{len(ids):,} {'query' if len(ids) == 1 else 'queries'} ({first_names(map(repr, ids), 3)})"
 
 
 def per_query_metrics(

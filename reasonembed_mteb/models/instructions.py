@@ -1,6 +1,6 @@
 """What goes before a query: one rule, asked by the dry run, the run, saved directories and the store.
 
-A model has prompts of its own, or a template that takes each task's instruction, or both (a directory that
+A model has its own prompts, or a template that takes each task's instruction, or both (a directory that
 ReasonEmbed saved: a prompt for each task it knew). `PromptRule.prefix` decides; `planned_prefix` makes the
 rule from metadata, before a model is loaded, and `loaded_prefix` from the loaded model.
 """
@@ -38,7 +38,7 @@ def instruction_of(task: TaskMetadata) -> str:
     """Return a task's instruction: our tables' where the task is named there, else the task's own.
 
     Args:
-        task: The task.
+        task: MTEB's metadata of it.
 
     Returns:
         The sentence; empty for a task whose protocol has none.
@@ -99,16 +99,30 @@ class PromptRule:
         """Return the text that goes before each query (or document) of a task; empty for none.
 
         Args:
-            task: The task.
+            task: Its name, type and prompt decide, as in MTEB.
             side: ``query`` or ``document``; None for tasks that have no sides.
         """
         if self.bare_queries and side != "document":
             return ""
         if self.template is not None and side != "document":
-            own = self.prompts.get(f"{task.name}-query") or self.prompts.get(task.name)
-            instruction = instruction_of(task)
-            return own or (query_prefix(instruction, self.template) if instruction else "")
+            return self.instructed(instruction_of(task), task.name)
         return self._by_name(task, side)
+
+    def instructed(self, instruction: str, task: str | None = None) -> str:
+        """Return the text that goes before a query whose instruction is known.
+
+        Args:
+            instruction: One sentence; empty for none.
+            task: MTEB name of the task that it belongs to, for which the model may have a prompt of its own.
+
+        Returns:
+            The prompt of that task, else the instruction in the model's template, else in ReasonEmbed's;
+            nothing for no instruction.
+        """
+        own = (self.prompts.get(f"{task}-query") or self.prompts.get(task)) if task else None
+        if own or not instruction:
+            return own or ""
+        return query_prefix(instruction, self.template or QUERY_TEMPLATE)
 
     def _by_name(self, task: TaskMetadata, side: str | None) -> str:
         """Return the prompt that MTEB takes of a model's own, else the one that the library takes."""
@@ -143,8 +157,8 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     """Return what goes before each query, as far as metadata and files alone tell.
 
     Args:
-        meta: The model.
-        task: The task.
+        meta: As `reasonembed_mteb.evaluation.resolving` or MTEB's registry gives it.
+        task: MTEB's metadata of it.
 
     Returns:
         The prefix; empty for none; None where only the loaded model knows.
@@ -215,11 +229,11 @@ def loaded_prefix(
 
     Args:
         model: A loaded MTEB model.
-        task: The task.
+        task: MTEB's metadata of it.
         side: ``query`` or ``document``.
 
     Returns:
-        The prefix; empty for none; None where it cannot be known (a model with code of its own, an API).
+        The prefix; empty for none; None where it cannot be known (a model with its own code, an API).
     """
     from mteb.models import SentenceTransformerEncoderWrapper
     from mteb.models.instruct_wrapper import InstructSentenceTransformerModel

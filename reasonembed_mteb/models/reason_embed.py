@@ -16,11 +16,15 @@ from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.encoding.packing import is_causal
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.folders import ADAPTER_CONFIG, Adapter, may_be_decoder, read_adapter
-from reasonembed_mteb.models.instructions import DOCUMENT_NAMES, task_prompts, warn_without_instruction
+from reasonembed_mteb.models.instructions import (
+    DOCUMENT_NAMES,
+    rule_of_prompts,
+    task_prompts,
+    warn_without_instruction,
+)
 from reasonembed_mteb.models.saving import READERS, add_older_forms
 from reasonembed_mteb.models.special_tokens import settle_special_tokens, warn_of_special_tokens
-from reasonembed_mteb.prompts import query_prefix
-from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.retrieval.rows import find
 
 if TYPE_CHECKING:
     from torch import nn
@@ -204,10 +208,11 @@ class ReasonEmbed(FastSentenceTransformer):
         if (task is not None) + (instruction is not None) + prompted > 1:
             msg = "give one of task=, instruction= and prompt=/prompt_name=, not several"
             raise ReasonEmbedError(msg)
-        if task is not None:
-            instruction = instruction_for(task)
-        if instruction is not None:
-            kwargs["prompt"] = query_prefix(instruction)
+        row = find(task) if task is not None else None
+        sentence = row.instruction if row is not None else instruction
+        if sentence is not None:
+            rule = rule_of_prompts(self.prompts)
+            kwargs["prompt"] = rule.instructed(sentence, row.name if row is not None else None)
         return super().encode_query(*args, **kwargs)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
@@ -326,7 +331,7 @@ def _find_adapter(options: dict[str, Any]) -> Adapter | None:
 
 
 def _take_tokenizer(transformer: Any, folder: Path, processor_kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-    """Read texts by the tokenizer beside an adapter, where there is one."""
+    """Read texts by the tokenizer in an adapter's folder, where there is one."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -350,7 +355,7 @@ def _say_assumed(name: str, modules: list[nn.Module]) -> None:
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Pad on the right with a token that the vocabulary has; change nothing else."""
     if tokenizer is None:
-        msg = "the checkpoint has no text tokenizer: save one beside the weights"
+        msg = "the checkpoint has no text tokenizer: save one in the same folder as the weights"
         raise ReasonEmbedError(msg)
     # Right: GradCache trims trailing padding only, and a causal mask then needs no padding mask.
     tokenizer.padding_side = "right"
@@ -373,5 +378,5 @@ def _check_folder(folder: Path) -> None:
         msg = f"{folder} has pickled weights, which may run code: save the model again as safetensors"
         raise ReasonEmbedError(msg)
     if has_weights and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer beside them"
+        msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer in the same folder"
         raise ReasonEmbedError(msg)

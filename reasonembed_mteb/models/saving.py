@@ -1,7 +1,7 @@
 """Saved directories that sentence-transformers 5 and 6, transformers 4 and 5 and FlagEmbedding all read.
 
 The newest libraries write what only they read. Older ones then stop, or, worse, read other positions than
-the model was made with (transformers 4 knows no ``rope_parameters`` and takes its default base in silence).
+the model was made with (transformers 4 knows no ``rope_parameters`` and silently takes its default base).
 Here the older spelling is added to a directory that sentence-transformers has just written; where an older
 reader stops at a newer key, a key that holds its default anyway is taken out. Nothing changes for the newest.
 """
@@ -117,7 +117,7 @@ def _older_tokenizer(held: dict[str, Any], folder: Path, inner: Any) -> dict[str
     kind = str(held.get("tokenizer_class", ""))
     rebuilt = kind.removesuffix("Fast").removesuffix("Tokenizer") in _REBUILT_TOKENIZERS
     if (folder / "tokenizer.json").is_file() and (kind == "TokenizersBackend" or rebuilt):
-        # The file says what is put before and after a text; a flag beside it would be read twice.
+        # The file says what is put before and after a text; a flag as well would be read twice.
         held = {k: v for k, v in held.items() if k not in ("add_bos_token", "add_eos_token")}
         held["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(held.get("extra_special_tokens"), list):
@@ -186,7 +186,7 @@ def _flat_rope(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if not scaled:
         return found
     if scaled["rope_type"] == "longrope":
-        # Read beside the mapping, not from within it.
+        # Read from next to the mapping, not from inside it.
         original = scaled.get("original_max_position_embeddings")
         found |= {"original_max_position_embeddings": original} if original else {}
     if kind == "phi3":

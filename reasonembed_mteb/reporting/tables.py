@@ -62,7 +62,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             members.setdefault((name, family, about, row.main_score), []).append((task, row))
     found: dict[str, tuple[TableKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
-        board = TableKey(
+        table = TableKey(
             name,
             family,
             about,
@@ -73,7 +73,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             groups=tuple((row.subset, row.group) for _, row in tasks if row.group),
             units=tuple((row.subset, row.unit) for _, row in tasks if row.unit),
         )
-        found |= {task: (board, row.subset) for task, row in tasks}
+        found |= {task: (table, row.subset) for task, row in tasks}
     return found
 
 
@@ -124,12 +124,12 @@ def place(result: Result) -> tuple[TableKey, str]:
     found = _places().get(result.task)
     if found is None:
         found = _elsewhere(result)
-    board, column = found
+    table, column = found
     if result.limit is not None:
-        name = f"{board.name}, first {result.limit} queries"
-        about = f"smoke run over the first {result.limit} queries, not a result; {board.about}"
-        board = replace(board, name=name, family=f"{board.family} smoke", about=about, published="")
-    return board, column
+        name = f"{table.name}, first {result.limit} queries"
+        about = f"smoke run over the first {result.limit} queries, not a result; {table.about}"
+        table = replace(table, name=name, family=f"{table.family} smoke", about=about, published="")
+    return table, column
 
 
 def _elsewhere(result: Result) -> tuple[TableKey, str]:
@@ -283,18 +283,18 @@ def score_tables(results: ResultSet, *, together: bool = False) -> list[ScoreTab
     for result in results.found:
         key, column = place(result)
         placed.setdefault(key, {}).setdefault(result.model, {})[column] = result
-    boards = {key: _board(key, rows, labels) for key, rows in placed.items()}
+    tables = {key: _table(key, rows, labels) for key, rows in placed.items()}
     order = table_order()
-    keys = sorted(boards, key=lambda key: (order.get(key.name, len(order)), key.name))
+    keys = sorted(tables, key=lambda key: (order.get(key.name, len(order)), key.name))
     if not together:
-        return [boards[key] for key in keys]
+        return [tables[key] for key in keys]
     families: dict[str, list[ScoreTable]] = {}
     for key in keys:
-        families.setdefault(key.family, []).append(boards[key])
+        families.setdefault(key.family, []).append(tables[key])
     return [_merge(family, members) for family, members in families.items()]
 
 
-def _board(
+def _table(
     key: TableKey, found: Mapping[Model, Mapping[str, Result]], labels: Mapping[Model, str]
 ) -> ScoreTable:
     seen = sorted({column for cells in found.values() for column in cells})
@@ -414,22 +414,22 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _merge(family: str, boards: Sequence[ScoreTable]) -> ScoreTable:
-    if len(boards) == 1:
-        return boards[0]
-    columns = tuple(dict.fromkeys(column for board in boards for column in board.columns))
-    groups = max((board.groups for board in boards), key=len)
-    metrics = {board.metric for board in boards}
+def _merge(family: str, tables: Sequence[ScoreTable]) -> ScoreTable:
+    if len(tables) == 1:
+        return tables[0]
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    groups = max((table.groups for table in tables), key=len)
+    metrics = {table.metric for table in tables}
     return ScoreTable(
-        name=f"{family}, {len(boards)} tables together",
-        about="; ".join(f"{board.name}: {board.about}" for board in boards),
+        name=f"{family}, {len(tables)} tables together",
+        about="; ".join(f"{table.name}: {table.about}" for table in tables),
         metric=metrics.pop() if len(metrics) == 1 else None,
         columns=columns,
         groups=groups,
-        rows=[replace(row, variant=board.name) for board in boards for row in board.rows],
+        rows=[replace(row, variant=table.name) for table in tables for row in table.rows],
         notes=(
             "ranks hold within each of the tables",
-            *dict.fromkeys(note for board in boards for note in board.notes),
+            *dict.fromkeys(note for table in tables for note in table.notes),
         ),
-        heads={column: head for board in boards for column, head in board.heads.items()},
+        heads={column: head for table in tables for column, head in table.heads.items()},
     )

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 _NO_DOCUMENT = "N/A"
 # From this share of labels that name nothing on, a score on the data is worse than none.
 MANY_MISSING = 0.05
-_NAMED = 5
 
 Labels = dict[str, dict[str, int]]
 Exclusions = dict[str, list[str]]
@@ -116,8 +115,8 @@ def _asked_labels(labels: Labels, queries: set[str], name: str) -> Labels:
     if unknown and lost >= MANY_MISSING * every:
         msg = (
             f"{name}: {lost} of {every} labels are for queries that are not among the queries "
-            f"({_some(unknown)}; queries are called {_some(queries, 2)}); {MANY_MISSING:.0%} or more means "
-            "that queries and labels do not belong together: give those that do"
+            f"({first_names(unknown)}; queries are called {first_names(queries, 2)}); {MANY_MISSING:.0%} or "
+            "more means that queries and labels do not belong together: give those that do"
         )
         raise DataError(msg)
     if unknown:
@@ -125,7 +124,7 @@ def _asked_labels(labels: Labels, queries: set[str], name: str) -> Labels:
             "%s: %d labels of queries that are not among the queries are left out: %s",
             name,
             lost,
-            _some(unknown),
+            first_names(unknown),
         )
     return {query: dict(found) for query, found in labels.items() if query in queries}
 
@@ -148,8 +147,8 @@ def check_relevant_documents(labels: Labels, documents: set[str], name: str) -> 
     if len(missing) >= MANY_MISSING * len(relevant):
         msg = (
             f"{name}: {len(missing)} of {len(relevant)} relevant documents are not in the corpus "
-            f"({_some(dict.fromkeys(missing))}); {MANY_MISSING:.0%} or more means that corpus and labels do "
-            "not belong together: give those that do, or download both again"
+            f"({first_names(dict.fromkeys(missing))}); {MANY_MISSING:.0%} or more means that corpus and "
+            "labels do not belong together: give those that do, or download both again"
         )
         raise DataError(msg)
     # They stay in the labels: the official scorer keeps them in the ideal ranking.
@@ -157,7 +156,7 @@ def check_relevant_documents(labels: Labels, documents: set[str], name: str) -> 
         "%s: %d relevant documents are not in the corpus and cannot be found: %s",
         name,
         len(missing),
-        _some(dict.fromkeys(missing)),
+        first_names(dict.fromkeys(missing)),
     )
 
 
@@ -221,7 +220,7 @@ def own_ids(labels: Labels, queries: Iterable[str], documents: set[str], name: s
             "documents are numbered apart: BEIR's rule that a query's own id does not count is off",
             name,
             len(relevant),
-            _some(relevant),
+            first_names(relevant),
         )
         return {}
     if own:
@@ -230,7 +229,7 @@ def own_ids(labels: Labels, queries: Iterable[str], documents: set[str], name: s
             "If they only share a number, write an excluded.tsv with nothing but its header",
             name,
             len(own),
-            _some(own),
+            first_names(own),
         )
     return {query: [query] for query in own}
 
@@ -244,10 +243,4 @@ def warn_of_empty_queries(queries: Dataset, name: str) -> None:
     """
     empty = [q for q, text in zip(queries["id"][:], queries["text"][:], strict=True) if not text.strip()]
     if empty:
-        logger.warning("%s: %d queries are empty: %s", name, len(empty), _some(empty))
-
-
-def _some(names: Collection[str], shown: int = _NAMED) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
+        logger.warning("%s: %d queries are empty: %s", name, len(empty), first_names(empty))

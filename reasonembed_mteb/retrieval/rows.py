@@ -3,7 +3,7 @@
 A table holds ``[defaults]`` and one ``[[task]]`` per row that says only what differs. ``base`` names
 another table whose row of the same subset lies underneath; ``[rewritten]`` repeats every row with
 another query config; ``[[also]]`` names another of MTEB's benchmarks over the same subsets, and
-``[[collection]]`` tasks that share data and stand in no row. ``layouts.toml`` names the columns of each
+``[[collection]]`` tasks that share data and are in no row. ``layouts.toml`` names the columns of each
 layout. Users' own tables come from the folders in ``REASONEMBED_TASKS`` and from `add_tables`.
 """
 
@@ -75,7 +75,7 @@ class Collection:
     Attributes:
         name: As the column ``sources`` of a row spells it.
         trained_on: Whether the published checkpoints were trained on it.
-        tasks: MTEB tasks over it that stand in no row.
+        tasks: MTEB tasks over it that are in no row.
         about: What a reader of their scores has to know.
     """
 
@@ -147,7 +147,7 @@ class TaskRow:
         short: Column head in reports; by default the subset.
         path_variable: Environment variable that names a local copy.
         copy_folder: Folder of the subset in a local copy; empty for the copy itself.
-        data: Folder beside the table that holds the data itself; empty for the hub or a local copy.
+        data: Folder next to the table that holds the data itself; empty for the hub or a local copy.
         document_column: Column of a document's text.
         query_column: Column of a query's text.
         excluded_column: Column of the documents that do not count; empty for none.
@@ -170,7 +170,7 @@ class TaskRow:
         reasoning: Of `REASONING`, the primary kind first.
         unit: Tasks of a benchmark with one unit count as one task in its mean; empty for a task by itself.
         rewritten: Which rewriting its queries are; empty for the original ones.
-        table: File that it stands in.
+        table: File that it is in.
     """
 
     name: str
@@ -333,7 +333,7 @@ def _forget() -> None:
 
 
 def is_users(row: TaskRow) -> bool:
-    """Return whether a row stands in a user's table, not in one of this package.
+    """Return whether a row is in a user's table, not in one of this package.
 
     Args:
         row: Any row.
@@ -506,7 +506,7 @@ def _fill(values: dict[str, Any], where: str) -> None:
             values[key] = values.get(key, "").format(**known)
         except (KeyError, IndexError, ValueError):
             _refuse(where, f"{key} = {values[key]!r}: write {{subset}} or {{wanted}}; double any other brace")
-    # Data beside the table is known by its content.
+    # Data next to the table is known by its content.
     held = values["data"] or values["layout"] == MTEB_LAYOUT
     values.setdefault("revision", "" if held else "main")
     values.setdefault("queries_path", values["path"])
@@ -579,7 +579,7 @@ def load_rows() -> tuple[TaskRow, ...]:
 
     Raises:
         DataError: If a table is missing or cannot be read, a row holds an unknown key or value, or a task
-            or benchmark stands in another table already.
+            or benchmark is in another table already.
     """
     found: dict[str, TaskRow] = {}
     owners: dict[str, str] = {}
@@ -588,10 +588,10 @@ def load_rows() -> tuple[TaskRow, ...]:
         for row in (*own, *_rewritten_rows(table, own)):
             if row.name in found:
                 other = found[row.name].table
-                _refuse(table.label, f"task {row.name} stands in {other} already; give it another name")
+                _refuse(table.label, f"task {row.name} is in {other} already; give it another name")
             owner = owners.setdefault(row.benchmark, table.label)
             if owner != table.label:
-                problem = f"benchmark {row.benchmark} stands in {owner} already; give it another name"
+                problem = f"benchmark {row.benchmark} is in {owner} already; give it another name"
                 _refuse(f"{table.label}, task {row.name}", problem)
             found[row.name] = row
     return tuple(found.values())

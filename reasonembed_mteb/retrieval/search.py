@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from reasonembed_mteb.encoding.output import TextsError
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, first_names
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 8192
-_NAMED = 5
 _SEVERAL = 2
+# Documents that an error names.
+_NAMED = 5
 
 Results = dict[str, dict[str, float]]
 
@@ -96,8 +97,9 @@ def _drop_candidates(
 def _warn_nothing_left(results: Results) -> None:
     empty = [query for query, found in results.items() if not found]
     if empty:
-        named = ", ".join(empty[:_NAMED])
-        logger.warning("%d queries have no document left to find and score 0: %s", len(empty), named)
+        logger.warning(
+            "%d queries have no document left to find and score 0: %s", len(empty), first_names(empty)
+        )
 
 
 class _FilteredSearch:

@@ -1,7 +1,7 @@
-"""Where a task's data lie, on the hub or in a local copy, and their files as memory-mapped data sets.
+"""Where a task's data is, on the hub or in a local copy; its files as memory-mapped data sets.
 
-Parquet is read in small batches whatever its row groups: `Dataset.from_parquet` holds a row group at a time,
-which in a file written at one go is the whole corpus.
+Parquet is read in small batches, however large its row groups are:
+`Dataset.from_parquet` holds a row group at a time, which in a file written at one go is the whole corpus.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_copy(row: TaskRow) -> Path | None:
-    """Return the folder of a task's data: beside its table, or a local copy; None for the hub.
+    """Return the folder of a task's data: next to its table, or a local copy; None for the hub.
 
     Args:
         row: The task.
@@ -376,7 +376,7 @@ def data_revision(row: TaskRow) -> str:
 
     Returns:
         The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
-        a content hash of the task's own files. Data beside a table may have it in the table; a BEIR folder's
+        a content hash of the task's own files. Data next to a table may have it in the table; a BEIR folder's
         was taken when its task was made.
 
     Raises:

@@ -163,7 +163,7 @@ def make_task(row: TaskRow) -> type[ReasonTask]:
     """Build the task class of one row.
 
     Args:
-        row: The row.
+        row: Of one of the tables, ours or a user's.
 
     Returns:
         A class named as the task, which lives in this module so that it can be pickled; for an equal row

@@ -1,4 +1,4 @@
-"""Score matrices of a dense model, chunk by chunk, as MTEB's own similarity gives them."""
+"""A dense model's scores chunk by chunk, as MTEB computes them; excluded pairs; the exact top k."""
 
 from __future__ import annotations
 

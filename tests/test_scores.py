@@ -1,4 +1,4 @@
-"""Rankings as TREC runs: what is written is what was scored."""
+"""Scores by query, and rankings as TREC runs: what is written is what was scored."""
 
 from __future__ import annotations
 

@@ -15,15 +15,14 @@ import mteb
 import numpy as np
 import pytest
 import torch
+from conftest import save_decoder
 from datasets import Dataset
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner, scores, variants
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.retrieval import search
 from reasonembed_mteb.store import encoder as stored
-from tests.conftest import save_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +48,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def write_subset(folder: Path, subset: str, documents: int, queries: int = 4, first: int = 0) -> None:
@@ -244,7 +240,7 @@ class _Instant:
 
     hands_over_similarity = False
 
-    def __init__(self, broken: str = "") -> None:
+    def __init__(self, broken: str = "", scale: float = 1.0) -> None:
         from mteb.models import ModelMeta
 
         self.mteb_model_meta = ModelMeta.create_empty(
@@ -252,11 +248,13 @@ class _Instant:
         )
         self.texts: list[str] = []
         self._broken = broken
+        self._scale = scale
 
     def encode(self, inputs: Any, **_: Any) -> Any:
         texts = [text for batch in inputs for text in batch["text"]]
         self.texts += texts
         vectors = np.array([[len(text), ord(text[-1]), 1.0] for text in texts], dtype=np.float32)
+        vectors *= self._scale
         vectors[[text == self._broken for text in texts]] = np.nan
         return vectors
 
@@ -314,6 +312,15 @@ def test_without_writing_the_vectors_are_the_same(tmp_path: Path, monkeypatch: p
     assert more[0].tolist() == more[-1].tolist() == [2, ord("z"), 1]
 
 
+def test_vectors_are_rounded_alike_whether_or_not_they_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    thirds = _Instant(scale=1 / 3)
+    written = encode_documents(stored.StoredEncoder(thirds, tmp_path / "store", "float16"), ["a", "ccc"])
+    front = stored.StoredEncoder(thirds, tmp_path / "file" / "store", "float16")
+    assert written.dtype == torch.float16
+    assert torch.equal(encode_documents(front, ["a", "ccc"]).float(), written.float())
+
+
 @pytest.mark.usefixtures("data")
 @pytest.mark.filterwarnings("ignore:Estimating quantization")
 def test_int8_takes_its_range_from_the_whole_corpus(
@@ -357,20 +364,6 @@ def test_truncated_and_fused_runs_leave_excluded_documents_out(tmp_path: Path, q
             found = [document for document, _ in kept.hits(query)]
             assert len(found) == 49
             assert f"d{i}" not in found
-
-
-def test_variants_refuse_what_does_not_fit(qwen3_dir: Path) -> None:
-    dense, bm25 = resolving.resolve_model(str(qwen3_dir)), resolving.resolve_model("bm25")
-    with pytest.raises(ReasonEmbedError, match="for dense models"):
-        variants.truncated(bm25, 8)
-    with pytest.raises(ReasonEmbedError, match="has 32 dimensions; give fewer"):
-        variants.load_variant(variants.truncated(dense, 64), device="cpu")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'int8'"):
-        variants.compressed(dense, "int9")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'rrf'"):
-        variants.fused([bm25, dense], "rrff")
-    with pytest.raises(ReasonEmbedError, match="needs different models"):
-        variants.fused([dense, dense], "rrf")
 
 
 @pytest.mark.usefixtures("data")
