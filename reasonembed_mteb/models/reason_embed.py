@@ -234,18 +234,24 @@ class ReasonEmbed(FastSentenceTransformer):
             config["prompts"] = self.task_prompts()
         return config
 
-    def save(  # type: ignore[override]
-        self, path: str, model_name: str | None = None, *, safe_serialization: bool = True, **kwargs: Any
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Save a plain sentence-transformers directory, which loads without this package.
 
         Its ``prompts`` hold every task's full prefix by MTEB task name.
 
         Args:
-            path: The directory.
+            path: The directory; None saves nothing, as in sentence-transformers.
             model_name: Name for the card.
+            create_model_card: Whether a ``README.md`` is written.
+            train_datasets: Names of the data sets for the card.
             safe_serialization: Must be True: only safetensors are written.
-            **kwargs: `SentenceTransformer.save`'s further arguments.
 
         Raises:
             ReasonEmbedError: If pickled weights are asked for.
@@ -253,8 +259,9 @@ class ReasonEmbed(FastSentenceTransformer):
         if not safe_serialization:
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
-        super().save(path, model_name, safe_serialization=True, **kwargs)
-        add_older_forms(Path(path), self)
+        super().save(path, model_name, create_model_card, train_datasets)
+        if path is not None:
+            add_older_forms(Path(path), self)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         # The library encodes an example for the card, without an instruction.
