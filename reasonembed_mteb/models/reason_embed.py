@@ -67,7 +67,7 @@ class ReasonEmbed(FastSentenceTransformer):
     The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
     decoder checkpoint (Qwen2, Qwen3, Llama, Mistral, ...) gets the modules that ReasonEmbed was trained
     with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
-    tokenizer pads on the right, has a pad token, and adds EOS and BOS as its configuration says. A LoRA
+    tokenizer pads on the right, has a pad token, and adds EOS and BOS as under transformers 4. A LoRA
     adapter's folder loads on its base.
 
     An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token

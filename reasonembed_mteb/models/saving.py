@@ -14,6 +14,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.models.special_tokens import rebuilt_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,8 +57,6 @@ _LAYER_ROPE_NAMES = {
     "modernbert": ("global_rope_theta", "local_rope_theta"),
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
 }
-# Tokenizers that transformers 4 gives a BOS or EOS of its own, whatever the tokenizer's file says.
-_REBUILT_TOKENIZERS = ("Llama", "CodeLlama", "Gemma", "Cohere", "GPTNeoX")
 
 
 def add_older_forms(folder: Path, model: SentenceTransformer) -> None:
@@ -115,8 +114,8 @@ def _older_transformer(held: dict[str, Any], length: int | None) -> dict[str, An
 
 def _older_tokenizer(held: dict[str, Any], folder: Path, inner: Any) -> dict[str, Any]:  # noqa: ANN401
     kind = str(held.get("tokenizer_class", ""))
-    rebuilt = kind.removesuffix("Fast").removesuffix("Tokenizer") in _REBUILT_TOKENIZERS
-    if (folder / "tokenizer.json").is_file() and (kind == "TokenizersBackend" or rebuilt):
+    # transformers 4 gives some kinds a BOS or EOS of its own, whatever the tokenizer's file says.
+    if (folder / "tokenizer.json").is_file() and (kind == "TokenizersBackend" or rebuilt_class(kind)):
         # The file says what is put before and after a text; a flag beside it would be read twice.
         held = {k: v for k, v in held.items() if k not in ("add_bos_token", "add_eos_token")}
         held["tokenizer_class"] = "PreTrainedTokenizerFast"
