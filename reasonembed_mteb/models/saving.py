@@ -68,16 +68,17 @@ def add_older_forms(folder: Path, model: SentenceTransformer) -> None:
     """
     modules = _read(folder / "modules.json")
     for module in modules or []:
-        _module_files(folder / module["path"], module, model)
+        _module_files(folder / module["path"], module["type"], model[int(module["idx"])])
         module["type"] = _older_class(module["type"])
     if modules is not None:
         _write(folder / "modules.json", modules)
 
 
-def _module_files(folder: Path, module: Mapping[str, Any], model: SentenceTransformer) -> None:
-    kind = module["type"].rpartition(".")[2]
-    inner = model[int(module["idx"])]
-    if kind == "Pooling":
+def _module_files(folder: Path, path: str, inner: Any) -> None:  # noqa: ANN401 - any module
+    kind = path.rpartition(".")[2]
+    if kind == "Router":
+        _rewrite(folder / "router_config.json", lambda held: _older_router(held, folder, inner))
+    elif kind == "Pooling":
         _rewrite(folder / "config.json", _older_pooling)
     elif kind == "Transformer":
         length = getattr(inner, "max_seq_length", None)
@@ -86,6 +87,18 @@ def _module_files(folder: Path, module: Mapping[str, Any], model: SentenceTransf
         config = getattr(getattr(inner, "auto_model", None), "config", None)
         if config is not None:
             _rewrite(folder / "config.json", lambda held: _older_config(held, config))
+
+
+def _older_router(held: dict[str, Any], folder: Path, inner: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Write the modules of every route for older readers, and how the router names them."""
+    routes = held["structure"].items()
+    modules = {name: inner.sub_modules[route][i] for route, names in routes for i, name in enumerate(names)}
+    for name, module in modules.items():
+        _module_files(folder / name, held["types"][name], module)
+    # sentence-transformers 5.1 stops at a parameter that it does not know.
+    parameters = {k: v for k, v in held["parameters"].items() if k != "route_mappings" or v}
+    types = {name: _older_class(path) for name, path in held["types"].items()}
+    return held | {"types": types, "parameters": parameters}
 
 
 def _older_class(path: str) -> str:
