@@ -126,9 +126,6 @@ def _refused_value(row: TaskRow, error: ValidationError) -> DataError:
 def make_task(row: TaskRow) -> type[ReasonTask]:
     """Build the task class of one row.
 
-    Args:
-        row: The row.
-
     Returns:
         A class named as the task, which lives in this module so that it can be pickled; for an equal row
         the same class.
