@@ -73,7 +73,7 @@ def _with_extra(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in filled.items() if value is not None}
 
 
-def read_scores(raw: bytes) -> Reply:
+def read_relevance(raw: bytes) -> Reply:
     """Read the body of a successful reply of any of the APIs.
 
     Args:
@@ -104,9 +104,9 @@ def _is_number(value: object) -> bool:
 
 _PROBE = RerankRequest("probe", "a query", ("a document",))
 SERVICES = {
-    "rerank": Service("/rerank", read_scores, _rerank_body, _PROBE),
-    "score": Service("/score", read_scores, _score_body, _PROBE),
-    "tei": Service("/rerank", read_scores, _tei_body, _PROBE),
+    "rerank": Service("/rerank", read_relevance, _rerank_body, _PROBE),
+    "score": Service("/score", read_relevance, _score_body, _PROBE),
+    "tei": Service("/rerank", read_relevance, _tei_body, _PROBE),
 }
 
 

@@ -48,9 +48,19 @@ class Reranker(Protocol):
         """
 
 
+class PairSource(Protocol):
+    """Pairs that need not be in memory; a list is one."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, part: slice, /) -> Sequence[Pair]:
+        """Return some of them."""
+
+
 def score_pairs(
     reranker: Reranker,
-    pairs: Sequence[Pair],
+    pairs: PairSource,
     *,
     folder: Path | None = None,
     keep_unscored: bool = False,

@@ -11,6 +11,7 @@ import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.synthesis.annotate import UNJUDGED, median_label, parse_label
+from reasonembed_mteb.synthesis.config import DomainSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.llm.client import LLMClient
     from reasonembed_mteb.retrieval.reranker import Pair
-    from reasonembed_mteb.synthesis.config import AnnotateSection, DomainSection
+    from reasonembed_mteb.synthesis.config import AnnotateSection
     from reasonembed_mteb.synthesis.prompts import Prompt
 
 logger = logging.getLogger(__name__)
+
+# For queries of whatever kind.
+ANY_DOMAIN = DomainSection(
+    topic="the subject of the query",
+    asks="what someone wants to find out",
+    wants="it holds what an answer needs, directly or by a step of reasoning",
+    instruction="Retrieve text based on user query.",
+)
 
 
 class GradingReranker:
