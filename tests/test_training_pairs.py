@@ -142,10 +142,11 @@ def test_a_saved_data_set_and_a_name_on_the_hub(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or data)
     assert good(read_pairs("org/pairs", subset="small", split="dev")) == [["one"], ["two"]]
     assert asked == [(("org/pairs", "small"), {"split": "dev"})]
-    with pytest.raises(DataError, match="several subsets; choose one with --subset: biology"):
-        read_pairs("xlangai/bright")
+    for name in ("xlangai/BRIGHT", "mteb/BRIGHT"):
+        with pytest.raises(DataError, match="several subsets; choose one with --subset: biology"):
+            read_pairs(name)
     with pytest.raises(UnknownNameError, match="did you mean 'biology'"):
-        read_pairs("xlangai/bright", subset="biologie")
+        read_pairs("xlangai/BRIGHT", subset="biologie")
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,19 @@ def _table_row(source: str, subset: str | None) -> Any:  # noqa: ANN401 - TaskRo
     """Return the row of a task table that a hub data set and a subset name."""
     if Path(source).expanduser().exists():
         return None
-    rows = [row for row in load_rows() if source in (row.path, row.name) and not row.rewritten]
-    found = [row for row in rows if row.subset == subset or row.name == source]
+    named = [row for row in load_rows() if row.name == source]
+    if named:
+        return named[0]
+    # Rewritten queries may come from another data set than the documents, in which the original ones lie too.
+    paths = {row.path for row in load_rows() if source in (row.path, row.queries_path)}
+    rows = [row for row in load_rows() if row.path in paths and not row.rewritten]
+    found = [row for row in rows if row.subset == subset]
     if rows and not found:
         subsets = [row.subset for row in rows]
         if subset is not None:
             raise unknown_name("subset", subset, subsets)
-        msg = f"{source} has several subsets; choose one with --subset: {first_names(subsets, 20)}"
+        known = first_names(dict.fromkeys(subsets), 20)
+        msg = f"{source} has several subsets; choose one with --subset: {known}"
         raise DataError(msg)
     return found[0] if found else None
 
