@@ -1,7 +1,7 @@
 """Mining negatives beside `sentence_transformers.util.mine_hard_negatives`: same pairs, settings and vectors.
 
-Both run in this process with all-MiniLM, in turns, once with encoding and several times with vectors that are on
-disk: ours from the embedding store, the library's from its `cache_folder`. What they mine is compared.
+Both run in this process with all-MiniLM, in turns, once with encoding and several times with vectors that are
+on disk: ours from the embedding store, the library's from its `cache_folder`. What they mine is compared.
 
     python benchmarks/mining.py --queries 2000 --documents 4000 --words 30
 """
