@@ -7,7 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from reasonembed_mteb.errors import ReasonEmbedError
@@ -18,6 +18,18 @@ _HASH_FORMAT = "reasonembed-request-1"
 
 class EndpointError(ReasonEmbedError):
     """The endpoint cannot be used: down, a wrong key, an unknown model."""
+
+
+class Ask(Protocol):
+    """What every request has, whatever is asked for."""
+
+    @property
+    def key(self) -> str:
+        """The caller's id of the item, unique in a step."""
+
+    @property
+    def n_sample(self) -> int:
+        """Number of the sample among repeated samples of the same question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
         split: Stem of the labels' file.
 
     Returns:
-        What `reasonembed_mteb.retrieval.labels.load_split` returns.
+        What `reasonembed_mteb.retrieval.layouts.load_split` returns.
 
     Raises:
         DataError: If a file is missing or wrong; the message names file and line.
