@@ -173,7 +173,9 @@ def test_answers_that_are_errors(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_files_that_hold_no_answers(line: str, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text(f"\n{line}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"answers.jsonl, line 2: not an answer in OpenAI's batch format"):
+    with pytest.raises(
+        DataError, match=r"answers\.jsonl:2(: not an answer in OpenAI's batch format| is not JSON)"
+    ):
         BatchFiles(ENDPOINT, tmp_path, tmp_path / "requests.jsonl", [file])
     with pytest.raises(ReasonEmbedError, match=r"cannot read .*absent.jsonl: No such file"):
         BatchFiles(ENDPOINT, tmp_path, tmp_path / "requests.jsonl", [tmp_path / "absent.jsonl"])

@@ -182,7 +182,7 @@ def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not prompt + completion:
             continue
         endpoint = run.config.endpoint(name)
-        price = endpoint.opened().cost(prompt, completion)
+        price = endpoint.cost(prompt, completion)
         cost = None if price is None else round(price, 6)
         found[step] = {"prompt_tokens": prompt, "completion_tokens": completion, "cost": cost}
     return found

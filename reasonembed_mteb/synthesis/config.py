@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 # PROTOCOL section 7: the released scripts' weights of target lengths (words) and education levels.
 WORD_WEIGHTS = {
@@ -86,34 +91,13 @@ class DomainSection(Section):
     instruction: str = Field(min_length=1)
 
 
-class EndpointSection(Section):
-    """An OpenAI-compatible server and a model on it.
+class _FromTable:
+    """Take a table of the file for a dataclass; strict pydantic takes nothing but a finished one."""
 
-    Attributes:
-        base_url: Such as ``http://localhost:8000/v1``.
-        model: As the server names it.
-        api_key_env: Name of the environment variable with the key; keys stand in no file.
-        concurrency: Requests in flight.
-        timeout: Seconds a request.
-        max_attempts: Tries a request.
-        price_in: Cost of a million prompt tokens.
-        price_out: Cost of a million completion tokens.
-        extra_body: Further fields of the request.
-    """
-
-    base_url: str = Field(pattern=r"^https?://")
-    model: str = Field(min_length=1)
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 6
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
-    extra_body: dict[str, Any] | None = None
-
-    def opened(self) -> Endpoint:
-        """Return the endpoint, which knows the price of tokens."""
-        return Endpoint(**self.model_dump())
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+        schema = handler.resolve_ref_schema(handler(source))
+        # For the table alone: its values stay strict.
+        return cast("CoreSchema", {**schema, "strict": False})
 
 
 class BudgetSection(Section):
@@ -344,7 +328,7 @@ class Config(Section):
     corpus: CorpusSection = CorpusSection()
     subset: Annotated[list[SubsetSection], Field(min_length=1)]
     domains: dict[str, DomainSection] = {}
-    endpoints: dict[str, EndpointSection] = {}
+    endpoints: dict[str, Annotated[Endpoint, _FromTable()]] = {}
     budget: BudgetSection = BudgetSection()
     sources: SourcesSection = SourcesSection()
     clean: CleanSection = CleanSection()
@@ -377,7 +361,7 @@ class Config(Section):
         """Return the folder of everything that is made."""
         return self.path(self.output)
 
-    def endpoint(self, name: str) -> EndpointSection:
+    def endpoint(self, name: str) -> Endpoint:
         """Return an endpoint by name.
 
         Args:
@@ -422,17 +406,23 @@ def read_config(file: Path) -> Config:
         raise ReasonEmbedError(f"{file}: {_first_line(error, content)}") from None
 
 
-def _keys(section: type[BaseModel]) -> list[str]:
-    return [name for name in section.model_fields if name != "folder"]
+def _keys(section: type) -> list[str]:
+    if issubclass(section, BaseModel):
+        return [name for name in section.model_fields if name != "folder"]
+    return [one.name for one in fields(Endpoint)]
+
+
+# Of a model, and of a dataclass.
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
     """Say the first thing that is wrong, and how many more there are."""
     # A misspelt key first: what is missing is often the same one.
-    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    found = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN_KEY)
     first = found[0]
     where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN_KEY:
         known = _keys(_section_at(first["loc"][:-1]))
         text = f"{unknown_name('key', str(first['loc'][-1]), known)} Allowed in {_table(first['loc'])}: " + (
             ", ".join(known)
@@ -451,12 +441,12 @@ def _table(location: tuple[int | str, ...]) -> str:
     return f"[{'.'.join(named)}]" if named else "the file"
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+def _section_at(location: tuple[int | str, ...]) -> type:
     """Return the class of the table at a place of the file."""
-    inner: dict[str, type[BaseModel]] = {
+    inner: dict[str, type] = {
         "subset": SubsetSection,
         "domains": DomainSection,
-        "endpoints": EndpointSection,
+        "endpoints": Endpoint,
     }
     if not location:
         return Config

@@ -74,7 +74,7 @@ def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str]
     budget = Budget(max_cost=limits.max_cost, max_tokens=limits.max_tokens)
 
     def make(name: str) -> Client:
-        endpoint = config.endpoint(name).opened()
+        endpoint = config.endpoint(name)
         folder = config.output_folder / ANSWERS
         return LLMClient(endpoint, folder, budget, retry_errors=retry_errors)
 
@@ -106,7 +106,7 @@ class _BatchWriter:
         self, requests: Iterable[Request], *, total: int | None = None, description: str
     ) -> Iterator[Answer]:
         file = self._folder / f"{description.replace(' ', '-')}-{self._name}.jsonl"
-        endpoint = self._config.endpoint(self._name).opened()
+        endpoint = self._config.endpoint(self._name)
         answers = self._config.output_folder / ANSWERS
         with BatchFiles(endpoint, answers, file, retry_errors=self._retry) as batch:
             yield from batch.run(requests, total=total, description=description)
@@ -126,7 +126,7 @@ def take_answers(config: Config, files: Sequence[Path]) -> int:
         ReasonEmbedError: If a file cannot be read or is not of that format.
     """
     # The answers name their requests; which model wrote them stands there.
-    endpoint = config.endpoint(next(iter(config.endpoints), "default")).opened()
+    endpoint = config.endpoint(next(iter(config.endpoints), "default"))
     folder = config.output_folder / ANSWERS
     with BatchFiles(endpoint, folder, folder / "requests.jsonl", files) as batch:
         return batch.usage.requests
@@ -353,7 +353,7 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
         prompt = requests * (characters + wording) // _CHARACTERS
         answer = requests * _ANSWERS[step]
         endpoint = config.endpoint(getattr(config, step).endpoint) if requests else None
-        cost = None if endpoint is None else endpoint.opened().cost(prompt, answer)
+        cost = None if endpoint is None else endpoint.cost(prompt, answer)
         made.append(Estimate(step, subset.name, requests, prompt, answer, cost))
     return made
 
