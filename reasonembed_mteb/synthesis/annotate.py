@@ -141,10 +141,10 @@ def _requests(
 ) -> list[Request]:
     domain = run.domain(subset)
     values = {"topic": domain.topic, "asks": domain.asks, "wants": domain.wants, "query": row["query"]}
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
+    prompt, sampling = run.prompt(section, "annotate"), run.sampling(section)
     made = []
     for name, text in documents:
-        messages = run.prompts["annotate"].messages(**values, document=text)
+        messages = prompt.messages(**values, document=text)
         key = f"annotate/{row['id']}/{name}"
         made += [Request(f"{key}/{n}", messages, *sampling, n_sample=n) for n in range(section.samples)]
     return made

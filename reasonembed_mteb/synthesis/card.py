@@ -137,9 +137,9 @@ def _made_with(run: Run) -> dict[str, Any]:
     steps = {**asked, "reason": config.reason}
     return {
         "seed": config.seed,
-        "prompts": {name: prompt.hash for name, prompt in sorted(run.prompts.items())},
+        "prompts": {name: run.prompt(section, name).hash for name, section in sorted(steps.items())},
         "steps": {
-            name: {**_settings(section), "model": config.endpoint(section.endpoint).model}
+            name: {**_settings(section), **_asked(run, section)}
             for name, section in steps.items()
             if not getattr(section, "skip", False)
         },
@@ -151,6 +151,11 @@ def _made_with(run: Run) -> dict[str, Any]:
         if config.annotate.second_endpoint is None
         else config.endpoint(config.annotate.second_endpoint).model,
     }
+
+
+def _asked(run: Run, section: AskingSection) -> dict[str, Any]:
+    """Return what is asked and how far: a known annotator brings its own length."""
+    return {"max_tokens": run.sampling(section)[2], "model": run.config.endpoint(section.endpoint).model}
 
 
 def _settings(section: AskingSection) -> dict[str, Any]:

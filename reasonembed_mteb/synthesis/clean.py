@@ -119,9 +119,8 @@ class _Chooser:
 
 def _request(run: Run, subset: SubsetSection, name: str, text: str) -> Request:
     section = run.config.clean
-    messages = run.prompts["clean"].messages(topic=run.domain(subset).topic, document=text)
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return Request(f"clean/{subset.name}/{name}", messages, *sampling)
+    messages = run.prompt(section, "clean").messages(topic=run.domain(subset).topic, document=text)
+    return Request(f"clean/{subset.name}/{name}", messages, *run.sampling(section))
 
 
 def _row(item: _Item, answers: list[Answer]) -> Row:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.synthesis.annotators import as_released
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -119,7 +120,7 @@ class AskingSection(Section):
         endpoint: Which table of ``[endpoints]``.
         temperature: Sampling temperature.
         top_p: Nucleus.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer; None leaves it to the endpoint, or to what a known annotator came with.
     """
 
     endpoint: str = "default"
@@ -362,7 +363,7 @@ class Config(Section):
         return self.path(self.output)
 
     def endpoint(self, name: str) -> Endpoint:
-        """Return an endpoint by name.
+        """Return an endpoint by name; one that serves a known annotator asks it as its authors do.
 
         Args:
             name: Its table under ``[endpoints]``.
@@ -374,7 +375,7 @@ class Config(Section):
             error = unknown_name("endpoint", name, self.endpoints)
             error.args = (f"{error} Write a table [endpoints.{name}] with base_url and model.",)
             raise error
-        return self.endpoints[name]
+        return as_released(self.endpoints[name])
 
 
 def read_config(file: Path) -> Config:

@@ -171,9 +171,8 @@ def _draft(run: Run, subset: SubsetSection, drawn: Shards, written: Shards) -> N
 def _request(run: Run, subset: SubsetSection, row: Row, text: str) -> Request:
     domain, section = run.domain(subset), run.config.generate
     values = {"topic": domain.topic, "asks": domain.asks, "document": text, "level": row["level"]}
-    messages = run.prompts["generate"].messages(**values, words=_LENGTHS[row["words"]])
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return Request(f"generate/{row['id']}", messages, *sampling)
+    messages = run.prompt(section, "generate").messages(**values, words=_LENGTHS[row["words"]])
+    return Request(f"generate/{row['id']}", messages, *run.sampling(section))
 
 
 def _draft_row(row: Row, answers: list[Answer]) -> Row:

@@ -12,6 +12,7 @@ from reasonembed_mteb.llm.batch import BatchFiles, MissingAnswersError
 from reasonembed_mteb.llm.client import Budget, LLMClient
 from reasonembed_mteb.synthesis import annotate, clean, generate, mine, reason
 from reasonembed_mteb.synthesis import format as formatting
+from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.card import write_card
 from reasonembed_mteb.synthesis.corpus import open_corpus
 from reasonembed_mteb.synthesis.format import formatted
@@ -169,6 +170,20 @@ def check_names(config: Config) -> None:
         raise DataError(msg)
     # Read now, so that a wrong template is said before anything is sent.
     _ = run.prompts
+    _tell_of_wording(run)
+
+
+def _tell_of_wording(run: Run) -> None:
+    """Warn where an annotator that was trained on a prompt of its own gets ours."""
+    annotate = run.config.annotate
+    for name in filter(None, [annotate.endpoint, annotate.second_endpoint]):
+        known = known_annotator(run.config.endpoint(name).model)
+        if known is not None and not run.prompts["annotate"].own:
+            logger.warning(
+                "%s was trained on a prompt that is not ours to ship: it is asked in our own words, with its "
+                'five levels. Give its own as a file: templates = "annotator.toml", with a table [annotate]',
+                known.name,
+            )
 
 
 def _no_client(name: str) -> Client:

@@ -97,11 +97,10 @@ def _requests(run: Run, subset: SubsetSection, row: Row) -> Sequence[Request]:
     section, domain = run.config.reason, run.domain(subset)
     if section.skip:
         return ()
-    messages = run.prompts["reason"].messages(
+    messages = run.prompt(section, "reason").messages(
         topic=domain.topic, asks=domain.asks, wants=domain.wants, query=row["query"]
     )
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return (Request(f"reason/{row['id']}", messages, *sampling),)
+    return (Request(f"reason/{row['id']}", messages, *run.sampling(section)),)
 
 
 def _row(row: Row, answers: list[Answer]) -> Row:

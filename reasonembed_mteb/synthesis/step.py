@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import ContentHashes, fingerprint
+from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
-from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts
+from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts, prompt_for
 from reasonembed_mteb.synthesis.shards import Shards
 
 if TYPE_CHECKING:
@@ -106,13 +107,24 @@ class Run:
             self.folder / part / subset.name, fingerprint(FORMAT, part, subset.name, *causes), self.hashes
         )
 
+    def prompt(self, section: AskingSection, step: str) -> Prompt:
+        """Return a step's template: the user's, else the one of the annotator that is asked, else ours."""
+        return prompt_for(self.prompts[step], self.config.endpoint(section.endpoint).model)
+
+    def sampling(self, section: AskingSection) -> tuple[float, float, int | None, int]:
+        """Return temperature, top_p, longest answer and seed, in the order in which requests take them."""
+        longest = section.max_tokens
+        if longest is None and (known := known_annotator(self.config.endpoint(section.endpoint).model)):
+            longest = known.max_tokens
+        return section.temperature, section.top_p, longest, self.config.seed
+
     def asking(self, section: AskingSection, step: str, subset: SubsetSection) -> list[Any]:
         """Return what decides the answers of a step that asks: sampling, model and wording."""
         endpoint = self.config.endpoint(section.endpoint)
         return [
-            [section.temperature, section.top_p, section.max_tokens, self.config.seed],
+            list(self.sampling(section)),
             [endpoint.model, endpoint.extra_body],
-            [self.prompts[step].hash, self.domain(subset).model_dump()],
+            [self.prompt(section, step).hash, self.domain(subset).model_dump()],
         ]
 
 
