@@ -163,15 +163,19 @@ def _settings(section: AskingSection) -> dict[str, Any]:
     values = section.model_dump()
     if values.get("gold") is not None:
         values["gold"] = Path(values["gold"]).name
+    if values.get("train_model") is not None:
+        values["train_model"] = _short(values["train_model"])
     return values
 
 
 def _retriever(run: Run) -> str | None:
-    """Return the model's name; of a directory only the last two folders, as the card leaves the machine."""
     mine = run.config.mine
-    if mine.model is None or mine.retriever == "bm25":
-        return None
-    return "/".join(Path(mine.model).parts[-2:])
+    return None if mine.model is None or mine.retriever == "bm25" else _short(mine.model)
+
+
+def _short(model: str) -> str:
+    """Return a model's name; of a directory only the last two folders, as the card leaves the machine."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -175,6 +175,7 @@ class GenerateSection(AskingSection):
         near_duplicate: MinHash similarity from which a second query is the same one.
         leak_similarity: MinHash similarity from which a query counts as a benchmark query.
         leak_words: So many words in a row shared with a benchmark query count as a leak too.
+        length_factor: A query may be so many times shorter or longer than asked; 1000 keeps every length.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -184,6 +185,7 @@ class GenerateSection(AskingSection):
     near_duplicate: Share = 0.8
     leak_similarity: Share = 0.7
     leak_words: Annotated[int, Field(ge=2)] = 13
+    length_factor: Annotated[float, Field(ge=1, le=1000)] = 2.0
 
     @model_validator(mode="after")
     def _weights(self) -> Self:
@@ -266,9 +268,19 @@ class ReasonSection(AskingSection):
 
     Attributes:
         skip: Leave it out; such rows train by plain InfoNCE only.
+        words: Most words of the reasoning.
+        train_model: The model to be trained, a hub name or a directory (relative to the file); its tokenizer
+            says how much of a reasoning query training takes. Without it words alone are counted.
+        train_tokens: Tokens that training takes of a reasoning query, its instruction included: the recipe's
+            ``data.reasoning_tokens``.
+        too_long: What becomes of longer reasoning: cut after the last sentence that fits, or dropped.
     """
 
     skip: bool = False
+    words: Annotated[int, Field(ge=20)] = 400
+    train_model: str | None = None
+    train_tokens: Annotated[int, Field(ge=64)] = 2048
+    too_long: Literal["trim", "drop"] = "trim"
 
 
 class FormatSection(Section):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.synthesis.boilerplate import far_from_length, refusal_to_write, rules_hash, tidied
 from reasonembed_mteb.synthesis.clean import cleaned, rank
 from reasonembed_mteb.synthesis.duplicates import Leaks, NearDuplicates
 from reasonembed_mteb.synthesis.prompts import tagged
@@ -34,6 +35,16 @@ _LENGTHS = {
     "300-400": "300 to 400 words",
     "400-500": "400 to 500 words",
     ">=500": "500 words or more",
+}
+# Fewest and most words of each. Of the last one no more is kept than of the one before it, so that training
+# need cut neither a query nor the reasoning after it.
+_BOUNDS = {
+    "<100": (10, 100),
+    "100-200": (100, 200),
+    "200-300": (200, 300),
+    "300-400": (300, 400),
+    "400-500": (400, 500),
+    ">=500": (500, 500),
 }
 _TEXT = r"(?:passage|excerpt|document|text|article|paragraph|snippet|context)"
 # Only what points at a given text: "this text" does, "the passage of time" does not.
@@ -88,6 +99,7 @@ def queries(run: Run, subset: SubsetSection) -> Shards:
     section = run.config.generate
     note = need(drafts(run, subset), "generate", subset)
     checks = [section.near_duplicate, section.leak_similarity, section.leak_words, _POINTERS.pattern]
+    checks += [section.length_factor, rules_hash()]
     return run.shards("queries", subset, note["output"], run.corpus(subset).fingerprint, checks)
 
 
@@ -193,15 +205,22 @@ def _checked(run: Run, subset: SubsetSection, written: Shards) -> Iterator[Row]:
         # The tokens are counted once, with the drafts.
         made = {key: value for key, value in row.items() if key != "tokens"}
         if "dropped" not in made:
-            why = _refusal(made["query"], leaks) or _repeated(seen, made)
+            tidy = tidied(made["query"])
+            made |= {"query": tidy.text, "mended": list(tidy.mended)} if tidy.mended else {}
+            why = _refusal(made, leaks, section.length_factor) or _repeated(seen, made)
             made |= {"dropped": why} if why else {}
         yield made
 
 
-def _refusal(query: str, leaks: Leaks) -> str | None:
+def _refusal(row: Row, leaks: Leaks, factor: float) -> str | None:
+    query = row["query"]
+    if why := refusal_to_write(query):
+        return why
     if points_at_a_text(query):
         return "points at a given text"
-    return "nearly a benchmark query" if leaks.has(query) else None
+    if leaks.has(query):
+        return "nearly a benchmark query"
+    return far_from_length(query, _BOUNDS[row["words"]], factor)
 
 
 def _repeated(seen: NearDuplicates, row: Row) -> str | None:

@@ -53,6 +53,7 @@ class StepResult:
         kept: Rows that went on.
         dropped: The others, by reason.
         error: What went wrong.
+        mended: What was changed in rows that went on, by kind.
     """
 
     step: str
@@ -62,6 +63,7 @@ class StepResult:
     kept: int = 0
     dropped: tuple[tuple[str, int], ...] = ()
     error: str | None = None
+    mended: tuple[tuple[str, int], ...] = ()
 
 
 def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str], Client]:
@@ -168,8 +170,8 @@ def check_names(config: Config) -> None:
     if config.annotate.gold is not None and not config.path(config.annotate.gold).is_file():
         msg = f"annotate.gold: {config.path(config.annotate.gold)} does not exist; correct the path"
         raise DataError(msg)
-    # Read now, so that a wrong template is said before anything is sent.
-    _ = run.prompts
+    # Read now, so that a wrong template or tokenizer is said before anything is sent.
+    _ = run.prompts, run.tokenizer
     _tell_of_wording(run)
 
 
@@ -260,7 +262,8 @@ def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> Ste
         )
         told = f"{step.name} kept nothing of {subset.name}: {reasons}"
         return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
-    return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped)
+    mended = tuple(note.get("mended", {}).items())
+    return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped, mended=mended)
 
 
 def _is_finished(run: Run, subset: SubsetSection) -> bool:
@@ -280,8 +283,10 @@ def _line(outcome: StepResult) -> str:
     start = f"{outcome.step} {outcome.subset}: "
     if outcome.error is not None:
         return f"{start}{outcome.state}: {outcome.error}"
-    dropped = ", ".join(f"{why} {count:,}" for why, count in outcome.dropped)
-    kept = f"{outcome.kept:,} of {outcome.rows:,} kept" + (f" (dropped: {dropped})" if dropped else "")
+    kept = f"{outcome.kept:,} of {outcome.rows:,} kept"
+    for what, counts in (("dropped", outcome.dropped), ("mended", outcome.mended)):
+        if counts:
+            kept += f" ({what}: {', '.join(f'{why} {count:,}' for why, count in counts)})"
     return start + kept + (", unchanged" if outcome.state == "there" else "")
 
 

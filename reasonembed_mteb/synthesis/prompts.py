@@ -26,7 +26,7 @@ _FIELDS = {
     "clean": {"topic", "document"},
     "generate": {"topic", "asks", "document", "level", "words"},
     "annotate": {"topic", "asks", "wants", "query", "document"},
-    "reason": {"topic", "asks", "wants", "query"},
+    "reason": {"topic", "asks", "wants", "query", "limit"},
 }
 _NEEDED = {
     "clean": {"document"},

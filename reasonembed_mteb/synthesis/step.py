@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.files import ContentHashes, fingerprint
 from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
@@ -71,6 +71,28 @@ class Run:
         """Return the templates by step."""
         own = self.config.templates
         return load_prompts(None if own is None else self.config.path(own))
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - a transformers tokenizer
+        """Return the tokenizer of the model to be trained, None where the configuration names none.
+
+        Raises:
+            ReasonEmbedError: If it cannot be loaded.
+        """
+        name = self.config.reason.train_model
+        if name is None or self.config.reason.skip:
+            return None
+        from transformers import AutoTokenizer
+
+        folder = self.config.path(name)
+        try:
+            return AutoTokenizer.from_pretrained(folder if folder.is_dir() else name)
+        except (OSError, ValueError) as error:
+            msg = (
+                f"reason.train_model: the tokenizer of {name} cannot be loaded ({one_line(error)}); give a "
+                "hub name or the directory of the model to be trained"
+            )
+            raise ReasonEmbedError(msg) from error
 
     def client(self, endpoint: str) -> Client:
         """Return the client of an endpoint."""
