@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.escaping import markdown
 from reasonembed_mteb.files import json_text, replacing, write_whole
 from reasonembed_mteb.synthesis.agreement import agreements
-from reasonembed_mteb.synthesis.annotate import labelled, second_labelled
-from reasonembed_mteb.synthesis.clean import cleaned
+from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.format import formatted, formatted_file
-from reasonembed_mteb.synthesis.generate import drafts, queries, sources
-from reasonembed_mteb.synthesis.mine import mined
-from reasonembed_mteb.synthesis.reason import reasoned
+from reasonembed_mteb.synthesis.generate import sources
 from reasonembed_mteb.synthesis.shards import read_rows
+from reasonembed_mteb.synthesis.steps import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.config import AskingSection, SubsetSection
     from reasonembed_mteb.synthesis.step import Run
 
+_FIGURE = re.compile(r"[\d.,]+%?|nan|-")
 _LABELS = (-1, 1, 2, 3, 4, 5)
-_NOTE = ("rows", "kept", "dropped", "tokens")
-# Which step's endpoint wrote which part.
-_PAID = {"clean": "clean", "drafts": "generate", "labels": "annotate", "reasoned": "reason"}
+_NOTE = ("rows", "kept", "dropped", "mended", "tokens")
 
 
 def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
@@ -52,20 +51,9 @@ def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
 
 def _facts(run: Run, subset: SubsetSection) -> dict[str, Any]:
     corpus = run.corpus(subset)
-    parts = {
-        "clean": cleaned,
-        "sources": sources,
-        "drafts": drafts,
-        "queries": queries,
-        "mined": mined,
-        "labels": labelled,
-        "reasoned": reasoned,
-    }
-    notes = {name: part(run, subset).note or {} for name, part in parts.items()}
-    second = second_labelled(run, subset)
-    if second is not None and second.note is not None:
-        notes["second"] = second.note
-    steps = {name: {key: note[key] for key in _NOTE} for name, note in notes.items()}
+    parts = {name: part for step in STEPS.values() for name, part in step.parts(run, subset).items()}
+    notes = {name: part.note for name, part in parts.items()}
+    steps = {name: {key: note[key] for key in _NOTE if key in note} for name, note in notes.items() if note}
     note = formatted(run, subset) or {}
     steps["format"] = {key: value for key, value in note.items() if key not in ("fingerprint", "output")}
     labels, unjudged = _labels(run, subset)
@@ -95,6 +83,8 @@ def _targets(run: Run, subset: SubsetSection) -> dict[str, dict[str, int]]:
     """Count what was asked for: target lengths and education levels."""
     words: Counter[str] = Counter()
     levels: Counter[str] = Counter()
+    if run.own_parts(subset):
+        return {}
     for row in sources(run, subset).rows():
         words[row["words"]] += 1
         levels[row["level"]] += 1
@@ -181,7 +171,8 @@ def _short(model: str) -> str:
 def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Add up tokens by step; a price where the endpoint has both prices."""
     annotate = run.config.annotate
-    names = {part: (step, getattr(run.config, step).endpoint) for part, step in _PAID.items()}
+    asking = {part: step.name for step in STEPS.values() for part in step.asked if part != "second"}
+    names = {part: (step, getattr(run.config, step).endpoint) for part, step in asking.items()}
     if annotate.second_endpoint is not None:
         names["second"] = ("second annotator", annotate.second_endpoint)
     found: dict[str, dict[str, Any]] = {}
@@ -275,6 +266,9 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
         "## Dropped",
         *_dropped(facts),
         "",
+        "## Mended",
+        *_mended(facts),
+        "",
         "## Labels and lengths",
         *_lengths_table(facts),
         "",
@@ -293,12 +287,20 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    made = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return ["| " + " | ".join(map(_cell, row)) + " |" for row in made]
+    made = [list(map(_cell, row)) for row in [head, *rows]]
+    made.insert(1, ["---"] + ["---:"] * (len(head) - 1))
+    return ["| " + " | ".join(row) + " |" for row in made]
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+    if isinstance(value, int):
+        return f"{value:,}"
+    # Figures need no escapes, by which they would only be harder to read.
+    text = str(value)
+    return text if _FIGURE.fullmatch(text) else markdown(text)
+
+
+_COUNTED = ("clean", "sources", "drafts", "queries", "mined")
 
 
 def _counts(facts: Mapping[str, Any]) -> list[str]:
@@ -306,7 +308,8 @@ def _counts(facts: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, fact in facts.items():
         steps = fact["steps"]
-        kept = [steps[part]["kept"] for part in ("clean", "sources", "drafts", "queries", "mined")]
+        # What a user brought in place of a step was not counted there.
+        kept = [steps.get(part, {}).get("kept", "-") for part in _COUNTED]
         made = [steps["format"][key] for key in ("kept", "positives", "negatives")]
         rows.append([name, fact["corpus"]["documents"], *kept, *made])
     return _table(head, rows)
@@ -327,6 +330,16 @@ def _dropped(facts: Mapping[str, Any]) -> list[str]:
         for why, count in fact["unjudged"].items()
     ]
     return _table(["subset", "step", "reason", "rows"], rows) if rows else ["Nothing."]
+
+
+def _mended(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, part, kind, count]
+        for name, fact in facts.items()
+        for part, note in fact["steps"].items()
+        for kind, count in note.get("mended", {}).items()
+    ]
+    return _table(["subset", "step", "what was taken away", "rows"], rows) if rows else ["Nothing."]
 
 
 def _lengths_table(facts: Mapping[str, Any]) -> list[str]:
@@ -374,6 +387,6 @@ def _made_lines(run: Run, content: Mapping[str, Any]) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        f"Candidates: top {mine.top_k} by {retriever}. Seed {made['seed']}. "
+        f"Candidates: top {mine.top_k} by {markdown(retriever)}. Seed {made['seed']}. "
         "Everything in figures: `card.json`.",
     ]

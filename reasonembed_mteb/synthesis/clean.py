@@ -132,4 +132,8 @@ def _row(item: _Item, answers: list[Answer]) -> Row:
     return row | ({"dropped": why} if why else {})
 
 
-STEP = Step("clean", clean, lambda run, subset: cleaned(run, subset).note, lambda *of: [cleaned(*of)])
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    return {} if run.own_parts(subset) else {"clean": cleaned(run, subset)}
+
+
+STEP = Step("clean", clean, lambda run, subset: cleaned(run, subset).note, _parts, ("clean",))

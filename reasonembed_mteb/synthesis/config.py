@@ -58,6 +58,26 @@ class CorpusSection(Section):
     protect: Literal["all", "own"] = "all"
 
 
+class StartSection(Section):
+    """Queries, pairs or labels of one's own: the subset begins with them, and the steps before are left out.
+
+    Attributes:
+        at: The step that it begins with: ``mine`` (queries, and positives where known), ``annotate``
+            (candidates), ``reason`` (labels) or ``format`` (labels and reasoning queries).
+        path: File or folder; relative to the configuration file.
+        layout: ``jsonl``, ``beir`` or ``bright``.
+        split: Of ``beir``, the one whose labels are taken (none: the queries alone); of ``bright``, that of the
+            examples (none: the one of this name).
+        scale: How labels in JSON Lines are meant: ``1-5``, or ``relevance``, where above 0 is relevant.
+    """
+
+    at: Literal["mine", "annotate", "reason", "format"] = "mine"
+    path: str
+    layout: Layout = "jsonl"
+    split: str | None = None
+    scale: Literal["1-5", "relevance"] = "1-5"
+
+
 class SubsetSection(Section):
     """One subset: a name, a domain, and its own corpus where it has one.
 
@@ -67,6 +87,7 @@ class SubsetSection(Section):
         layout: As in the corpus table.
         path: As in the corpus table.
         queries: JSON Lines of benchmark queries (id, query, gold_ids, excluded_ids) to keep apart.
+        start: Queries, pairs or labels of one's own to begin with.
     """
 
     name: Name
@@ -74,6 +95,7 @@ class SubsetSection(Section):
     layout: Layout | None = None
     path: str | None = None
     queries: str | None = None
+    start: StartSection | None = None
 
 
 class DomainSection(Section):

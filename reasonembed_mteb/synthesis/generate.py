@@ -96,6 +96,8 @@ def queries(run: Run, subset: SubsetSection) -> Shards:
         run: The run.
         subset: The subset.
     """
+    if "queries" in run.own_parts(subset):
+        return run.own_shards(subset, "queries")
     section = run.config.generate
     note = need(drafts(run, subset), "generate", subset)
     checks = [section.near_duplicate, section.leak_similarity, section.leak_words, _POINTERS.pattern]
@@ -105,7 +107,7 @@ def queries(run: Run, subset: SubsetSection) -> Shards:
 
 def is_generated(run: Run, subset: SubsetSection) -> bool:
     """Say whether the step is finished."""
-    parts = (sources, drafts, queries)
+    parts = (queries,) if run.own_parts(subset) else (sources, drafts, queries)
     return all(part(run, subset).note is not None for part in parts)
 
 
@@ -231,4 +233,9 @@ def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
     return queries(run, subset).note if is_generated(run, subset) else None
 
 
-STEP = Step("generate", generate, _note, lambda *of: [drafts(*of)])
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    made = {} if run.own_parts(subset) else {"sources": sources(run, subset), "drafts": drafts(run, subset)}
+    return {**made, "queries": queries(run, subset)}
+
+
+STEP = Step("generate", generate, _note, _parts, ("drafts",))

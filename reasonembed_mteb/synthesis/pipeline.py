@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra, unknown_name
 from reasonembed_mteb.llm.batch import BatchFiles, MissingAnswersError
 from reasonembed_mteb.llm.client import Budget, LLMClient
-from reasonembed_mteb.synthesis import annotate, clean, generate, mine, reason
-from reasonembed_mteb.synthesis import format as formatting
 from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.card import write_card
 from reasonembed_mteb.synthesis.corpus import open_corpus
 from reasonembed_mteb.synthesis.format import formatted
+from reasonembed_mteb.synthesis.own import read_own
 from reasonembed_mteb.synthesis.prompts import load_prompts
 from reasonembed_mteb.synthesis.step import Run
+from reasonembed_mteb.synthesis.steps import STEPS as _STEPS
+from reasonembed_mteb.synthesis.taking import take_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STEPS: dict[str, Step] = {
-    module.STEP.name: module.STEP for module in (clean, generate, mine, annotate, reason, formatting)
-}
 STEPS = tuple(_STEPS)
 # Where the answers of every step and endpoint are kept.
 ANSWERS = "answers"
@@ -228,7 +226,7 @@ def synthesize(
         stopped: set[str] = set()
         for step in chosen:
             for subset in config.subset:
-                if subset.name not in stopped:
+                if subset.name not in stopped and not _is_before_start(step, subset):
                     outcome = _one(run, _STEPS[step], subset, retry_errors)
                     outcomes.append(outcome)
                     say(_line(outcome))
@@ -241,9 +239,16 @@ def synthesize(
     return outcomes
 
 
+def _is_before_start(step: str, subset: SubsetSection) -> bool:
+    """Whether a step is replaced by what the user brings."""
+    return subset.start is not None and STEPS.index(step) < STEPS.index(subset.start.at)
+
+
 def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> StepResult:
     """Run one step for one subset; what is wrong with its data stops no other subset."""
     try:
+        if subset.start is not None:
+            take_own(run, subset)
         if retry_errors:
             _forget_errors(run, step, subset)
         note = step.note(run, subset)
@@ -275,8 +280,9 @@ def _is_finished(run: Run, subset: SubsetSection) -> bool:
 def _forget_errors(run: Run, step: Step, subset: SubsetSection) -> None:
     """Remove what failed requests left behind in a step that asks."""
     with contextlib.suppress(DataError):
-        for part in step.asked(run, subset):
-            part.forget(_PASSING)
+        for name, part in step.parts(run, subset).items():
+            if name in step.asked:
+                part.forget(_PASSING)
 
 
 def _line(outcome: StepResult) -> str:
@@ -359,6 +365,9 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
     eligible, length, mean = _eligible(config, corpus)
     asked = min(eligible, config.clean.max_documents or eligible)
     sources = min(asked, config.sources.per_subset)
+    if subset.start is not None:
+        # What is known beforehand is not asked for; at most every candidate is new.
+        asked, sources = 0, len(read_own(subset, config, corpus).queries)
     window = (config.mine.last_rank or config.mine.top_k) - config.mine.first_rank + 1
     pairs = sources * min(window, len(corpus) - 1) * config.annotate.samples
     sizes = {
@@ -366,6 +375,9 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
         "generate": (sources, length),
         "annotate": (pairs, mean + _QUERY),
         "reason": (0 if config.reason.skip else sources, _QUERY),
+    }
+    sizes = {
+        step: (0 if _is_before_start(step, subset) else size[0], size[1]) for step, size in sizes.items()
     }
     made = []
     for step, (requests, characters) in sizes.items():

@@ -68,6 +68,8 @@ def reasoned(run: Run, subset: SubsetSection) -> Shards:
         run: The run.
         subset: The subset.
     """
+    if "reasoned" in run.own_parts(subset):
+        return run.own_shards(subset, "reasoned")
     note = need(labelled(run, subset), "annotate", subset)
     section = run.config.format
     which = [section.positive_from, section.negative_to, section.min_positives, section.min_negatives]
@@ -190,4 +192,4 @@ def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
     return note and note | {"kept": note["rows"]}
 
 
-STEP = Step("reason", reason, _note, lambda *of: [reasoned(*of)])
+STEP = Step("reason", reason, _note, lambda *of: {"reasoned": reasoned(*of)}, ("reasoned",))

@@ -14,11 +14,12 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.files import ContentHashes, fingerprint
 from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
+from reasonembed_mteb.synthesis.own import OwnData, read_own
 from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts, prompt_for
 from reasonembed_mteb.synthesis.shards import Shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from reasonembed_mteb.endpoints.endpoint import Answer, Request
@@ -30,6 +31,15 @@ logger = logging.getLogger(__name__)
 
 # Raised where rows are written differently, so that older folders are made again.
 FORMAT = 1
+
+
+# What stands in place of the steps before each.
+_OWN_PARTS = {
+    "mine": ("queries",),
+    "annotate": ("queries", "mined"),
+    "reason": ("queries", "labels"),
+    "format": ("queries", "labels", "reasoned"),
+}
 
 
 class Client(Protocol):
@@ -60,6 +70,7 @@ class Run:
     _clients: dict[str, Client] = field(default_factory=dict)
     hashes: ContentHashes = field(default_factory=ContentHashes)
     _corpus: Corpus | None = None
+    _own: dict[str, OwnData] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -71,6 +82,24 @@ class Run:
         """Return the templates by step."""
         own = self.config.templates
         return load_prompts(None if own is None else self.config.path(own))
+
+    def own(self, subset: SubsetSection) -> OwnData:
+        """Return what a subset begins with, read once."""
+        if subset.name not in self._own:
+            self._own[subset.name] = read_own(subset, self.config, self.corpus(subset))
+        return self._own[subset.name]
+
+    def own_parts(self, subset: SubsetSection) -> tuple[str, ...]:
+        """Return the parts that the user brings, in place of the steps before the subset's first."""
+        return () if subset.start is None else _OWN_PARTS[subset.start.at]
+
+    def own_shards(self, subset: SubsetSection, part: str) -> Shards:
+        """Return a part that the user brings."""
+        generate, section = self.config.generate, self.config.format
+        checks = [generate.leak_similarity, generate.leak_words, self.config.mine.score_ceiling is not None]
+        checks += [section.positive_from, section.negative_to, section.min_positives, section.min_negatives]
+        corpus = self.corpus(subset)
+        return self.shards(part, subset, "own", self.own(subset).fingerprint, corpus.fingerprint, checks)
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401 - a transformers tokenizer
@@ -158,13 +187,15 @@ class Step:
         name: As users write it.
         work: Runs it for one subset.
         note: What the finished step counted, None where it has to run: its settings or inputs changed.
-        asked: The parts of its output that answers of a language model stand in.
+        parts: Its output in parts, by the names of their folders.
+        asked: The parts that answers of a language model stand in.
     """
 
     name: str
     work: Callable[[Run, SubsetSection], None]
     note: Callable[[Run, SubsetSection], dict[str, Any] | None]
-    asked: Callable[[Run, SubsetSection], Sequence[Shards]] = lambda _run, _subset: ()
+    parts: Callable[[Run, SubsetSection], Mapping[str, Shards]] = lambda _run, _subset: {}
+    asked: tuple[str, ...] = ()
 
 
 def in_blocks(rows: Iterator[Row], size: int) -> Callable[[int], list[Row]]:
