@@ -66,8 +66,8 @@ class StartSection(Section):
             (candidates), ``reason`` (labels) or ``format`` (labels and reasoning queries).
         path: File or folder; relative to the configuration file.
         layout: ``jsonl``, ``beir`` or ``bright``.
-        split: Of ``beir``, the one whose labels are taken (none: the queries alone); of ``bright``, that of the
-            examples (none: the one of this name).
+        split: Of ``beir``, the one whose labels are taken (none: the queries alone); of ``bright``, that of
+            the examples (none: the one of this name).
         scale: How labels in JSON Lines are meant: ``1-5``, or ``relevance``, where above 0 is relevant.
     """
 
