@@ -15,7 +15,7 @@ from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reasonembed_mteb.endpoints.endpoint import Answer
     from reasonembed_mteb.synthesis.config import AnnotateSection, SubsetSection
@@ -120,6 +120,16 @@ def _judge(
     run: Run, subset: SubsetSection, section: AnnotateSection, shards: Shards, most: int | None
 ) -> None:
     shards.begin()
+    count, load = _items(run, subset, section, most)
+    client = partial(run.client, section.endpoint)
+    ask(shards, count, load, partial(_label_row, section.samples), client, f"annotate {subset.name}")
+    shards.finish(count)
+
+
+def _items(
+    run: Run, subset: SubsetSection, section: AnnotateSection, most: int | None
+) -> tuple[int, Callable[[int], Iterator[tuple[_Item, Sequence[Request]]]]]:
+    """Return the number of files, and what gives the queries of one with what is asked about them."""
     kept = need(mined(run, subset), "mine", subset)["kept"]
     kept = kept if most is None else min(kept, most)
     block = in_blocks(mined(run, subset).rows(), SIZE)
@@ -138,10 +148,22 @@ def _judge(
             chosen = list(compress(documents, fits.values()))
             yield (row, labels, fits), _requests(run, subset, section, row, chosen)
 
-    count = shard_count(kept, SIZE)
-    client = partial(run.client, section.endpoint)
-    ask(shards, count, load, partial(_label_row, section.samples), client, f"annotate {subset.name}")
-    shards.finish(count)
+    return shard_count(kept, SIZE), load
+
+
+def asked_pairs(run: Run, subset: SubsetSection) -> Iterator[list[tuple[str, Request]]]:
+    """Give what was asked about each query: documents, each with one request a sample.
+
+    Args:
+        run: Where the step is finished.
+        subset: Without labels of its own.
+    """
+    section = run.config.annotate
+    count, load = _items(run, subset, section, None)
+    for index in range(count):
+        for (_, _, fits), requests in load(index):
+            asked = [name for name, fit in fits.items() if fit for _ in range(section.samples)]
+            yield list(zip(asked, requests, strict=True))
 
 
 def _requests(

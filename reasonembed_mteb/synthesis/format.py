@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.shards import Row
     from reasonembed_mteb.synthesis.step import Run
 
+# Where the samples lie, and how their files end, as the published data's do (PROTOCOL section 6).
+FOLDER, SUFFIX = "formatted", "-formatted"
 # Queries whose documents are in memory at a time.
 _SIZE = 16
 
 
 def formatted_file(run: Run, subset: SubsetSection) -> Path:
-    """Return the file of a subset's samples, named as the published data is (PROTOCOL section 6)."""
-    return run.folder / "formatted" / f"{subset.name}-formatted.jsonl"
+    """Return the file of a subset's samples."""
+    return run.folder / FOLDER / f"{subset.name}{SUFFIX}.jsonl"
 
 
 def _note_file(run: Run, subset: SubsetSection) -> Path:

@@ -157,6 +157,15 @@ def _checked(step: str, values: Any, own: Path | None) -> Prompt:  # noqa: ANN40
     return Prompt(step, str(values.get("system", "")), values["user"], own is not None)
 
 
+def without_thought(text: str) -> str:
+    """Return an answer without what a thinking model wrote before ``</think>``.
+
+    Args:
+        text: The answer.
+    """
+    return _THOUGHT.sub("", text, count=1).strip()
+
+
 def tagged(text: str | None, tag: str) -> str | None:
     """Return what stands between a pair of tags of an answer.
 
@@ -168,7 +177,7 @@ def tagged(text: str | None, tag: str) -> str | None:
         The content without space around it; None unless there is exactly one such pair with something
         in it.
     """
-    said = _THOUGHT.sub("", text or "", count=1)
+    said = without_thought(text or "")
     if said.count(f"<{tag}>") != 1 or said.count(f"</{tag}>") != 1:
         return None
     inner = said.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].strip()
