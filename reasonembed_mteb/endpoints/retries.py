@@ -189,7 +189,7 @@ class Asker:
         """Send a request until it is answered or its attempts are used up.
 
         Args:
-            client: One of `clients`.
+            client: Which of `clients` it goes over.
             body: What to send.
 
         Returns:

@@ -56,24 +56,14 @@ def median_label(labels: Sequence[int]) -> int:
 
 
 def labelled(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row a query, with ``documents`` and their ``labels``.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row a query, with ``documents`` and their ``labels``."""
     if "labels" in run.own_parts(subset):
         return run.own_shards(subset, "labels")
     return _labelled(run, subset, run.config.annotate, "labels")
 
 
 def second_labelled(run: Run, subset: SubsetSection) -> Shards | None:
-    """Return the second annotator's labels of the first queries, or None where there is none.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the second annotator's labels of the first queries, or None where there is none."""
     second = None if "labels" in run.own_parts(subset) else _second(run.config.annotate)
     return None if second is None else _labelled(run, subset, second, "second", second.second_queries)
 
@@ -96,12 +86,7 @@ def _labelled(
 
 
 def annotate(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     section = run.config.annotate
     if (shards := labelled(run, subset)).note is None:
         _judge(run, subset, section, shards, None)

@@ -35,7 +35,7 @@ def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
     """Write README.md, card.json and pictures/*.png beside the data.
 
     Args:
-        run: The run.
+        run: Whose folder gets them.
         subsets: Those whose samples are there.
 
     Returns:

@@ -45,10 +45,6 @@ def cleaned(run: Run, subset: SubsetSection) -> Shards:
     """Return the step's output: a row a document, in the order of the corpus.
 
     Kept rows are documents of the domain, of the right length, and no benchmark's.
-
-    Args:
-        run: The run.
-        subset: The subset.
     """
     config, section = run.config, run.config.clean
     asked = [] if section.skip else run.asking(section, "clean", subset)
@@ -58,12 +54,7 @@ def cleaned(run: Run, subset: SubsetSection) -> Shards:
 
 
 def clean(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     shards, corpus = cleaned(run, subset), run.corpus(subset)
     shards.begin()
     chooser = _Chooser(run, corpus)

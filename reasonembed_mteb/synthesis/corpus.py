@@ -152,7 +152,7 @@ def open_corpus(subset: SubsetSection, config: Config) -> Corpus:
     """Open a subset's corpus.
 
     Args:
-        subset: The subset.
+        subset: Its own layout and path go before those of the run.
         config: The run.
 
     Returns:
@@ -192,7 +192,7 @@ def check_unchanged(corpus: Corpus, note: Path) -> None:
     """Record a corpus' fingerprint, or compare it with the one recorded before.
 
     Args:
-        corpus: The corpus.
+        corpus: As it is now.
         note: The file of the record.
 
     Raises:

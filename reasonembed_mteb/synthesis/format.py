@@ -49,12 +49,7 @@ def _fingerprint(run: Run, subset: SubsetSection) -> str:
 
 
 def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
-    """Return what the step counted, or None where it has to run.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return what the step counted, or None where it has to run."""
     note = read_json_object(_note_file(run, subset))
     if note is None:
         return None
@@ -64,12 +59,7 @@ def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
 
 
 def format_samples(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     counts: Counter[str] = Counter()
     file = formatted_file(run, subset)
     for part in file.parent.glob(f".{file.name}.*.part"):

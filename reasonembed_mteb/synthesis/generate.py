@@ -70,12 +70,7 @@ def points_at_a_text(query: str) -> str | None:
 
 
 def sources(run: Run, subset: SubsetSection) -> Shards:
-    """Return the sources: document ids with target length and education level, in the order of the draw.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the sources: document ids with target length and education level, in the order of the draw."""
     note = need(cleaned(run, subset), "clean", subset)
     limits, section = run.config.sources, run.config.generate
     weights = [section.word_weights, section.level_weights]
@@ -90,12 +85,7 @@ def drafts(run: Run, subset: SubsetSection) -> Shards:
 
 
 def queries(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row a source, those kept with a query.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row a source, those kept with a query."""
     if "queries" in run.own_parts(subset):
         return run.own_shards(subset, "queries")
     section = run.config.generate
@@ -112,12 +102,7 @@ def is_generated(run: Run, subset: SubsetSection) -> bool:
 
 
 def generate(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     if (drawn := sources(run, subset)).note is None:
         drawn.begin()
         found = list(_drawn(run, subset))

@@ -52,8 +52,8 @@ def refusal(positives: Sequence[str], negatives: Sequence[str], section: FormatS
     """Say why these make no sample, or None.
 
     Args:
-        positives: Positives.
-        negatives: Negatives.
+        positives: Documents, by id or text.
+        negatives: Documents, by id or text.
         section: The minimum counts.
     """
     if len(positives) < section.min_positives:
@@ -62,12 +62,7 @@ def refusal(positives: Sequence[str], negatives: Sequence[str], section: FormatS
 
 
 def reasoned(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row for each query that becomes a sample.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row for each query that becomes a sample."""
     if "reasoned" in run.own_parts(subset):
         return run.own_shards(subset, "reasoned")
     note = need(labelled(run, subset), "annotate", subset)
@@ -92,12 +87,7 @@ def _length_rule(run: Run) -> list[Any]:
 
 
 def reason(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     shards = reasoned(run, subset)
     shards.begin()
     # Nothing is asked for queries that are dropped afterwards anyway.

@@ -151,7 +151,7 @@ class Run:
 
         Args:
             part: Its folder's name.
-            subset: The subset.
+            subset: Its name is the folder below that.
             *causes: What the rows are made from; another cause makes them again.
         """
         return Shards(
@@ -223,7 +223,7 @@ def need(shards: Shards, step: str, subset: SubsetSection) -> dict[str, Any]:
     Args:
         shards: The part.
         step: The step that writes it.
-        subset: The subset.
+        subset: Whose part it is, for the message.
 
     Raises:
         DataError: If it is not finished with the present settings.

@@ -25,7 +25,7 @@ def take_own(run: Run, subset: SubsetSection) -> None:
     """Write the parts that a subset begins with, unless they are there.
 
     Args:
-        run: The run.
+        run: Whose folder gets them.
         subset: With a table ``start``.
 
     Raises:
