@@ -64,6 +64,8 @@ def states(outcomes: list[StepResult]) -> dict[str, str]:
         # A row of the annotate step.
         ({"query": "q", "documents": ["d 3", "d 4"], "labels": [3, -1]}, {"d 3": 3, "d 4": -1}),
         ({"query": "q", "document_id": "d 3", "label": 2.0}, {"d 3": 2}),
+        ({"anchor": "q", "passage": document(3)}, {"d 3": 5}),
+        ({"query": "q", "corpus_id": "d 3", "label": "1"}, {"d 3": 1}),
         # A positive that is also listed among the negatives is one.
         ({"query": "q", "positives": ["d 3"], "negatives": ["d 3", "d 4"]}, {"d 3": 5, "d 4": 1}),
     ],
@@ -94,7 +96,8 @@ def test_lines_of_one_query_are_joined(tmp_path: Path) -> None:
         ([{"question_text": "q"}], "own.jsonl:1 has no query (keys: question_text)"),
         ([{"query": " "}], "own.jsonl:1 has no query"),
         ([["q"]], "own.jsonl:1 is no JSON object"),
-        ([{"query": "q", "pos": ["d 3", 4]}], "own.jsonl:1: 4 names no document"),
+        ([{"query": "q", "pos": ["d 3", 4.5]}], "own.jsonl:1: 4.5 names no document"),
+        ([{"query": "q", "pos": 4}], "own.jsonl:1: '4' is neither an id nor a text"),
         ([{"query": "q", "labels": {"d 3": 0}}], "label 0 is not one of 1 to 5"),
         ([{"query": "q", "labels": {"d 3": 2.5}}], "label 2.5 is not one of 1 to 5"),
         ([{"query": "q", "labels": "d 3"}], "labels is str"),
@@ -269,8 +272,22 @@ def test_own_queries_that_are_a_benchmark_s_are_left_out(tmp_path: Path) -> None
     leaked = document(900, 50)
     write_lines(tmp_path / "own.jsonl", [{"query": leaked}, {"query": document(10)}])
     config = begun(tmp_path)
-    with StubServer(answer):
-        synthesize(config, ["mine"])
+    said: list[str] = []
+    synthesize(config, ["mine"], say=said.append)
+    assert said[0] == (
+        "biology begins at mine: 1 of 2 queries of own.jsonl kept (dropped: nearly a benchmark query 1)"
+    )
     run = Run(config, make_client(config))
     rows = list(queries(run, config.subset[0]).rows(dropped=True))
     assert [row.get("dropped") for row in rows] == ["nearly a benchmark query", None]
+    write_lines(tmp_path / "own.jsonl", [{"query": leaked}])
+    (outcome,) = synthesize(begun(tmp_path), ["mine"])
+    assert outcome.state == "failed"
+    assert "0 of 1 queries of own.jsonl kept (dropped: nearly a benchmark query 1)" in (outcome.error or "")
+
+
+def test_labels_without_negatives_are_said(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    write_lines(tmp_path / "own.jsonl", [{"query": document(10), "pos": ["d 10"]}])
+    (outcome,) = synthesize(begun(tmp_path, at="reason"), ["reason"])
+    assert "no query has positives and negatives enough" in (outcome.error or "")

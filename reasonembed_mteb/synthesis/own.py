@@ -29,7 +29,7 @@ _ID = ("id", "_id", "query_id", "qid")
 _QUERY = ("query", "text", "question", "anchor")
 _POSITIVE = ("pos", "positive", "positives", "gold_ids", "positive_ids")
 _NEGATIVE = ("neg", "negative", "negatives", "negative_ids")
-_DOCUMENT = ("document_id", "corpus_id", "docid", "document")
+_DOCUMENT = ("document_id", "corpus_id", "docid", "doc_id", "document", "passage", "answer")
 _PART_OF_TEXT = 40
 
 
@@ -199,6 +199,7 @@ def _names(given: Any, where: str) -> list[str]:  # noqa: ANN401 - whatever JSON
     """Return documents that a cell names: one, or a list; of a mined candidate its id."""
     listed = given if isinstance(given, list) else [] if given is None else [given]
     names = [one[0] if isinstance(one, list) and one else one for one in listed]
+    names = [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in names]
     if wrong := [one for one in names if not isinstance(one, str)]:
         msg = f"{where}: {wrong[0]!r} names no document; write its id or its text as a string"
         raise DataError(msg)
@@ -206,7 +207,9 @@ def _names(given: Any, where: str) -> list[str]:  # noqa: ANN401 - whatever JSON
 
 
 def _labels_of(row: Row, start: StartSection, where: str) -> dict[str, int]:
-    labels = dict.fromkeys(_names(_first(row, _POSITIVE), where), RELEVANT)
+    # A document beside a query is one of a pair, unless a label says what it is.
+    alone = () if {"label", "labels"} & row.keys() else _DOCUMENT
+    labels = dict.fromkeys(_names(_first(row, (*_POSITIVE, *alone)), where), RELEVANT)
     labels |= {name: NOT_RELEVANT for name in _names(_first(row, _NEGATIVE), where) if name not in labels}
     given = row.get("labels")
     if isinstance(given, list):
@@ -225,6 +228,8 @@ def _labels_of(row: Row, start: StartSection, where: str) -> dict[str, int]:
 
 
 def _label(label: Any, start: StartSection, where: str) -> int:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(label, str) and label.strip().lstrip("-").isdecimal():
+        label = int(label)
     whole = isinstance(label, (int, float)) and not isinstance(label, bool) and label == int(label)
     if whole and start.scale == "relevance":
         return RELEVANT if label > 0 else NOT_RELEVANT

@@ -239,6 +239,21 @@ def synthesize(
     return outcomes
 
 
+def _begin(run: Run, step: Step, subset: SubsetSection) -> StepResult | None:
+    """Take what the user brings, and say so once; return what is wrong where none of it is left."""
+    assert subset.start is not None
+    take_own(run, subset)
+    note = run.own_shards(subset, "queries").note or {}
+    dropped = tuple(note["dropped"].items())
+    told = f"{note['kept']:,} of {note['rows']:,} queries of {subset.start.path} kept"
+    told += _counted("dropped", dropped)
+    if step.name == subset.start.at or not note["kept"]:
+        run.say(f"{subset.name} begins at {subset.start.at}: {told}")
+    if note["kept"]:
+        return None
+    return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
+
+
 def _is_before_start(step: str, subset: SubsetSection) -> bool:
     """Whether a step is replaced by what the user brings."""
     return subset.start is not None and STEPS.index(step) < STEPS.index(subset.start.at)
@@ -247,8 +262,8 @@ def _is_before_start(step: str, subset: SubsetSection) -> bool:
 def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> StepResult:
     """Run one step for one subset; what is wrong with its data stops no other subset."""
     try:
-        if subset.start is not None:
-            take_own(run, subset)
+        if subset.start is not None and (failed := _begin(run, step, subset)):
+            return failed
         if retry_errors:
             _forget_errors(run, step, subset)
         note = step.note(run, subset)
@@ -262,13 +277,18 @@ def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> Ste
         return StepResult(step.name, subset.name, "waiting", error=str(error))
     dropped = tuple(note["dropped"].items())
     if not note["kept"]:
-        reasons = (
-            ", ".join(f"{why} ({count:,})" for why, count in dropped) or "there was nothing to begin with"
-        )
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in dropped) or _nothing(step)
         told = f"{step.name} kept nothing of {subset.name}: {reasons}"
         return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
     mended = tuple(note.get("mended", {}).items())
     return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped, mended=mended)
+
+
+def _nothing(step: Step) -> str:
+    """Say why a step had no row to look at."""
+    if step.name == "reason":
+        return "no query has positives and negatives enough (format.min_positives, format.min_negatives)"
+    return "there was nothing to begin with"
 
 
 def _is_finished(run: Run, subset: SubsetSection) -> bool:
@@ -290,10 +310,12 @@ def _line(outcome: StepResult) -> str:
     if outcome.error is not None:
         return f"{start}{outcome.state}: {outcome.error}"
     kept = f"{outcome.kept:,} of {outcome.rows:,} kept"
-    for what, counts in (("dropped", outcome.dropped), ("mended", outcome.mended)):
-        if counts:
-            kept += f" ({what}: {', '.join(f'{why} {count:,}' for why, count in counts)})"
+    kept += _counted("dropped", outcome.dropped) + _counted("mended", outcome.mended)
     return start + kept + (", unchanged" if outcome.state == "there" else "")
+
+
+def _counted(what: str, counts: Sequence[tuple[str, int]]) -> str:
+    return f" ({what}: {', '.join(f'{why} {count:,}' for why, count in counts)})" if counts else ""
 
 
 @contextlib.contextmanager

@@ -65,7 +65,9 @@ def _queries(run: Run, subset: SubsetSection) -> Iterator[Row]:
     compared = run.config.mine.score_ceiling is not None and run.own_parts(subset) == ("queries",)
     for query, source in zip(run.own(subset).queries, sources, strict=True):
         row: Row = {"id": query.id, "source": source, "query": query.text}
-        if leaks.has(query.text):
+        if not query.text.strip():
+            yield row | {"dropped": "empty query"}
+        elif leaks.has(query.text):
             yield row | {"dropped": "nearly a benchmark query"}
         elif source is None and compared:
             msg = (
