@@ -79,6 +79,17 @@ def test_what_a_line_may_hold(row: dict[str, Any], labels: dict[str, int], tmp_p
     assert query.source == next((name for name, label in labels.items() if label > 1), None)
 
 
+def test_half_a_character_pair_is_replaced(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    half, whole = "\\ud83d", "\\ud83d\\ude00"
+    line = f'{{"id": "{half}", "query": "{half} {whole} {document(10)}", "reasoning_query": "{half}"}}\n'
+    (tmp_path / "own.jsonl").write_text(line, encoding="utf-8")
+    (query,) = own(begun(tmp_path))
+    assert (query.id, query.reasoning_query) == ("\ufffd", "\ufffd")
+    assert query.text == f"\ufffd \U0001f600 {document(10)}"
+    assert synthesize(begun(tmp_path), ["mine"])[0].state == "made"
+
+
 def test_lines_of_one_query_are_joined(tmp_path: Path) -> None:
     rows = [{"query": "q", "positive": f"d {n}"} for n in (3, 4)] + [{"query": "r", "positive": "d 3"}]
     write_lines(tmp_path / "own.jsonl", rows)

@@ -182,13 +182,18 @@ def _json_lines(file: Path, start: StartSection, subset: str) -> Iterator[OwnQue
         name = _first(row, _ID)
         reasoning = row.get("reasoning_query")
         yield OwnQuery(
-            f"{subset}-own-{number}" if name is None else str(name),
-            text,
+            f"{subset}-own-{number}" if name is None else _whole(str(name)),
+            _whole(text),
             _labels_of(row, start, where),
             dict.fromkeys(_names(row.get("candidates"), where)),
-            reasoning if isinstance(reasoning, str) and reasoning.strip() else None,
+            _whole(reasoning) if isinstance(reasoning, str) and reasoning.strip() else None,
             where,
         )
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of character pairs, which JSON can hold and no file of ours."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _first(row: Row, keys: Iterable[str]) -> Any:  # noqa: ANN401 - whatever JSON holds
