@@ -160,6 +160,7 @@ def test_pairs_are_mined_and_only_what_is_new_is_judged(tmp_path: Path) -> None:
         assert [n for n, text in numbered if text in sample["query"] and document(n) in sample["pos"]]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| biology | 60 | - | - | - | 4 | 4 |" in card
+    assert "Not so in biology: its queries, and what was known of their documents, were brought" in card
     found = {one.step: one.requests for one in estimate(config)}
     assert found == {"clean": 0, "generate": 0, "annotate": 4 * 6, "reason": 4}
 

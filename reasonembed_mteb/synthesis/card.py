@@ -67,6 +67,7 @@ def _facts(run: Run, subset: SubsetSection) -> dict[str, Any]:
         "lengths": _lengths(formatted_file(run, subset)),
         "agreement": {name: asdict(found) for name, found in agreements(run, subset).items()},
         "instruction": run.domain(subset).instruction,
+        "start": None if subset.start is None else subset.start.model_dump(exclude={"path"}),
     }
 
 
@@ -252,9 +253,7 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
         ),
         "---",
         "# Reasoning-intensive retrieval data",
-        "Queries were written by a language model from documents of a corpus; candidates come from a search "
-        "of the whole corpus without the source, and a language model judged each. Made by ReMixer (arXiv "
-        "2510.08252) as `reasonembed synthesize` implements it; the prompts are that package's own.",
+        *_origin(facts),
         "",
         "Rows have `prompt` (the retrieval instruction), `query`, `reasoning_query` (the query followed by "
         "reasoning about it; missing where none was written), `pos`, `neg`, `train_group_size` and "
@@ -284,6 +283,30 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+# What a user can bring, by the step that it is followed by.
+_BROUGHT = {
+    "mine": "queries, and what was known of their documents, were",
+    "annotate": "queries and candidates were",
+    "reason": "queries and labels were",
+    "format": "queries, labels and reasoning queries were",
+}
+
+
+def _origin(facts: Mapping[str, Any]) -> list[str]:
+    """Say who wrote and judged what."""
+    lines = [
+        "Queries were written by a language model from documents of a corpus; candidates come from a search "
+        "of the whole corpus without the source, and a language model judged each. Made by ReMixer (arXiv "
+        "2510.08252) as `reasonembed synthesize` implements it; the prompts are that package's own."
+    ]
+    lines += [
+        f"Not so in {markdown(name)}: its {_BROUGHT[fact['start']['at']]} brought by whoever made the data."
+        for name, fact in facts.items()
+        if fact["start"] is not None
+    ]
+    return lines
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
