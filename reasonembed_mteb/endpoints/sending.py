@@ -288,7 +288,9 @@ class Sender:
         while self._storing is not None:
             await asyncio.wait([self._storing])
         for client in self._asker.clients:
-            await client.close()
+            # All is stored by now; whoever waits must hear of the end all the same.
+            with contextlib.suppress(Exception):
+                await client.close()
         with self._news:
             self._ended = True
             self._news.notify_all()

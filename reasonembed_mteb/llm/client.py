@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, EndpointError, Request, request_hash
 from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded, Counts, Usage
 from reasonembed_mteb.endpoints.sending import Sender, Slot
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
 from reasonembed_mteb.llm.replies import CHAT
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _PART = 64
 _AHEAD = 16
 
 
-class LLMClient:
+class LLMClient(KeepsAnswers):
     """Asks an endpoint and keeps every answer on disk.
 
     Example:
@@ -116,18 +116,6 @@ class LLMClient:
         finally:
             bar.close()
             flow.close()
-
-    def close(self) -> None:
-        """Close the answers on disk."""
-        self._cache.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the answers on disk."""
-        self.close()
 
 
 class _Flow:

@@ -45,6 +45,8 @@ def mined(run: Run, subset: SubsetSection) -> Shards:
         run: The run.
         subset: The subset.
     """
+    if "mined" in run.own_parts(subset):
+        return run.own_shards(subset, "mined")
     section = run.config.mine
     window = [section.first_rank, section.last_rank, section.score_ceiling, section.rrf_k]
     return run.shards("mined", subset, _causes(run, subset), _identities(run), section.retriever, window)
@@ -335,8 +337,8 @@ def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> 
 
 
 def _position(row: Row) -> int:
-    """Return the place of a query's source in the corpus, which its id ends with."""
-    return int(row["id"].rpartition("-")[2])
+    """Return the place of a query's source in the corpus; where the row has none, its id ends with it."""
+    return int(row["position"]) if "position" in row else int(row["id"].rpartition("-")[2])
 
 
 # The defaults of mteb 2.26.24's BM25Search.
@@ -435,4 +437,8 @@ class LexicalSearch:
         return tokens
 
 
-STEP = Step("mine", mine, lambda run, subset: mined(run, subset).note)
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    return {} if "labels" in run.own_parts(subset) else {"mined": mined(run, subset)}
+
+
+STEP = Step("mine", mine, lambda run, subset: mined(run, subset).note, _parts)
