@@ -54,8 +54,8 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(
     assert call(monkeypatch, "train", recipe, *options, "--dry-run", "--set", "training.epochs=3") == 0
     shown = " ".join(capsys.readouterr().out.split())
     # Nine rows, one left out, groups of 7 from 5 negatives.
-    assert "biology 9 1 7 4 x 1 2 " in shown
-    assert shown.split("biology 9 1 7 4 x 1 2 ")[1].split()[4] == "9"
+    assert "biology 9 8 100.0% 1 7 4 x 1 2 " in shown
+    assert shown.split("biology 9 8 100.0% 1 7 4 x 1 2 ")[1].split()[4] == "9"
     assert "rows dropped: empty query: 1" in shown
     assert "6 steps (2 batches an epoch), 10% of them warm-up, weighs from step 2" in shown
     assert "memory a device, estimated, GiB: weights " in shown

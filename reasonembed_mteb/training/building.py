@@ -57,6 +57,7 @@ def build_trainer(
     from transformers import set_seed
 
     from reasonembed_mteb.training.adapters import load_model, pack_texts
+    from reasonembed_mteb.training.sampling import repeated
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
@@ -70,7 +71,10 @@ def build_trainer(
         model=model,
         args=arguments,
         plans=plan.subsets,
-        train_dataset=data.subsets,
+        train_dataset={
+            name: repeated(rows, one.passes)
+            for one, (name, rows) in zip(plan.subsets, data.subsets.items(), strict=True)
+        },
         data_collator=collator,
         loss=make_loss(model, recipe),
         evaluator=_evaluator(recipe, output),
