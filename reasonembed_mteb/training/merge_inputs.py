@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.files import read_json_object
 from reasonembed_mteb.models.folders import ADAPTER_CONFIG, content_revision, model_kind
 from reasonembed_mteb.models.identity import tokenizer_hash
 from reasonembed_mteb.training.adapter_files import AdapterFiles, read_adapter_files
 from reasonembed_mteb.training.adapters import backbone
-from reasonembed_mteb.training.tensors import TensorPlace, tensor_places
+from reasonembed_mteb.training.tensors import INDEX, WEIGHTS, TensorPlace, tensor_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,9 @@ def find_input(given: str) -> MergeInput:
         ReasonEmbedError: If there is none, or it is no dense embedding model.
     """
     folder = find_folder(given)
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "modules.json").is_file():
+    # A checkpoint under adapters has a model's modules, and the adapter in place of its weights.
+    whole = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    if (folder / ADAPTER_CONFIG).is_file() and not whole:
         return MergeInput(given, folder, read_adapter_files(folder))
     kind = model_kind(folder)
     if kind != "dense":
@@ -178,7 +181,18 @@ def open_model(one: MergeInput) -> WholeModel:
     if one.adapter is not None:
         opened.adapted = _adapted(opened, one.adapter)
         _check_tokenizer(one.folder, model, one.given)
+        _take_settings(one.folder, model)
     return opened
+
+
+def _take_settings(folder: Path, model: ReasonEmbed) -> None:
+    """Take the prompts and the length that lie beside an adapter, as in a checkpoint."""
+    held = read_json_object(folder / "config_sentence_transformers.json") or {}
+    if isinstance(held.get("prompts"), dict):
+        model.prompts = held["prompts"]
+    length = (read_json_object(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    if isinstance(length, int):
+        model.max_seq_length = length
 
 
 def _backbone_folder(folder: Path) -> Path:

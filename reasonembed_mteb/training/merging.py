@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from reasonembed_mteb.training.adapter_files import AdapterFiles, check_same_bas
 from reasonembed_mteb.training.adapters import backbone
 from reasonembed_mteb.training.averages import check_weights, spherical_coefficients
 from reasonembed_mteb.training.building import CHECKPOINTS
-from reasonembed_mteb.training.checkpoints import checkpoints, is_whole
+from reasonembed_mteb.training.checkpoints import MARK, checkpoints, is_whole
 from reasonembed_mteb.training.merge_inputs import check_together, find_input, open_model, read_modules
 from reasonembed_mteb.training.tensors import FLOATS, INDEX, WEIGHTS, write_tensors
 
@@ -104,8 +105,10 @@ def average_checkpoints(run: Path, output: Path, *, last: int = 3) -> Path:
         ReasonEmbedError: As of `merge`.
     """
     folder = run / CHECKPOINTS if (run / CHECKPOINTS).is_dir() else run
+    every = [path for _, path in checkpoints(folder)]
     # Those of other trainers bear no mark of ours.
-    found = [path for _, path in checkpoints(folder) if is_whole(path) or _is_model(path)]
+    marked = any((path / MARK).is_file() for path in every)
+    found = [path for path in every if (is_whole(path) if marked else _is_model(path))]
     if last < 2 or len(found) < last:
         msg = (
             f"{run} has {len(found)} whole checkpoints and the last {last} are to be averaged: give --last "
@@ -127,19 +130,25 @@ def _record(inputs: Sequence[MergeInput], weights: Sequence[float], method: str)
 def _write_adapter(
     adapters: Sequence[AdapterFiles], weights: Sequence[float], record: dict[str, Any], output: Path
 ) -> None:
-    import shutil
-
     check_same_base(adapters)
     with replacing_folder(output) as part:
-        # A tokenizer may lie beside an adapter.
-        for file in adapters[0].folder.iterdir():
-            if file.is_file() and (
-                "token" in file.name or file.name in ("vocab.json", "vocab.txt", "merges.txt")
-            ):
-                shutil.copyfile(file, part / file.name)
+        _copy_settings(adapters[0].folder, part)
         join_adapters(adapters, weights, record["method"], part)
         write_whole(part / ADAPTER_RECORD, json_text(record))
         write_whole(part / "README.md", _card(record, adapters[0].base))
+
+
+def _copy_settings(folder: Path, part: Path) -> None:
+    """Copy what may lie beside an adapter: a tokenizer, and in a checkpoint the modules and prompts."""
+    kept = {file for file in folder.iterdir() if file.suffix in (".json", ".txt", ".jinja", ".model")}
+    kept -= {folder / name for name in (ADAPTER_CONFIG, ADAPTER_RECORD, MARK, "trainer_state.json")}
+    for module in read_modules(folder)[1:]:
+        kept |= set((folder / module["path"]).rglob("*"))
+    for file in kept:
+        if file.is_file():
+            copied = part / file.relative_to(folder)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
 
 
 def _write_model(models: Sequence[WholeModel], weights: Sequence[float], method: str, folder: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.schema import Recipe
+    from reasonembed_mteb.training.trainer import RedapterTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,7 @@ def train(
     state.wait_for_everyone()
     adapter = None
     if state.is_main_process:
+        record |= _best(recipe, trainer)
         adapter = save_run(trainer.model, recipe, record, output)
     state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
@@ -295,6 +297,15 @@ def _record(recipe: Recipe, data: TrainingData, plan: TrainingPlan) -> dict[str,
         "versions": package_versions(_PACKAGES),
         "finished": False,
     }
+
+
+def _best(recipe: Recipe, trainer: RedapterTrainer) -> dict[str, Any]:
+    """Return which checkpoint became the model, where that was chosen by a score."""
+    if not recipe.evaluation.best:
+        return {}
+    state = trainer.state
+    chosen = {"by": recipe.evaluation.best, "step": state.best_global_step, "score": state.best_metric}
+    return {"best": chosen, "steps_made": state.global_step}
 
 
 def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:

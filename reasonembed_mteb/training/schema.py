@@ -217,10 +217,15 @@ class EvaluationPart(_Section):
     Attributes:
         tasks: MTEB task names, ours or MTEB's.
         steps: Steps between evaluations, the last step included; 0 for that one alone.
+        best: Task by whose main score the best checkpoint becomes the model, or ``mean`` of all tasks; empty
+            for the last one. A checkpoint is then written at each evaluation.
+        patience: Evaluations without a better score after which training stops; 0 for never.
     """
 
     tasks: list[str] = Field(default_factory=list)
     steps: Count = 0
+    best: str = ""
+    patience: Count = 0
 
 
 class Recipe(_Section):

@@ -103,7 +103,8 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(listed))]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    found = sorted(folder.glob("*.safetensors"))
+    # An adapter's factors are no weights of a model.
+    found = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
     if not found:
         msg = f"{folder} holds no safetensors weights; save the model again as safetensors"
         raise DataError(msg)
