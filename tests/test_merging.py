@@ -185,6 +185,23 @@ def test_an_adapter_of_another_model_is_put_on_its_own_base(room: Path, tmp_path
     close(weights(out), wanted)
 
 
+def test_an_adapter_named_as_on_a_model_with_a_head(room: Path, tmp_path: Path) -> None:
+    shutil.copytree(room / "two", tmp_path / "two")
+    file = tmp_path / "two" / "adapter_model.safetensors"
+    start = "base_model.model."
+    held = {name.replace(start, f"{start}model."): value for name, value in load_file(file).items()}
+    assert len(held) == len(load_file(file))
+    save_file(held, file, {"format": "pt"})
+    out = merge([room / "one", tmp_path / "two"], [0.7, 0.3], tmp_path / "out")
+    wanted = peft_weights(room / "a", (room / "one", 0.7), (room / "two", 0.3))
+    close(peft_weights(room / "a", (out, 1)), wanted)
+    whole = merge([room / "a", tmp_path / "two"], [0, 1], tmp_path / "on")
+    close(weights(whole), peft_weights(room / "a", (room / "two", 1)))
+    # The first one's names are taken.
+    turned = merge([tmp_path / "two", room / "one"], [0.3, 0.7], tmp_path / "turned")
+    assert all(name.startswith(f"{start}model.") for name in load_file(turned / "adapter_model.safetensors"))
+
+
 def slerp(one: Tensor, two: Tensor, share: float) -> Tensor:
     """Interpolate on the sphere as it is written in textbooks."""
     a, b = one.double().flatten(), two.double().flatten()
