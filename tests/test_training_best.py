@@ -127,6 +127,27 @@ def test_a_killed_run_stops_where_it_would_have(
     assert equal(*(load_file(one.model / "model.safetensors") for one in (straight, done)))
 
 
+def test_what_chooses_the_model_cannot_change_on_the_way(qwen3_dir: Path, tmp_path: Path) -> None:
+    from reasonembed_mteb.training.run import _check_same
+
+    def record(**part: Any) -> dict[str, Any]:
+        recipe = check_recipe(tiny_recipe(qwen3_dir, evaluation=part), "tiny").model_dump()
+        return {"recipe": recipe, "data": "", "world_size": 1}
+
+    chosen = {"tasks": ["Sky"], "steps": 1, "best": "Sky"}
+    for change in ({"steps": 2}, {"tasks": ["Sky", "Sea"]}, {"best": "mean"}, {"patience": 1}):
+        with pytest.raises(ReasonEmbedError, match=f"evaluation.{next(iter(change))} was"):
+            _check_same(record(**chosen), record(**chosen | change), tmp_path)
+    # Scores alone may be taken more or less often, and a run of an earlier version goes on.
+    held = record(tasks=["Sky"], steps=1)
+    del held["recipe"]["evaluation"]["best"], held["recipe"]["data"]["mix"]
+    _check_same(held, record(tasks=["Sky"], steps=2), tmp_path)
+    mixed = record()
+    mixed["recipe"]["data"]["mix"] = {"pony": {"repeats": 2}}
+    with pytest.raises(ReasonEmbedError, match=r"data.mix was \{\} and is"):
+        _check_same(held, mixed, tmp_path)
+
+
 @pytest.mark.parametrize(("by", "best"), [("mean", 1), ("Sky", 5)])
 def test_the_best_is_by_one_task_or_all(
     qwen3_dir: Path, folder: Path, tmp_path: Path, scored: list[int], by: str, best: int

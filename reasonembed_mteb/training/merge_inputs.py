@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.errors import ReasonEmbedError, first_names, missing_extra
 from reasonembed_mteb.files import read_json_object
 from reasonembed_mteb.models.folders import ADAPTER_CONFIG, content_revision, model_kind
 from reasonembed_mteb.models.identity import tokenizer_hash
@@ -160,9 +161,12 @@ def open_model(one: MergeInput) -> WholeModel:
 
     Raises:
         ReasonEmbedError: If it cannot be read, is quantised, or an adapter does not fit its base.
+        MissingExtraError: If accelerate, by which weights are left out, is not installed.
     """
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
+    if find_spec("accelerate") is None:
+        raise missing_extra("accelerate", "train")
     adapter = one.adapter
     folder = one.folder if adapter is None else find_folder(adapter.base, adapter.config.get("revision"))
     found = tensor_places(_backbone_folder(folder))
