@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reasonembed_mteb.training.cached import CachedRedapterLoss
     from reasonembed_mteb.training.losses import RedapterLoss
+    from reasonembed_mteb.training.merging import average_checkpoints, merge
     from reasonembed_mteb.training.recipes import load_recipe
     from reasonembed_mteb.training.run import train
     from reasonembed_mteb.training.trainer import RedapterTrainer
@@ -18,11 +19,21 @@ _HOMES = {
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RedapterTrainer": "reasonembed_mteb.training.trainer",
+    "average_checkpoints": "reasonembed_mteb.training.merging",
     "load_recipe": "reasonembed_mteb.training.recipes",
+    "merge": "reasonembed_mteb.training.merging",
     "train": "reasonembed_mteb.training.run",
 }
 
-__all__ = ["CachedRedapterLoss", "RedapterLoss", "RedapterTrainer", "load_recipe", "train"]
+__all__ = [
+    "CachedRedapterLoss",
+    "RedapterLoss",
+    "RedapterTrainer",
+    "average_checkpoints",
+    "load_recipe",
+    "merge",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from reasonembed_mteb.errors import UnknownNameError
 from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.retrieval.rows import instruction_for
-from reasonembed_mteb.training.sampling import draw_group, generator
+from reasonembed_mteb.training.sampling import PASS, draw_group, generator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,7 +123,9 @@ class GroupCollator(SentenceTransformerDataCollator):
             found["query"].append(prefix + row["query"])
             # PROTOCOL section 6: the same instruction on both.
             found["reasoning_query"].append(prefix + (row["reasoning"] or row["query"]))
-            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
+            # A row that comes again in an epoch draws anew.
+            again = [row[PASS]] if row.get(PASS) else []
+            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"], *again)
             group, _ = draw_group(row["positives"], row["negatives"], self.groups[row["subset"]], random)
             found["documents"] += [self.document_prefix + text for text in group]
         return found

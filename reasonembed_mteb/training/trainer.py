@@ -191,8 +191,13 @@ class RedapterTrainer(SentenceTransformerTrainer):
             folder = Path(str(self.args.output_dir))
             mark_whole(folder / f"checkpoint-{self.state.global_step}")
             # After the mark: the newest whole checkpoint is never removed for one that is not whole yet.
-            keep_newest(folder, self.keep)
+            keep_newest(folder, self.keep, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        # The library's way only logs an error, and would leave the last step's weights as the best.
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        self._load_from_checkpoint(str(folder))
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
         if has_adapters(self.model):
