@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.cached import CachedRedapterLoss
+    from reasonembed_mteb.training.callback import RedapterCallback
     from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.recipes import load_recipe
     from reasonembed_mteb.training.run import train
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
+    "RedapterCallback": "reasonembed_mteb.training.callback",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RedapterTrainer": "reasonembed_mteb.training.trainer",
     "load_recipe": "reasonembed_mteb.training.recipes",
     "train": "reasonembed_mteb.training.run",
 }
 
-__all__ = ["CachedRedapterLoss", "RedapterLoss", "RedapterTrainer", "load_recipe", "train"]
+__all__ = [
+    "CachedRedapterLoss",
+    "RedapterCallback",
+    "RedapterLoss",
+    "RedapterTrainer",
+    "load_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:
