@@ -22,7 +22,7 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterCallback, RedapterLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
@@ -45,16 +45,25 @@ ALL = data(*ROWS)
 
 
 @pytest.fixture
-def trained(encoder: SentenceTransformer, tmp_path: Path) -> Iterator[Callable[..., Trace]]:
+def trained(encoder: SentenceTransformer, tmp_path: Path) -> Callable[..., Trace]:
     """Return a function that trains and tells what happened."""
 
     def train(
         loss: Any, dataset: Any = ALL, *, callbacks: Any = (), eval_dataset: Any = None, **options: Any
     ) -> Trace:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
-            **{"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3} | options,
-        )  # fmt: skip
+        common = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+        }
+        sizes = {
+            "max_steps": 3,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "disable_tqdm": True,
+        }
+        arguments = SentenceTransformerTrainingArguments(**(common | sizes | options))
         trace = Trace(loss)
         trainer = SentenceTransformerTrainer(
             model=encoder, args=arguments, train_dataset=dataset, eval_dataset=eval_dataset, loss=loss,
@@ -63,7 +72,7 @@ def trained(encoder: SentenceTransformer, tmp_path: Path) -> Iterator[Callable[.
         trainer.train()
         return trace
 
-    yield train
+    return train
 
 
 class Trace:
@@ -117,7 +126,8 @@ def weights(model: Any) -> list[torch.Tensor]:
 
 
 def same_start(model: Any, trained: Any) -> Callable[..., list[torch.Tensor]]:
-    """Return a function that trains from the same weights each time, without dropout."""
+    """Return a function that trains from the same fp64 weights each time, without dropout."""
+    model.double()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -132,7 +142,7 @@ def same_start(model: Any, trained: Any) -> Callable[..., list[torch.Tensor]]:
 
 
 def are_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(one, other, strict=True))
+    return all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(one, other, strict=True))
 
 
 def test_a_negative_is_never_taken_for_a_reasoning_query(
@@ -210,6 +220,7 @@ def test_open_columns_are_refused_before_a_step(through: str, encoder: Any, trai
     assert are_equal(weights(encoder), before)
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_the_legacy_fit_has_no_names(encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers import InputExample
     from torch.utils.data import DataLoader
@@ -301,5 +312,3 @@ def test_layers_count_as_around_the_library_s_loss(around: Any, encoder: Any, tr
 def test_layers_around_the_cached_loss_are_refused(around: Any, encoder: Any, trained: Any) -> None:
     with pytest.raises(ReasonEmbedError, match="use RedapterLoss in AdaptiveLayerLoss and Matryoshka2dLoss"):
         trained(around(encoder, CachedRedapterLoss(encoder)))
-    # And whatever it had changed is back.
-    assert "forward" not in vars(encoder[0])

@@ -10,7 +10,7 @@ import xxhash
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.prompts import query_prefix
+from reasonembed_mteb.models.instructions import PromptRule
 from reasonembed_mteb.retrieval.rows import instruction_for
 from reasonembed_mteb.training.sampling import draw_group, generator
 
@@ -114,10 +114,8 @@ class GroupCollator(SentenceTransformerDataCollator):
             ``query`` and ``reasoning_query``, B each, and ``documents``, B x G. A row without a reasoning
             query has its query in that place, which the loss ignores.
         """
-        prefixes = [
-            query_prefix(row_instruction(row, self.instructions), self.template) if self.template else ""
-            for row in rows
-        ]
+        rule = PromptRule(template=self.template or None)
+        prefixes = [rule.prefix_of(row_instruction(row, self.instructions)) for row in rows]
         found: dict[str, list[str]] = {"query": [], "reasoning_query": [], "documents": []}
         for row, prefix in zip(rows, prefixes, strict=True):
             found["query"].append(prefix + row["query"])
