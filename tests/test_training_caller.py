@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from sentence_transformers.sparse_encoder.losses import SpladeLoss
+from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterCallback, RedapterLoss
@@ -105,13 +105,19 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "cached matryoshka": lambda model: MatryoshkaLoss(model, PLAIN["cached"](model), [32, 8]),
     "layers": lambda model: AdaptiveLayerLoss(model, RedapterLoss(model, start_step=1)),
     "both": lambda model: Matryoshka2dLoss(model, RedapterLoss(model, start_step=1), [32, 8]),
+    "cached splade": lambda model: CachedSpladeLoss(
+        model, RedapterLoss(model, start_step=1), document_regularizer_weight=1e-3, mini_batch_size=1
+    ),
     "splade": lambda model: SpladeLoss(
         model, RedapterLoss(model, start_step=1), document_regularizer_weight=1e-3
     ),
 }
 
 
-@pytest.mark.parametrize("kind", PLAIN | AROUND)
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "cached", *(pytest.param(kind, marks=pytest.mark.slow) for kind in AROUND)],
+)
 def test_weights_begin_at_the_trainer_s_step(
     kind: str, encoder: Any, trained: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,16 +164,15 @@ def test_a_negative_is_never_taken_for_a_reasoning_query(
     assert are_equal(run(RedapterLoss(encoder, start_step=None), ALL), library)
 
 
-def test_the_order_of_named_columns_does_not_matter(encoder: Any, trained: Any) -> None:
-    run = same_start(encoder, trained)
-    for kind in PLAIN.values():
-        first = run(kind(encoder), ALL)
-        assert are_equal(
-            run(kind(encoder), data("label", "query", "positive", "negative", "reasoning_query")), first
-        )
-        assert are_equal(run(kind(encoder), data("reasoning_query", "negative", "positive", "query")), first)
-        # What is compared does depend on the weights.
-        assert not are_equal(run(kind(encoder), data("query", "positive", "negative")), first)
+@pytest.mark.parametrize("kind", ["plain", pytest.param("cached", marks=pytest.mark.slow)])
+def test_the_order_of_named_columns_does_not_matter(kind: str, encoder: Any, trained: Any) -> None:
+    run, loss = same_start(encoder, trained), PLAIN[kind]
+    first = run(loss(encoder), ALL)
+    other = data("label", "query", "positive", "negative", "reasoning_query")
+    assert are_equal(run(loss(encoder), other), first)
+    assert are_equal(run(loss(encoder), data("reasoning_query", "negative", "positive", "query")), first)
+    # What is compared does depend on the weights.
+    assert not are_equal(run(loss(encoder), data("query", "positive", "negative")), first)
 
 
 def test_a_set_without_reasoning_among_others(encoder: Any, trained: Any) -> None:
@@ -261,6 +266,41 @@ def test_a_step_that_nobody_tells_is_said_once(encoder: Any, caplog: pytest.LogC
         RedapterLoss(encoder, start_step=None)(columns)
     assert not caplog.text
     assert told.weighted
+
+
+def test_a_training_that_ends_before_weights_begin_says_so(
+    encoder: Any, trained: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(RedapterLoss(encoder, start_step=2))
+    assert "throughout" not in caplog.text
+    trained(RedapterLoss(encoder))
+    assert caplog.text.count("weights begin at step 100 and the training has 3: it is plain InfoNCE") == 1
+
+
+def test_a_trainer_that_changes_the_tensors_keeps_the_names(encoder: Any, tmp_path: Path) -> None:
+    class Moving(SentenceTransformerTrainer):
+        """Hands out copies, as a trainer that moves batches itself would."""
+
+        def collect_features(self, inputs: Any) -> Any:
+            features, labels = super().collect_features(inputs)
+            return [
+                {k: v.clone() if hasattr(v, "clone") else v for k, v in f.items()} for f in features
+            ], labels
+
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", max_steps=1
+    )
+    loss = RedapterLoss(encoder, start_step=0)
+    dataset = data("query", "positive", "negative")
+    Moving(model=encoder, args=arguments, train_dataset=dataset, loss=loss).train()
+    assert loss.metrics["rows_without_reasoning"] == 4
+
+
+def test_the_columns_of_a_stream_are_known(encoder: Any, trained: Any) -> None:
+    stream = data("query", "positive", "reasoning_query").to_iterable_dataset()
+    assert all(
+        weighed for _, weighed in trained(RedapterLoss(encoder, start_step=0), stream, max_steps=2).steps
+    )
 
 
 def test_a_told_step_is_the_loss_s(encoder: Any, trained: Any) -> None:

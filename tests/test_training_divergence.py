@@ -78,10 +78,10 @@ def run(qwen3_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that trains up to ten steps in a folder, a checkpoint a step, one of them kept."""
     data = write_folder(tmp_path / "data", biology=8)
 
-    def start(**sections: Any) -> Path:
+    def start(*, resume: bool = False, **sections: Any) -> Path:
         training = {"save_steps": 1, "keep": 1, "epochs": 5} | sections.pop("training", {})
         recipe = check_recipe(tiny_recipe(qwen3_dir, training=training, **sections), "tiny")
-        train(recipe, [data], tmp_path / "run", cache=tmp_path / "cache")
+        train(recipe, [data], tmp_path / "run", cache=tmp_path / "cache", resume=resume)
         return tmp_path / "run"
 
     return start
@@ -133,6 +133,10 @@ def test_a_run_that_diverged_keeps_the_last_good_checkpoint(
     assert files
     assert all(value.isfinite().all() for file in files for value in load_file(file).values())
     assert 3 <= step <= 6
+    # What had gone wrong is mended: the run goes on, and ends.
+    monkeypatch.undo()
+    run(**KINDS[kind], resume=True)
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

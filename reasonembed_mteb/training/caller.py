@@ -43,8 +43,9 @@ class Caller:
         return int(self.trainer.state.global_step)
 
     def features(self) -> list[dict[str, Any]]:
-        """Return the columns of the batch, as the trainer gives them to a loss."""
-        columns: list[dict[str, Any]] = self.trainer.collect_features(self.inputs)[0]
+        """Return the columns of the batch in their order, as sentence-transformers splits them."""
+        # Not by the trainer's own method, which may have another way to hand them out.
+        columns: list[dict[str, Any]] = BaseTrainer.collect_features(self.trainer, dict(self.inputs))[0]
         return columns
 
     def names(self, columns: Sequence[Mapping[str, Any]]) -> list[str] | None:
@@ -57,7 +58,11 @@ class Caller:
             One for each; None where they are not this batch's.
         """
         found = [self._name(column) for column in columns]
-        return [name for name in found if name] if all(found) else None
+        if not all(found):
+            # A trainer that changes the tensors gives as many columns, in their order.
+            own = self.features()
+            found = [self._name(column) for column in own] if len(own) == len(columns) else []
+        return [name for name in found if name] if found and all(found) else None
 
     def _name(self, column: Mapping[str, Any]) -> str | None:
         for key, value in column.items():
@@ -87,25 +92,29 @@ def find_caller() -> Caller | None:
     return None
 
 
-def check_trainer(trainer: Any, loss: RedapterLoss) -> None:  # noqa: ANN401 - sentence-transformers' trainer
+def check_trainer(trainer: Any, loss: RedapterLoss) -> bool:  # noqa: ANN401 - sentence-transformers' trainer
     """Check, once, the columns of every data set that a trainer has for a loss.
 
     Args:
         trainer: sentence-transformers' trainer.
         loss: Ours, which it trains with.
 
+    Returns:
+        Whether this was the first time.
+
     Raises:
         LossError: If the names of a data set's columns leave open which is what.
     """
     known = _CHECKED.setdefault(trainer, WeakSet())
     if loss in known:
-        return
+        return False
     known.add(loss)
     several = trainer.loss if isinstance(trainer.loss, dict) else {}
     for data in (trainer.train_dataset, trainer.eval_dataset):
         for name, one in data.items() if isinstance(data, dict) else [("", data)]:
             if name not in several or loss in several[name].modules():
                 check_columns(one, trainer.data_collator, [loss], name)
+    return True
 
 
 def check_columns(

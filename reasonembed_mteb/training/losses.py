@@ -301,7 +301,8 @@ class RedapterLoss(nn.Module):
         caller, wanted = find_caller(), self.start_step is not None
         if caller is not None:
             self._found_step = caller.step
-            check_trainer(caller.trainer, self)
+            if check_trainer(caller.trainer, self):
+                self._note_short_training(caller.trainer.state.max_steps)
         else:
             self._note_untold_call()
         if names is None:
@@ -313,6 +314,16 @@ class RedapterLoss(nn.Module):
                 ", ".join(names),
             )
         return roles
+
+    def _note_short_training(self, steps: int) -> None:
+        # A step that is told need not be one of this training.
+        if self.start_step is not None and self._told_step is None and 0 < steps <= self.start_step:
+            self._say_once(
+                "weights begin at step %d and the training has %d: it is plain InfoNCE throughout; give a "
+                "smaller start_step",
+                self.start_step,
+                steps,
+            )
 
     def _note_untold_call(self) -> None:
         """Say once that the step stands still while somebody trains, so that nothing will ever weigh."""
