@@ -42,9 +42,13 @@ class LLMClient(KeepsAnswers):
     """Asks an endpoint and keeps every answer on disk.
 
     Example:
+        >>> from pathlib import Path
+        >>> from reasonembed_mteb.llm.client import Endpoint, LLMClient, Request
         >>> endpoint = Endpoint("http://localhost:8000/v1", "Qwen/Qwen2.5-72B-Instruct")
+        >>> chat = ({"role": "user", "content": "Why is the sky blue?"},)
+        >>> requests = [Request("1", chat, temperature=0.7, top_p=0.8, max_tokens=256, seed=0)]
         >>> with LLMClient(endpoint, Path("work/answers")) as client:
-        ...     for answer in client.run(requests, total=len(documents), description="Generating"):
+        ...     for answer in client.run(requests, total=len(requests), description="Generating"):
         ...         print(answer.key, answer.text)
     """
 

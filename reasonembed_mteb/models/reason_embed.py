@@ -78,6 +78,7 @@ class ReasonEmbed(FastSentenceTransformer):
     budget, packed where that is known; see `FastSentenceTransformer` for the options.
 
     Example:
+        >>> from reasonembed_mteb import ReasonEmbed  # doctest: +SKIP
         >>> model = ReasonEmbed("hanhainebula/reason-embed-qwen3-4b-0928")  # doctest: +SKIP
         >>> queries = model.encode_query(["Why do cats purr?"], task="biology")  # doctest: +SKIP
         >>> documents = model.encode_document(["Purring promotes bone growth."])  # doctest: +SKIP

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reasonembed_mteb.training.cached import CachedRedapterLoss
+    from reasonembed_mteb.training.callback import RedapterCallback
     from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.merging import average_checkpoints, merge
     from reasonembed_mteb.training.recipes import load_recipe
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
+    "RedapterCallback": "reasonembed_mteb.training.callback",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RedapterTrainer": "reasonembed_mteb.training.trainer",
     "average_checkpoints": "reasonembed_mteb.training.merging",
@@ -27,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "CachedRedapterLoss",
+    "RedapterCallback",
     "RedapterLoss",
     "RedapterTrainer",
     "average_checkpoints",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import unknown_name
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def build_trainer(
 
     Returns:
         The trainer, not yet started.
+
+    Raises:
+        ReasonEmbedError: If the recipe asks for two kinds of attention.
     """
     from transformers import set_seed
 
@@ -68,6 +71,12 @@ def build_trainer(
     evaluator = _evaluator(recipe, output)
     arguments = _arguments(recipe, output, plan, _best_score(recipe, evaluator))
     if recipe.training.packed:
+        if recipe.training.attention:
+            msg = (
+                f"training.packed brings its own attention, training.attention={recipe.training.attention!r} "
+                "another one: give one of the two"
+            )
+            raise ReasonEmbedError(msg)
         pack_texts(model, arguments.device, half=recipe.training.precision == "bf16")
     collator = make_collator(model, recipe, plan)
     return RedapterTrainer(
@@ -83,6 +92,7 @@ def build_trainer(
         evaluator=evaluator,
         metrics=MetricsFile(output / "metrics.csv"),
         keep=recipe.training.keep,
+        retries=recipe.training.retries,
         say=say,
         callbacks=_early_stop(recipe),
     )

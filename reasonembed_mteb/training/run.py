@@ -36,7 +36,7 @@ MODEL = "model"
 ADAPTER = "adapter"
 # Keys that change neither a batch nor a weight.
 _HARMLESS = {
-    "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
+    "training": ("save_steps", "keep", "retries", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
 }
 _PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")

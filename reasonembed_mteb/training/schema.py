@@ -186,6 +186,7 @@ class TrainingPart(_Section):
             in bf16).
         save_steps: Steps between checkpoints; 0 for one at the end.
         keep: Checkpoints kept.
+        retries: Steps in a row that are left out because loss or gradient is not finite, before the run ends.
         log_steps: Steps between lines on the console.
         workers: Worker processes that read and tokenise.
         report_to: Trackers, by transformers' names.
@@ -206,6 +207,7 @@ class TrainingPart(_Section):
     packed: bool = False
     save_steps: Count = 0
     keep: Positive = 2
+    retries: Count = 3
     log_steps: Positive = 10
     workers: Count = 0
     report_to: list[str] = Field(default_factory=list)
