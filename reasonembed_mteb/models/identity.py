@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,12 @@ def tokenizer_hash(tokenizer: Any) -> str | None:  # noqa: ANN401 - transformers
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         return None
-    state = json.loads(backend.to_str())
+    return _state_hash(backend.to_str())
+
+
+@lru_cache(maxsize=2)
+def _state_hash(text: str) -> str:
+    state = json.loads(text)
     # Set by the last call, by batch and length.
     for passing in ("truncation", "padding"):
         state.pop(passing, None)

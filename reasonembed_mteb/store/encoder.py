@@ -19,14 +19,13 @@ from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
 from reasonembed_mteb.store.vectors import VectorStore, text_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import EncoderProtocol, ModelMeta
     from mteb.types import Array, PromptType
     from numpy.typing import NDArray
-    from torch.utils.data import DataLoader
 
     from reasonembed_mteb.store.vectors import Found
 
@@ -120,7 +119,7 @@ class StoredEncoder:
 
     def encode(
         self,
-        inputs: DataLoader[Any],
+        inputs: Iterable[Any],
         *,
         task_metadata: TaskMetadata,
         prompt_type: PromptType | None = None,
