@@ -8,7 +8,7 @@ import pytest
 from bright_data import DOCUMENTS, example, set_examples, write
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval import labels as data
+from reasonembed_mteb.retrieval import layouts as data
 from reasonembed_mteb.retrieval import rows as tables
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 
 def test_a_tasks_labels_are_those_it_is_evaluated_with() -> None:
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
 
     for name in ("ReasonMiniLeetcode", "ReasonMiniAops", "ReasonMiniBiology"):
         row = find(name)

@@ -173,7 +173,7 @@ def test_the_local_copy_is_looked_up(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_data_may_lie_beside_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
     from reasonembed_mteb.retrieval.sources import data_revision
 
     text = TABLE.replace('path = "someone/newbench"', 'data = "../data"')

@@ -242,9 +242,9 @@ def judgements_of_task(name: str) -> Judgements:
         UnknownNameError: If no task is called so.
         DataError: If the data is missing or damaged.
     """
-    from reasonembed_mteb.retrieval.labels import load_labels
+    from reasonembed_mteb.retrieval.layouts import load_labels
     from reasonembed_mteb.retrieval.rows import find
 
     row = find(name)
-    labels, excluded = load_labels(row)
-    return judge(row.name, labels, excluded, row.main_score)
+    found = load_labels(row)
+    return judge(row.name, found.labels, found.excluded, row.main_score)

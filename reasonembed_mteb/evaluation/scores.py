@@ -57,6 +57,8 @@ def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTask
     ) -> Any:  # noqa: ANN401 - whatever the task returns
         own = inner(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
         named = _named(scores)
+        measured = getattr(task, "query_measures", None)
+        more = measured(results, hf_split, hf_subset) if measured is not None else {}
         first = _reciprocal_ranks(qrels, results)
         cuts = sorted({int(name.rsplit("_", 1)[1]) for row in named.values() for name in row})
         for query, found in results.items():
@@ -74,6 +76,7 @@ def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTask
                 }
                 | named.get(query, {})
                 | mrr
+                | more.get(query, {})
             )
         return own
 

@@ -37,11 +37,16 @@ def instruction_of(task: TaskMetadata) -> str:
 
     Args:
         task: MTEB's metadata of it.
+
+    Returns:
+        The sentence; empty for a task whose protocol has none.
     """
     known = task_instructions().get(task.name)
+    if known is not None:
+        return known
     prompt = task.prompt
     own = prompt.get("query") if isinstance(prompt, dict) else prompt
-    return known or own or _GENERIC_INSTRUCTION
+    return own or _GENERIC_INSTRUCTION
 
 
 def task_prompts(template: str = QUERY_TEMPLATE) -> dict[str, str]:
@@ -50,7 +55,8 @@ def task_prompts(template: str = QUERY_TEMPLATE) -> dict[str, str]:
     Args:
         template: Where the instruction goes; must hold ``{instruction}``.
     """
-    prefixes = {f"{name}-query": query_prefix(text, template) for name, text in task_instructions().items()}
+    named = task_instructions()
+    prefixes = {f"{name}-query": query_prefix(text, template) for name, text in named.items() if text}
     return {"document": "", **prefixes}
 
 

@@ -12,6 +12,7 @@ from reasonembed_mteb.reporting.comparison import published_comparisons
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
 from reasonembed_mteb.reporting.tables import metric_name
+from reasonembed_mteb.retrieval.rows import REASONING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
 _NOISE_METRIC = "ndcg_at_10"
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(table: ScoreTable) -> dict[str, Figure]:
@@ -29,7 +31,8 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
         table: One of `score_tables`.
 
     Returns:
-        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known.
+        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known; ``profile`` of a
+        table whose columns are kinds of reasoning.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -39,7 +42,12 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
     mpl.rcParams["svg.hashsalt"] = "reasonembed"
-    drawn = {"heatmap": heat_map(table), "published": published_bars(table), "cost": cost_plot(table)}
+    drawn = {
+        "heatmap": heat_map(table),
+        "published": published_bars(table),
+        "cost": cost_plot(table),
+        "profile": profile_plot(table),
+    }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -70,7 +78,8 @@ def heat_map(table: ScoreTable) -> Figure:
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=-0.1, vmax=1.25, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
         text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
-        color = "white" if shares[row, column] > 0.75 else "black"
+        # Where white begins to be read more easily than black.
+        color = "white" if shares[row, column] > 0.88 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(count), [table.head(column) for column in table.columns], fontsize=9)
     axes.set_yticks(range(len(table.rows)), [figure_text(_label(row)) for row in table.rows], fontsize=9)
@@ -103,6 +112,7 @@ def published_bars(table: ScoreTable) -> Figure | None:
     for place, one in zip(places, means, strict=True):
         ends = max(one.ours, one.published.value) + 0.9
         axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
+    axes.margins(x=0.09)
     names = [f"{table.rows[source.row].label}\n{source.source}" for source in held]
     axes.set_yticks(places, [figure_text(name) for name in names], fontsize=8)
     axes.set_xlabel(
@@ -110,6 +120,37 @@ def published_bars(table: ScoreTable) -> Figure | None:
     )
     axes.set_title(figure_text(f"{table.name}: ours against published"), fontsize=10, loc="left")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def profile_plot(table: ScoreTable) -> Figure | None:
+    """Return each model's scores over the kinds of reasoning, or None for a table of other columns.
+
+    Dots rather than lines or a radar: kinds have no order, and ten models stay apart.
+
+    Args:
+        table: One of `score_tables`.
+    """
+    if not (table.rows and table.columns and set(table.columns) <= set(REASONING)):
+        return None
+    figure, axes = _figure(8, 1.6 + 0.26 * len(table.rows) * len(table.columns))
+    step = 0.8 / len(table.rows)
+    for place, row in enumerate(table.rows):
+        held = [column for column in table.columns if column in row.cells]
+        heights = [table.columns.index(column) + (place + 0.5) * step - 0.4 for column in held]
+        scores = [100 * row.cells[column].score for column in held]
+        color, mark = f"C{place % 10}", _MARKS[place % len(_MARKS)]
+        axes.hlines(heights, 0, scores, color=color, linewidth=1, alpha=0.5)
+        axes.plot(scores, heights, mark, color=color, label=figure_text(_label(row)), markersize=6)
+        for score, height in zip(scores, heights, strict=True):
+            axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=_GREY)
+    axes.set_yticks(range(len(table.columns)), list(table.columns), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.set_xlabel("mean of the benchmarks' main scores in each kind, %")
+    axes.set_title(figure_text(table.name), fontsize=10, loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -141,6 +182,7 @@ def cost_plot(table: ScoreTable) -> Figure | None:
                 fontsize=8,
             )
     axes.set_xscale("log")
+    _label_seconds(axes, seconds.max() / seconds.min())
     axes.margins(0.12)
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -148,6 +190,16 @@ def cost_plot(table: ScoreTable) -> Figure | None:
     axes.set_ylabel(f"mean {metric_name(table.metric)}, %")
     axes.set_title(figure_text(f"{table.name}: quality and cost"), fontsize=10, loc="left")
     return figure
+
+
+def _label_seconds(axes: Any, ratio: float) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """Write ticks of a logarithmic axis as plain numbers, several of them however small its range."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    steps = (1.0,) if ratio > 100 else (1.0, 2.0, 5.0) if ratio > 3 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label(row: ModelRow) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.evaluation.scores import read_scores
+from reasonembed_mteb.retrieval.layouts import load_corpus, load_queries
 from reasonembed_mteb.retrieval.rows import row_of_task
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.reporting.results import Result
     from reasonembed_mteb.reporting.tables import ScoreTable
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,18 @@ def local_texts(task: str, queries: Collection[str], documents: Collection[str])
     if row is None:
         return Texts(missing=f"{task} is in none of the task tables, so its texts are not known")
     try:
-        return Texts(_queries(row, set(queries)), _documents(row, set(documents)))
+        return Texts(_pick(load_queries(row), set(queries)), _pick(load_corpus(row), set(documents)))
     except DataError as error:
         return Texts(missing=f"no texts: {error}")
 
 
-def _documents(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.document_column
-    return _pick(read_split(row, *splits_of(row)[0], columns=("id", column)), column, wanted)
-
-
-def _queries(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.query_column
-    return _pick(read_split(row, *splits_of(row)[1], columns=("id", column)), column, wanted)
-
-
-def _pick(data: Dataset, column: str, wanted: set[str]) -> dict[str, str]:
+def _pick(data: Dataset, wanted: set[str]) -> dict[str, str]:
     """Read the rows of some ids alone: corpora are large, and memory-mapped."""
     ids: list[str] = data["id"][:]
     rows = [row for row, name in enumerate(ids) if name in wanted]
     if not rows:
         return {}
-    texts: Any = data.select(rows)[column][:]
+    texts: Any = data.select(rows)["text"][:]
     # A later row of the same id counts, as it does in the task itself.
     return {ids[row]: str(text) for row, text in zip(rows, texts, strict=True)}
 
@@ -172,11 +161,11 @@ def read_scores_by_query(result: Result) -> dict[str, float]:
     return dict(zip(table.column(0).to_pylist(), scores.tolist(), strict=True))
 
 
-def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
+def read_frames(table: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
     """Read every query's main score in a table.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
 
     Returns:
         A frame for each column where any model has scores by query, and a line for each file that was
@@ -184,8 +173,8 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
     """
     cells = [
         (column, place, row.cells[column])
-        for column in board.columns
-        for place, row in enumerate(board.rows)
+        for column in table.columns
+        for place, row in enumerate(table.rows)
         if column in row.cells and row.cells[column].scores_file is not None
     ]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -197,7 +186,7 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
         if not isinstance(found, str):
             held.setdefault(column, {})[place] = found
             tasks.setdefault(column, cell.task)
-    frames = [_frame(column, tasks[column], found, len(board.rows)) for column, found in held.items()]
+    frames = [_frame(column, tasks[column], found, len(table.rows)) for column, found in held.items()]
     return frames, problems
 
 

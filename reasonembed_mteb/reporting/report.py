@@ -17,6 +17,7 @@ from reasonembed_mteb.reporting.comparison import (
     significance_grids,
 )
 from reasonembed_mteb.reporting.queries import read_frames
+from reasonembed_mteb.reporting.suites import suite_tables
 from reasonembed_mteb.reporting.tables import score_tables
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def write_report(
     Returns:
         The text, and a line for each file of scores by query that was left out.
     """
-    tables = score_tables(results, together=wanted.together)
+    tables = [*score_tables(results, together=wanted.together), *suite_tables(results)]
     tests, problems = _tests(tables, format == "json") if wanted.significance else ({}, [])
     if format == "html":
         from reasonembed_mteb.reporting.page import render_page
@@ -135,7 +136,7 @@ def draw_report(
     from reasonembed_mteb.reporting.pictures import draw
 
     written = []
-    for table in score_tables(results, together=together):
+    for table in (*score_tables(results, together=together), *suite_tables(results)):
         stem = file_name(re.sub(r"[^\w.-]+", "-", table.name).strip("-"))
         for name, figure in draw(table).items():
             file = folder / f"{stem}-{name}.{format}"

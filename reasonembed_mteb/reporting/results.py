@@ -45,7 +45,7 @@ class Result:
         model: Whose.
         task: MTEB task name.
         split: Split of the data.
-        subset: MTEB's subset of the task, mostly ``default``.
+        subset: MTEB's subset of the task, mostly ``default``; empty for the mean of several.
         score: Main score, ``[0, 1]`` for retrieval.
         metric: Its name, or None where neither we nor MTEB know the task.
         file: The result file.
@@ -137,7 +137,7 @@ _OTHER_FOLDERS = frozenset({"records", "remote", "predictions"})
 _NO_RESULTS = frozenset({"model_meta.json"})
 _NO_REVISION = "no_revision_available"
 # Metrics of retrieval are shares; whoever edits a file tends to write per cent.
-_SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate")
+_SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate", "alpha_ndcg", "coverage", "ppa")
 # MTEB rounds what it writes to five or six decimals.
 _ROUNDING = 2e-5
 
@@ -167,8 +167,26 @@ def read_results(folders: Sequence[Path]) -> ResultSet:
                 results.found += _read(file, folder, metas)
             except DataError as error:
                 results.problems.append(f"{file}: {error}")
-    results.found = _apart(results.found)
+    results.found = _one_a_task(_apart(results.found))
     return results
+
+
+def _one_a_task(found: Sequence[Result]) -> list[Result]:
+    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it."""
+    pools: dict[tuple[Any, ...], list[Result]] = {}
+    for result in found:
+        # MTEB's own tasks over several of our rows keep their subsets.
+        alone = row_of_task(result.task) is None
+        key = (result.model, result.task, result.split, result.limit, result.subset if alone else "")
+        pools.setdefault(key, []).append(result)
+    return [
+        held[0] if len(held) == 1 else replace(held[0], subset="", score=_mean_of(held), scores_file=None)
+        for held in pools.values()
+    ]
+
+
+def _mean_of(held: Sequence[Result]) -> float:
+    return math.fsum(result.score for result in held) / len(held)
 
 
 def _result_files(folder: Path) -> Iterator[Path]:

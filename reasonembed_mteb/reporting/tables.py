@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 _THEIRS = ", MTEB's own"
-_METRICS = {"ndcg": "nDCG", "recall": "recall", "map": "MAP", "mrr": "MRR", "precision": "precision"}
+_METRICS = {
+    "ndcg": "nDCG",
+    "alpha_ndcg": "alpha-nDCG",
+    "recall": "recall",
+    "map": "MAP",
+    "mrr": "MRR",
+    "precision": "precision",
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ def _places() -> dict[str, tuple[TableKey, str]]:
 def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
     """Yield the tasks that share a row's data, each with the name, family and description of its table."""
     about = _about(row)
+    if row.is_mtebs:
+        yield (
+            row.name,
+            (row.mteb_benchmark or row.benchmark) + _THEIRS,
+            row.family,
+            f"{about}; MTEB's own tasks",
+        )
+        return
     yield row.name, row.benchmark, row.family, f"{about}; our tasks"
     if row.is_rewritten:
         return

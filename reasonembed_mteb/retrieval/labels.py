@@ -1,23 +1,17 @@
-"""A task's labels and exclusions: how BRIGHT and R2MED hold them, and the rules that every data set obeys.
-
-One set of rules, whatever the layout: `apply_rules`.
-"""
+"""Labels and exclusions: how BRIGHT writes them, and the rules that all data obey, whatever the layout."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import DataError, first_names
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from datasets import Dataset
-
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 logger = logging.getLogger(__name__)
 
@@ -28,79 +22,6 @@ MANY_MISSING = 0.05
 
 Labels = dict[str, dict[str, int]]
 Exclusions = dict[str, list[str]]
-
-
-def load_split(row: TaskRow) -> dict[str, Any]:
-    """Load and check one task's data.
-
-    Args:
-        row: The task.
-
-    Returns:
-        MTEB's ``RetrievalSplitData`` (``corpus`` and ``queries`` with columns ``id`` and ``text``,
-        ``relevant_docs``, ``top_ranked=None``) with one key more: ``excluded_ids``, the documents that
-        do not count, by query; queries without any are left out.
-
-    Raises:
-        DataError: If data is missing or damaged, or too much of the gold is not in the corpus.
-    """
-    corpus, queries = _load_r2med(row) if row.layout == "r2med" else _load_bright(row)
-    labels, excluded = load_labels(row)
-    corpus = last_of_each_id(corpus, row.name)
-    # `[:]` reads a column at once; iterating over it reads row by row.
-    known = set(corpus["id"][:])
-    labels, excluded = apply_rules(labels, excluded, queries["id"][:], known, row.name)
-    warn_of_empty_queries(queries, row.name)
-    return {
-        "corpus": corpus,
-        "queries": queries,
-        "relevant_docs": labels,
-        "top_ranked": None,
-        "excluded_ids": excluded,
-    }
-
-
-def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset]:
-    documents, examples = splits_of(row)
-    return _texts(row, documents, row.document_column), _texts(row, examples, row.query_column)
-
-
-def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset]:
-    corpus_split, query_split, _ = splits_of(row)
-    return _texts(row, corpus_split, row.document_column), _texts(row, query_split, row.query_column)
-
-
-def _texts(row: TaskRow, split: tuple[str, str, str, str], column: str) -> Dataset:
-    """Return ids and texts by MTEB's names."""
-    data = read_split(row, *split, columns=("id", column))
-    return data if column == "text" else data.rename_column(column, "text")
-
-
-def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
-    """Load a task's labels and exclusions as they stand; its corpus is not read.
-
-    Args:
-        row: The task.
-
-    Returns:
-        Labels of every query (it may have none), and the exclusions of the queries that have some.
-
-    Raises:
-        DataError: If data is missing or damaged.
-    """
-    if row.layout == "r2med":
-        _, query_split, label_split = splits_of(row)
-        labels: Labels = {query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]}
-        names = ("q_id", "p_id", "score")
-        columns = (read_split(row, *label_split, columns=names)[name][:] for name in names)
-        for query, document, score in zip(*columns, strict=True):
-            labels.setdefault(query, {})[document] = int(score)
-        return labels, {}
-    _, examples = splits_of(row)
-    excluded = (row.excluded_column,) if row.excluded_column else ()
-    rows = read_split(row, *examples, columns=("id", row.gold_column, *excluded))
-    found = bright_examples(rows, row.gold_column, row.excluded_column)
-    return found.labels, found.excluded
 
 
 @dataclass(frozen=True)
