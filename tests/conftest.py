@@ -161,9 +161,12 @@ def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_decoder(tmp_path_factory.mktemp("models") / "qwen3", chat=True)
 
 
-@pytest.fixture
-def encoder(tmp_path: Path) -> Any:
-    """Return a two-layer random BERT with mean pooling, as all-MiniLM has."""
+def make_encoder(folder: Path) -> Any:
+    """Return a two-layer random BERT with mean pooling, as all-MiniLM has.
+
+    Args:
+        folder: Where its parts are saved.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
@@ -175,10 +178,16 @@ def encoder(tmp_path: Path) -> Any:
     tokenizer.model_max_length = 512
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    modules = [Transformer(str(tmp_path)), Pooling(32, "mean"), Normalize()]
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [Transformer(str(folder)), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, device="cpu")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Any:
+    """Return a model of `make_encoder`."""
+    return make_encoder(tmp_path)
 
 
 @pytest.fixture

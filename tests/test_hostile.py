@@ -218,6 +218,9 @@ COMMANDS: dict[str, Callable[[World], list[Any]]] = {
     "synthesize --dry-run": lambda w: ["synthesize", w.config, "--dry-run"],
     "synthesize": lambda w: ["synthesize", w.config],
     "synthesize an unknown step": lambda w: ["synthesize", w.config, "--step", w.word],
+    "samples": lambda w: ["samples", w.rows, "--output", "out/page.html"],
+    "samples of nothing": lambda w: ["samples", w.word, "--output", "out/page.html"],
+    "export-judgements": lambda w: ["export-judgements", w.config, "--output", "out/chats.jsonl"],
     "train --dry-run": lambda w: [
         "train",
         w.recipe,

@@ -95,7 +95,10 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def score(model: Path, output: Path, *tasks: str, **options: Any) -> list[runner.Outcome]:
     template = options.pop("template", "Instruct: {instruction}\nQuery: ")
-    metas = resolving.resolve_models([str(model)], filed_as="test/model", template=template)
+    variants = resolving.Variants(ablate_instruction=options.pop("ablate", False))
+    metas = resolving.resolve_models(
+        [str(model)], filed_as="test/model", template=template, variants=variants
+    )
     chosen = runner.RunOptions(output=output, progress=False, overwrite=True, **options)
     outcomes = runner.run(metas, [mteb.get_task(task) for task in tasks], chosen)
     for outcome in outcomes:
@@ -118,6 +121,28 @@ def test_a_shared_corpus_is_embedded_once(tmp_path: Path, qwen3_dir: Path, encod
     # Another instruction makes other queries, and the same documents.
     score(qwen3_dir, tmp_path / "three", AOPS, template="{instruction}: ", **options)
     assert len(encoded) == 4
+
+
+@pytest.mark.usefixtures("data")
+def test_without_an_instruction_documents_are_not_encoded_again(
+    tmp_path: Path, qwen3_dir: Path, encoded: list[str]
+) -> None:
+    output = tmp_path / "out"
+    first, second = score(qwen3_dir, output, AOPS, store=tmp_path / "store", ablate=True)
+    assert len(encoded) == 58
+    with_instruction, bare = encoded[:4], encoded[-4:]
+    queries = with_instruction if "Instruct" in with_instruction[0] else encoded[50:54]
+    assert [text.split("Query: ")[-1] for text in queries] == bare
+    assert not any("Instruct" in text for text in bare)
+    assert first.model != second.model
+    assert "without_instruction" in second.model
+    # Two results, one a model, and the record says what was sent.
+    prefixes = {
+        path.parent.name: json.loads(path.read_text())["query_prefix"]
+        for path in (output / "records").rglob(f"{AOPS}.json")
+    }
+    assert len(prefixes) == 2
+    assert sorted(prefixes.values())[0] == ""
 
 
 @pytest.mark.usefixtures("data")

@@ -8,8 +8,11 @@ import pytest
 from remixer_script import answer, document, make_config
 from stub_server import StubServer, failure
 
+from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.synthesis.annotate import labelled, median_label, parse_label, second_labelled
+from reasonembed_mteb.synthesis.annotators import as_released, known_annotator
 from reasonembed_mteb.synthesis.pipeline import make_client, synthesize
+from reasonembed_mteb.synthesis.prompts import load_prompts, prompt_for
 from reasonembed_mteb.synthesis.step import Run
 
 if TYPE_CHECKING:
@@ -99,3 +102,62 @@ def test_several_samples_and_a_second_annotator(tmp_path: Path) -> None:
     assert other is not None
     assert [row["id"] for row in other.rows()] == [row["id"] for row in rows[:2]]
     assert {body["model"] for body in judged} == {"stub", "second"}
+
+
+RELEASED = "hanhainebula/reason-embed-annotator-qwen3-8b-0928"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [RELEASED, "/models/reason-embed-annotator-qwen3-8b-0928/", "Reason_Embed_Annotator_Qwen3_8B_0928-AWQ"],
+)
+def test_the_released_annotator_is_asked_as_it_was_released(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with StubServer(answer) as server:
+        more = f"[annotate]\nendpoint = 'judge'\n[endpoints.judge]\nmodel = '{model}'\nbase_url = "
+        run, rows = annotated(tmp_path, server, f"{more}'{server.base_url}'")
+        bodies = [seen.body for seen in server.seen if "<score>" in seen.text]
+    assert rows
+    assert {body["model"] for body in bodies} == {model}
+    for body in bodies:
+        assert (body["top_k"], body["max_tokens"]) == (40, 2048)
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert (body["temperature"], body["top_p"]) == (0.7, 0.95)
+        (message,) = body["messages"]
+        assert "3 - the document holds partial information" in message["content"]
+        assert message["content"].endswith("<score>N</score>")
+    # The other steps' model is asked as ever.
+    others = [seen.body for seen in server.seen if "<query>\n" not in seen.text]
+    assert others
+    assert not any("top_k" in body or "chat_template_kwargs" in body for body in others)
+    (told,) = [one.getMessage() for one in caplog.records if "not ours to ship" in one.getMessage()]
+    assert 'templates = "annotator.toml"' in told
+    assert run.sampling(run.config.annotate)[2] == 2048
+
+
+def test_what_the_user_sets_goes_before_the_released_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = "[annotate]\nuser = 'Their words: $query $document <score>N</score>'\n"
+    (tmp_path / "own.toml").write_text(own, encoding="utf-8")
+    body = "extra_body = { top_k = 5, seed = 1, chat_template_kwargs = { add = true } }"
+    with StubServer(answer) as server:
+        more = f"[annotate]\nmax_tokens = 9\nendpoint = 'judge'\n[endpoints.judge]\nmodel = '{RELEASED}'\n"
+        config = make_config(tmp_path, server.base_url, f"{FEW}{more}{body}\nbase_url = '{server.base_url}'")
+        synthesize(config.model_copy(update={"templates": "own.toml"}), STEPS)
+        bodies = [seen.body for seen in server.seen if "Their words" in seen.text]
+    assert bodies
+    assert {(one["top_k"], one["max_tokens"], one["seed"]) for one in bodies} == {(5, 9, 1)}
+    kwargs = {"enable_thinking": False, "add": True}
+    assert all(one["chat_template_kwargs"] == kwargs for one in bodies)
+    assert "not ours to ship" not in caplog.text
+
+
+def test_another_annotator_keeps_our_prompt_and_the_endpoint_s_length() -> None:
+    assert known_annotator("Qwen/Qwen3-8B") is None
+    endpoint = Endpoint("http://x", "reason-embed-qwen3-8b-0928")
+    assert as_released(endpoint) is endpoint
+    ours = load_prompts()["annotate"]
+    assert prompt_for(ours, endpoint.model) is ours
+    assert prompt_for(ours, RELEASED).hash != ours.hash

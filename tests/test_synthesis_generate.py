@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stub_server import Reply, Seen
 
 STEPS = ("clean", "generate")
+SHORT = "[generate.word_weights]\n'<100' = 1.0\n"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_refused_queries_are_counted(tmp_path: Path) -> None:
         }.get(number, f"<query>{document(100 + number)}</query>")
 
     with StubServer(script) as server:
-        _, found = run_steps(tmp_path, server)
+        _, found = run_steps(tmp_path, server, SHORT)
     dropped = {row["source"]: row["dropped"] for row in found if "dropped" in row}
     assert dropped.pop("d 3") == "points at a given text"
     assert dropped.pop("d 4") == "nearly a benchmark query"
@@ -152,3 +153,59 @@ def test_the_prompt_holds_document_target_and_sampling(tmp_path: Path) -> None:
     assert any(document(n) in text for n in range(60))
     assert any(f"{level} level" in text for level in LEVEL_WEIGHTS)
     assert "question-and-answer site about biology" in text
+
+
+def test_what_stands_around_a_query_goes_and_what_is_none_is_dropped(tmp_path: Path) -> None:
+    good = "Why do the leaves of my maple turn red in a cold autumn?"
+
+    def script(seen: Seen) -> Reply | str:
+        if "<verdict>" in seen.text:
+            return "<verdict>yes</verdict>"
+        number = next(n for n in range(60) if document(n)[:60] in seen.text)
+        own = document(100 + number, 15)
+        written = {
+            3: f"**Query:** {good}\n\n(Word count: 12)",
+            4: "I'm sorry, but I cannot write a query from this document.",
+            5: f"{own} " * 3,
+            6: "Why?",
+            7: document(901, 250),
+            8: f"Query: {good}",
+        }
+        return f"<query>{written.get(number, own)}</query>"
+
+    with StubServer(script) as server:
+        run, found = run_steps(tmp_path, server, SHORT)
+    rows = {row["source"]: row for row in found}
+    dropped = {name: row["dropped"] for name, row in rows.items() if "dropped" in row}
+    # The mended text is compared, so that a label hides no second copy.
+    first, second = sorted(("d 3", "d 8"), key=lambda name: list(rows).index(name))
+    assert dropped == {
+        "d 4": "refusal",
+        "d 5": "repeats itself",
+        "d 6": "much shorter than asked",
+        "d 7": "much longer than asked",
+        second: "near-duplicate of another query",
+    }
+    assert rows[first]["query"] == good
+    note = queries(run, run.config.subset[0]).note
+    assert note is not None
+    kinds = {"d 3": {"label before it": 1, "word count or level": 1}, "d 8": {"label before it": 1}}
+    assert note["mended"] == kinds[first]
+
+
+def test_how_far_from_the_asked_length_can_be_set(tmp_path: Path) -> None:
+    def script(seen: Seen) -> Reply | str:
+        query = f"<query>{document(len(seen.text) * 31 + sum(map(ord, seen.text)), 30)}</query>"
+        return "<verdict>yes</verdict>" if "<verdict>" in seen.text else query
+
+    more = (
+        "[sources]\nper_subset = 12\n[generate]\nlength_factor = {}\n[generate.word_weights]\n'300-400' = 1.0"
+    )
+    kept = []
+    with StubServer(script) as server:
+        for factor in (2.0, 1000.0):
+            _, found = run_steps(tmp_path, server, more.format(factor))
+            kept.append(sum("dropped" not in row for row in found))
+        # Answers that are there are looked at again, not asked for again.
+        assert sum("<query>" in seen.text for seen in server.seen) == 12
+    assert kept == [0, 12]

@@ -67,6 +67,17 @@ def test_a_mean_over_fewer_subsets_is_marked_and_not_ranked(tmp_path: Path) -> N
     assert any("not ranked" in note for note in grid.notes)
 
 
+def test_tasks_of_one_unit_count_once_in_the_mean(tmp_path: Path) -> None:
+    for row in benchmarks()["MIRB(ReasonEmbed)"]:
+        write_result(tmp_path, "a/m", row.name, 0.8 if row.unit else 0.2)
+    (table,) = score_tables(read_results([tmp_path]))
+    mean = table.rows[0].mean
+    assert mean is not None
+    assert (mean.count, mean.of) == (15, 15)
+    # Eleven tasks and the four premise sets together.
+    assert mean.value == pytest.approx((11 * 0.2 + 0.8) / 12)
+
+
 def test_kinds_of_results_stay_in_separate_labelled_tables(tmp_path: Path) -> None:
     tasks = [BIOLOGY, f"{BIOLOGY}Gpt4Reason", f"{BIOLOGY}Long", "BrightBiologyRetrieval", "ReasonMiniBiology"]
     tasks += ["BrightBiologyLongRetrieval", "BrightProBiologyRetrieval", "R2MEDBiologyRetrieval"]
@@ -81,13 +92,13 @@ def test_kinds_of_results_stay_in_separate_labelled_tables(tmp_path: Path) -> No
     assert list(found) == [
         "BRIGHT(ReasonEmbed)",
         "BRIGHT(v1.1), MTEB's own",
-        "BRIGHT-Pro, MTEB's own",
         "BRIGHT-gpt4_reason(ReasonEmbed)",
         "BRIGHT-long(ReasonEmbed)",
         "BRIGHT(v1.1) long, MTEB's own",
         "R2MED(ReasonEmbed)",
         "R2MED, MTEB's own",
         "ReasonMini",
+        "BRIGHT-Pro, MTEB's own",
         "BRIGHT(ReasonEmbed), first 3 queries",
         "Other tasks, ndcg_at_10",
     ]

@@ -128,6 +128,14 @@ def run(
     fusion: Annotated[
         str, typer.Option(help="How rankings are fused: rrf, dbsf or rsf.", rich_help_panel=VARIANTS)
     ] = "rrf",
+    ablate_instruction: Annotated[
+        bool,
+        typer.Option(
+            "--ablate-instruction",
+            help="Score each model again with nothing before its queries; documents are encoded once.",
+            rich_help_panel=VARIANTS,
+        ),
+    ] = False,
     output_folder: OutputFolder = Path("results"),
     prediction_folder: Annotated[
         Path | None,
@@ -221,7 +229,7 @@ def run(
         filed_as=name,
         template=_unescaped(instruction_template),
         no_instruction=no_instruction,
-        variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion),
+        variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
     )
     labels = resolving.model_labels(metas)
     if dry_run:

@@ -164,6 +164,9 @@ def is_causal(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
     Args:
         backbone: The loaded transformers model; it reads sixteen tokens, and two of them again.
     """
+    if backbone.device.type == "meta":
+        # Without weights there is nothing to read by: the configuration's word counts.
+        return bool(getattr(backbone.config, "is_causal", True))
     try:
         with _probing(backbone):
             longer = _hidden(backbone, _probe_ids(backbone, 16)[None])

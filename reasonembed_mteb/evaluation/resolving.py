@@ -113,12 +113,14 @@ class Variants:
         compress: MTEB's name of a compression, such as ``int8``.
         hybrid_with: Models whose rankings are fused with each model's.
         fusion: How: ``rrf``, ``dbsf`` or ``rsf``.
+        ablate_instruction: Score each dense model a second time with nothing before its queries.
     """
 
     truncate_dim: int | None = None
     compress: str | None = None
     hybrid_with: Sequence[str] = ()
     fusion: str = "rrf"
+    ablate_instruction: bool = False
 
     def of(self, models: Sequence[ModelMeta]) -> list[ModelMeta]:
         """Return the metadata of each model's variant.
@@ -129,9 +131,11 @@ class Variants:
         Raises:
             ReasonEmbedError: If a variant does not fit a model.
         """
-        from reasonembed_mteb.evaluation.variants import compressed, fused, truncated
+        from reasonembed_mteb.evaluation.variants import compressed, fused, truncated, without_instruction
 
         found = list(models)
+        if self.ablate_instruction:
+            found = [one for meta in found for one in (meta, without_instruction(meta))]
         if self.truncate_dim is not None:
             found = [truncated(meta, self.truncate_dim) for meta in found]
         if self.compress is not None:

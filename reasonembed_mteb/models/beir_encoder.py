@@ -21,6 +21,7 @@ class BeirEncoder:
 
     Example:
         >>> from beir.retrieval.search.dense import DenseRetrievalExactSearch  # doctest: +SKIP
+        >>> from reasonembed_mteb import BeirEncoder  # doctest: +SKIP
         >>> encoder = BeirEncoder("hanhainebula/reason-embed-qwen3-4b-0928", task="biology")  # doctest: +SKIP
         >>> search = DenseRetrievalExactSearch(encoder, batch_size=16)  # doctest: +SKIP
     """

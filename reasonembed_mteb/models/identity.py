@@ -58,7 +58,7 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
         "truncate_dim": getattr(model, "truncate_dim", None),
         "modules": [_module_config(module) for module in model.children()],
         "weights": weights_hash(model),
-        "tokenizer": _tokenizer_hash(model),
+        "tokenizer": tokenizer_hash(getattr(model, "tokenizer", None)),
     }
 
 
@@ -70,8 +70,12 @@ def _module_config(module: torch.nn.Module) -> list[Any]:
     return [type(module).__name__, json.loads(json.dumps(plain, default=str, sort_keys=True))]
 
 
-def _tokenizer_hash(model: torch.nn.Module) -> str | None:
-    tokenizer = getattr(model, "tokenizer", None)
+def tokenizer_hash(tokenizer: Any) -> str | None:  # noqa: ANN401 - transformers' or the tokenizers library's
+    """Return a hash of a tokenizer's vocabulary and rules, or None where it has no file of them.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     # A static embedding model has a tokenizer of the tokenizers library itself.
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # MTEB's own fallback for retrieval (AbsTaskRetrieval.abstask_prompt), for tasks outside our tables.
 _GENERIC_INSTRUCTION = "Retrieve text based on user query."
+# The experiment option of a model whose queries are left bare, to see what its instruction is worth.
+ABLATED = "without_instruction"
 # What SentenceTransformer.encode_query and encode_document look for where they are given no prompt.
 DOCUMENT_NAMES = ("document", "passage", "corpus")
 _LIBRARY_NAMES = {"query": ("query",), "document": DOCUMENT_NAMES}
@@ -84,12 +86,14 @@ class PromptRule:
         library: All prompts that the SentenceTransformer inside holds, among which it looks itself where
             MTEB finds none.
         default: Name of the prompt that it takes where it finds none either.
+        bare_queries: Nothing goes before a query, whatever the rest says; documents are as they were.
     """
 
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     template: str | None = None
     library: Mapping[str, str | None] = field(default_factory=dict)
     default: str | None = None
+    bare_queries: bool = False
 
     def prefix(self, task: TaskMetadata, side: str | None = "query") -> str:
         """Return the text that goes before each query (or document) of a task; empty for none.
@@ -98,6 +102,8 @@ class PromptRule:
             task: Its name, type and prompt decide, as in MTEB.
             side: ``query`` or ``document``; None for tasks that have no sides.
         """
+        if self.bare_queries and side != "document":
+            return ""
         if self.template is not None and side != "document":
             return self.instructed(instruction_of(task), task.name)
         return self._by_name(task, side)
@@ -110,10 +116,13 @@ class PromptRule:
             task: MTEB name of the task that it belongs to, for which the model may have a prompt of its own.
 
         Returns:
-            The prompt of that task, else the instruction in the model's template, else in ReasonEmbed's.
+            The prompt of that task, else the instruction in the model's template, else in ReasonEmbed's;
+            nothing for no instruction.
         """
         own = (self.prompts.get(f"{task}-query") or self.prompts.get(task)) if task else None
-        return own or query_prefix(instruction, self.template or QUERY_TEMPLATE)
+        if own or not instruction:
+            return own or ""
+        return query_prefix(instruction, self.template or QUERY_TEMPLATE)
 
     def _by_name(self, task: TaskMetadata, side: str | None) -> str:
         """Return the prompt that MTEB takes of a model's own, else the one that the library takes."""
@@ -154,6 +163,8 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     Returns:
         The prefix; empty for none; None where only the loaded model knows.
     """
+    if (meta.experiment_kwargs or {}).get(ABLATED):
+        return ""
     rule = _planned_rule(meta)
     return rule.prefix(task) if rule is not None else _registered_prefix(meta, task)
 

@@ -71,13 +71,14 @@ class ReasonEmbed(FastSentenceTransformer):
     The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
     decoder checkpoint (Qwen2, Qwen3, Llama, Mistral, ...) gets the modules that ReasonEmbed was trained
     with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
-    tokenizer pads on the right, has a pad token, and adds EOS and BOS as its configuration says. A LoRA
+    tokenizer pads on the right, has a pad token, and adds EOS and BOS as under transformers 4. A LoRA
     adapter's folder loads on its base.
 
     An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token
     budget, packed where that is known; see `FastSentenceTransformer` for the options.
 
     Example:
+        >>> from reasonembed_mteb import ReasonEmbed  # doctest: +SKIP
         >>> model = ReasonEmbed("hanhainebula/reason-embed-qwen3-4b-0928")  # doctest: +SKIP
         >>> queries = model.encode_query(["Why do cats purr?"], task="biology")  # doctest: +SKIP
         >>> documents = model.encode_document(["Purring promotes bone growth."])  # doctest: +SKIP
@@ -239,18 +240,24 @@ class ReasonEmbed(FastSentenceTransformer):
             config["prompts"] = self.task_prompts()
         return config
 
-    def save(  # type: ignore[override]
-        self, path: str, model_name: str | None = None, *, safe_serialization: bool = True, **kwargs: Any
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Save a plain sentence-transformers directory, which loads without this package.
 
         Its ``prompts`` hold every task's full prefix by MTEB task name.
 
         Args:
-            path: The directory.
+            path: The directory; None saves nothing, as in sentence-transformers.
             model_name: Name for the card.
+            create_model_card: Whether a ``README.md`` is written.
+            train_datasets: Names of the data sets for the card.
             safe_serialization: Must be True: only safetensors are written.
-            **kwargs: `SentenceTransformer.save`'s further arguments.
 
         Raises:
             ReasonEmbedError: If pickled weights are asked for.
@@ -258,8 +265,9 @@ class ReasonEmbed(FastSentenceTransformer):
         if not safe_serialization:
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
-        super().save(path, model_name, safe_serialization=True, **kwargs)
-        add_older_forms(Path(path), self)
+        super().save(path, model_name, create_model_card, train_datasets)
+        if path is not None:
+            add_older_forms(Path(path), self)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         # The library encodes an example for the card, without an instruction.

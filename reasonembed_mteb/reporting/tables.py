@@ -39,6 +39,7 @@ class TableKey:
         published: Under which benchmark its published scores stand; empty for none.
         heads: Each column with its short head.
         groups: Each column that is part of a group, with the group.
+        units: Each column that counts in the mean only together with others, with what they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TableKey:
     published: str = ""
     heads: tuple[tuple[str, str], ...] = ()
     groups: tuple[tuple[str, str], ...] = ()
+    units: tuple[tuple[str, str], ...] = ()
 
 
 @cache
@@ -69,6 +71,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             published=name.removesuffix(_THEIRS),
             heads=tuple((row.subset, row.short) for _, row in tasks),
             groups=tuple((row.subset, row.group) for _, row in tasks if row.group),
+            units=tuple((row.subset, row.unit) for _, row in tasks if row.unit),
         )
         found |= {task: (table, row.subset) for task, row in tasks}
     return found
@@ -303,7 +306,8 @@ def _table(
     }
     # One group alone says no more than the mean.
     groups = groups if len(groups) > 1 else {}
-    rows = [_row(model, labels[model], cells, columns, groups) for model, cells in found.items()]
+    units = dict(key.units)
+    rows = [_row(model, labels[model], cells, columns, groups, units) for model, cells in found.items()]
     return ScoreTable(
         key.name,
         key.about,
@@ -323,21 +327,30 @@ def _row(
     cells: Mapping[str, Result],
     columns: Sequence[str],
     groups: Mapping[str, Sequence[str]],
+    units: Mapping[str, str],
 ) -> ModelRow:
     return ModelRow(
         model=model,
         label=label,
         variant="",
         cells=dict(cells),
-        mean=_mean(cells, columns),
+        mean=_mean(cells, columns, units),
         groups={name: mean for name, held in groups.items() if (mean := _mean(cells, held)) is not None},
         cost=_cost(cells.values()),
     )
 
 
-def _mean(cells: Mapping[str, Result], columns: Sequence[str]) -> Mean | None:
-    scores = [cells[column].score for column in columns if column in cells]
-    return Mean(sum(scores) / len(scores), len(scores), len(columns)) if scores else None
+def _mean(
+    cells: Mapping[str, Result], columns: Sequence[str], units: Mapping[str, str] | None = None
+) -> Mean | None:
+    """Return the macro mean over what is there; columns of one unit count together as one."""
+    held: dict[str, list[float]] = {}
+    for column in columns:
+        if column in cells:
+            held.setdefault((units or {}).get(column, column), []).append(cells[column].score)
+    means = [sum(scores) / len(scores) for scores in held.values()]
+    count = sum(len(scores) for scores in held.values())
+    return Mean(sum(means) / len(means), count, len(columns)) if means else None
 
 
 def ranked(rows: Sequence[ModelRow]) -> list[ModelRow]:

@@ -118,7 +118,7 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
         split: Stem of the labels' file.
 
     Returns:
-        What `reasonembed_mteb.retrieval.labels.load_split` returns.
+        What `reasonembed_mteb.retrieval.layouts.load_split` returns.
 
     Raises:
         DataError: If a file is missing or wrong; the message names file and line.
@@ -172,12 +172,13 @@ class Protected:
     queries: tuple[str, ...]
 
 
-def read_protected(folder: Path, documents: set[str]) -> Protected:
+def read_protected(folder: Path, documents: set[str], without: str | None = None) -> Protected:
     """Read what must stay apart, from every split; queries and labels may be missing.
 
     Args:
         folder: A BEIR folder.
         documents: Ids of its documents.
+        without: A split that is trained on: only the queries that other splits have labels for stay apart.
 
     Raises:
         DataError: If a file is wrong; the message names file and line.
@@ -186,10 +187,14 @@ def read_protected(folder: Path, documents: set[str]) -> Protected:
     texts = {} if queries_file is None else {name: text for name, text, _ in read_texts(queries_file)}
     gold: set[str] = set()
     excluded: set[str] = set()
-    for file in splits.values():
+    asked: set[str] = set()
+    for split, file in splits.items():
+        if split == without:
+            continue
         known = None if queries_file is None else set(texts)
         labels = qrels.read_qrels(file, known, documents)
         check_relevant_documents(labels, documents, str(file))
+        asked.update(labels)
         gold.update(d for found in labels.values() for d, label in found.items() if label > 0)
         excluded.update(chain.from_iterable(own_ids(labels, texts, documents, str(file)).values()))
     listed = find_file(folder / EXCLUDED)
@@ -197,7 +202,8 @@ def read_protected(folder: Path, documents: set[str]) -> Protected:
         pairs = qrels.read_exclusions(listed, set(texts) or None, documents)
         excluded = set(chain.from_iterable(pairs.values()))
     files = [*splits.values(), *(file for file in (queries_file, listed) if file is not None)]
-    return Protected(tuple(files), frozenset(gold), frozenset(excluded), tuple(texts.values()))
+    apart = tuple(text for name, text in texts.items() if without is None or name in asked)
+    return Protected(tuple(files), frozenset(gold), frozenset(excluded), apart)
 
 
 def read_labels(file: Path) -> Labels:

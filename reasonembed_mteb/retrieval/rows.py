@@ -320,6 +320,7 @@ def add_tables(folders: str | Path | Iterable[str | Path]) -> None:
     _forget()
     try:
         load_rows()
+        suites()
     except DataError:
         _added[:] = before
         _forget()

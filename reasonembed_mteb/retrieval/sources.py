@@ -1,7 +1,7 @@
-"""Where a task's data lie, on the hub or in a local copy, and their files as memory-mapped data sets.
+"""Where a task's data is, on the hub or in a local copy; its files as memory-mapped data sets.
 
-Parquet is read in small batches whatever its row groups: `Dataset.from_parquet` holds a row group at a time,
-which in a file written at one go is the whole corpus.
+Parquet is read in small batches, however large its row groups are:
+`Dataset.from_parquet` holds a row group at a time, which in a file written at one go is the whole corpus.
 """
 
 from __future__ import annotations

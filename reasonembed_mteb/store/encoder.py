@@ -11,7 +11,7 @@ import torch
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
 from reasonembed_mteb.models.identity import describe_model
-from reasonembed_mteb.models.instructions import loaded_prefix
+from reasonembed_mteb.models.instructions import ABLATED, loaded_prefix
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.lengths import current_length
 from reasonembed_mteb.retrieval.rows import max_tokens_for
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
 _NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
 # What our encoders put before a text is part of the text.
-_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens"}
+_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens", ABLATED}
 
 
 def storable(model: Any) -> bool:  # noqa: ANN401 - any of mteb's model protocols
