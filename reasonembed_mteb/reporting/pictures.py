@@ -133,11 +133,11 @@ def profile_plot(table: ScoreTable) -> Figure | None:
     """
     if not (table.rows and table.columns and set(table.columns) <= set(REASONING)):
         return None
-    figure, axes = _figure(8, 1.6 + 0.26 * len(table.rows) * len(table.columns))
-    step = 0.8 / len(table.rows)
+    figure, axes = _figure(8, 1.6 + 0.19 * (len(table.rows) + 1) * len(table.columns))
+    step = 0.88 / len(table.rows)
     for place, row in enumerate(table.rows):
         held = [column for column in table.columns if column in row.cells]
-        heights = [table.columns.index(column) + (place + 0.5) * step - 0.4 for column in held]
+        heights = [table.columns.index(column) + (place + 0.5) * step - 0.44 for column in held]
         scores = [100 * row.cells[column].score for column in held]
         color, mark = f"C{place % 10}", _MARKS[place % len(_MARKS)]
         axes.hlines(heights, 0, scores, color=color, linewidth=1, alpha=0.5)
@@ -145,9 +145,9 @@ def profile_plot(table: ScoreTable) -> Figure | None:
         for score, height in zip(scores, heights, strict=True):
             axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=_GREY)
     axes.set_yticks(range(len(table.columns)), list(table.columns), fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_ylim(len(table.columns) - 0.5, -0.5)
     axes.margins(x=0.08)
+    axes.set_xlim(left=0)
     axes.set_xlabel("mean of the benchmarks' main scores in each kind, %")
     axes.set_title(figure_text(table.name), fontsize=10, loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)

@@ -36,6 +36,9 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
             held.setdefault(result.model, {})[result.task] = result
     tables: list[ScoreTable] = []
     for suite in suites().values():
+        if tables and all(row.mean is not None and row.mean.whole for row in tables[0].rows):
+            # The whole suite says more than a lighter one.
+            break
         whole = {part for cells in held.values() for part, rows in suite.rows().items() if _has(rows, cells)}
         if len(whole) > _SHOWN * len(suite.parts):
             tables += _tables(suite, held, results.labels)
