@@ -130,7 +130,7 @@ def main_metric(result: Result) -> str:
     """Return the metric behind a main score; a task that nobody knows names it in its own file.
 
     Args:
-        result: The result.
+        result: With or without a metric of its own.
     """
     if result.metric is not None:
         return result.metric
