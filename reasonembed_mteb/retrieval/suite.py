@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mteb.benchmarks.benchmark import Benchmark, CustomGroup, CustomGrouping
 
+from reasonembed_mteb.errors import first_names
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mteb.abstasks import AbsTask
+    from mteb.results import BenchmarkResults
 
     from reasonembed_mteb.retrieval.rows import SuiteRow, TaskRow
 
@@ -134,13 +137,46 @@ class SuiteBenchmark(Benchmark):
         }
         return [CustomGrouping(name, _groups(rows, key, made)) for name, key in keys.items()]
 
-    def _get_model_score(self, model_result: Any) -> dict[str, float | None]:  # noqa: ANN401 - ModelResult
-        """Return the suite's score and its groups' means; a group that is not whole has none."""
-        held = {one.task_name: one.get_score() for one in model_result.select_tasks(self.tasks).task_results}
+    def get_score(
+        self,
+        results: BenchmarkResults,
+        *,
+        raise_error: bool = False,
+    ) -> dict[str, dict[str, float | None]]:
+        """Return each model's scores; see `Benchmark.get_score`.
+
+        Args:
+            results: Of any models.
+            raise_error: Whether a task that was not run is an error.
+
+        Returns:
+            By model: ``Mean(Benchmark)``, the suite's score, ``Tasks``, how many it rests on, each part and
+            group (``Domain::law``), and ``Rank`` by the suite's score. What is not whole is None.
+
+        Raises:
+            ValueError: If a task was not run and that is to be an error.
+        """
+        held = {
+            one.model_name: {
+                task.task_name: task.get_score() for task in one.select_tasks(self.tasks).task_results
+            }
+            for one in results.join_revisions()
+        }
+        scores = {model: self._scores(found, raise_error) for model, found in held.items()}
+        ordered = sorted(one for row in scores.values() if (one := row["Mean(Benchmark)"]) is not None)
+        for row in scores.values():
+            own = row["Mean(Benchmark)"]
+            row["Rank"] = 1 + sum(other > own for other in ordered) if own is not None else None
+        return scores
+
+    def _scores(self, held: Mapping[str, float], raise_error: bool) -> dict[str, float | None]:
         found = score_suite(self.suite, held)
+        if found.missing and raise_error:
+            absent = [name for names in found.missing.values() for name in names]
+            msg = f"{self.name}: not run: {first_names(absent)}"
+            raise ValueError(msg)
         scores: dict[str, float | None] = {"Mean(Benchmark)": found.score, "Tasks": found.tasks}
-        for part in self.suite.rows():
-            scores[f"Benchmark::{part}"] = found.parts.get(part)
+        scores |= {f"Benchmark::{part}": found.parts.get(part) for part in self.suite.rows()}
         for name, groups in suite_groups(self.suite).items():
             scores |= {f"{name}::{label}": group_mean(rows, held) for label, rows in groups.items()}
         return scores
