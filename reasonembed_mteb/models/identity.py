@@ -75,7 +75,7 @@ def tokenizer_hash(tokenizer: Any) -> str | None:  # noqa: ANN401 - transformers
     """Return a hash of a tokenizer's vocabulary and rules, or None where it has no file of them.
 
     Args:
-        tokenizer: The tokenizer.
+        tokenizer: Of transformers, or of the tokenizers library itself.
     """
     # A static embedding model has a tokenizer of the tokenizers library itself.
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
