@@ -365,3 +365,27 @@ def test_several_devices_keep_their_processes_until_the_length_changes(qwen3_dir
     assert model._kept_pool is not kept
     model.use_devices(None)
     assert model._kept_pool is None
+
+
+STOPPED = """
+import sys
+from reasonembed_mteb import ReasonEmbed
+
+if __name__ == "__main__":
+    model = ReasonEmbed(sys.argv[1], device="cpu")
+    model.use_devices(["cpu"])
+    print(model.encode_document(["a"]).shape)
+    model.use_devices(None)
+"""
+
+
+@pytest.mark.slow
+def test_stopped_processes_leave_nothing_behind(qwen3_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), str(qwen3_dir)], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert done.stdout == "(1, 32)\n"
+    # As of semaphores that Python's tracker found still there.
+    assert "leaked" not in done.stderr
