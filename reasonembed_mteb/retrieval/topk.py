@@ -118,8 +118,8 @@ class ExcludedPairs:
 
     Args:
         excluded: Excluded document ids by query id.
-        query_ids: The queries, in the order of the score matrix's rows.
-        document_ids: The corpus, in the order of the columns. Ids outside it exclude nothing.
+        query_ids: ``(Q,)``, in the order of the score matrix's rows.
+        document_ids: ``(N,)``, the corpus in the order of the columns. Ids outside it exclude nothing.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class RunningTopK:
     Args:
         queries: Number of queries.
         k: How many documents to keep a query.
-        ranks: The corpus' order among equal scores; see `id_ranks`.
+        ranks: ``(N,)``, the corpus' order among equal scores; see `id_ranks`.
     """
 
     def __init__(self, queries: int, k: int, ranks: Tensor) -> None:
@@ -253,8 +253,8 @@ class RunningTopK:
         """Return scores by query and document id, best first.
 
         Args:
-            query_ids: The queries.
-            document_ids: The whole corpus' ids.
+            query_ids: ``(Q,)``, in the order of the score matrix's rows.
+            document_ids: ``(N,)``, the whole corpus' ids.
         """
         scores, documents = self._sorted()
         found: dict[str, dict[str, float]] = {}
