@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -62,17 +61,23 @@ def load_split(row: TaskRow) -> dict[str, Any]:
 
 
 def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset]:
+    from reasonembed_mteb.retrieval.sources import splits_of
+
     documents, examples = splits_of(row)
     return _texts(row, documents, row.document_column), _texts(row, examples, row.query_column)
 
 
 def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset]:
+    from reasonembed_mteb.retrieval.sources import splits_of
+
     corpus_split, query_split, _ = splits_of(row)
     return _texts(row, corpus_split, row.document_column), _texts(row, query_split, row.query_column)
 
 
 def _texts(row: TaskRow, split: tuple[str, str, str, str], column: str) -> Dataset:
     """Return ids and texts by MTEB's names."""
+    from reasonembed_mteb.retrieval.sources import read_split
+
     data = read_split(row, *split, columns=("id", column))
     return data if column == "text" else data.rename_column(column, "text")
 
@@ -89,6 +94,9 @@ def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
     Raises:
         DataError: If data is missing or damaged.
     """
+    # It loads datasets, which files of labels need not wait for.
+    from reasonembed_mteb.retrieval.sources import read_split, splits_of
+
     if row.layout == "r2med":
         _, query_split, label_split = splits_of(row)
         labels: Labels = {query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]}
