@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -228,12 +227,13 @@ def test_an_editable_install_carries_the_start_up_files(
 )
 def test_half_a_second_at_most(command: list[str]) -> None:
     def once() -> float:
-        started = time.perf_counter()
+        before = os.times()
         subprocess.run(command, capture_output=True, check=True)
-        return time.perf_counter() - started
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
 
-    # Measured: 0.02 s and 0.11 s. The least of some: the machine may be busy with other things.
-    assert min(once() for _ in range(4)) < 0.5
+    # Seconds of the processor, measured: 0.02 and 0.11. A busy machine makes no test fail.
+    assert 0 < min(once() for _ in range(4)) < 0.5
 
 
 @pytest.mark.parametrize(
