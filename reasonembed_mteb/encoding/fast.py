@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import signal
+import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -197,6 +199,14 @@ class FastSentenceTransformer(SentenceTransformer):
 
         A static method, so that a class made by `accelerate` need not be importable in the worker.
         """
+
+        def leave(*_: object) -> None:
+            # Ended by the signal alone, a worker leaves its semaphores behind; what it has not sent is not
+            # waited for.
+            results_queue.cancel_join_thread()
+            sys.exit(0)
+
+        signal.signal(signal.SIGTERM, leave)
         reporting: Any = _ReportingQueue(results_queue, model)
         super(FastSentenceTransformer, FastSentenceTransformer)._multi_process_worker(
             target_device, model, input_queue, reporting
@@ -273,7 +283,9 @@ def accelerate(
         ReasonEmbedError: If the model is none, or the budget is no positive number.
 
     Example:
-        >>> accelerate(SentenceTransformer("all-MiniLM-L6-v2"), batch_tokens=8192)  # doctest: +SKIP
+        >>> from reasonembed_mteb import accelerate  # doctest: +SKIP
+        >>> from sentence_transformers import SentenceTransformer  # doctest: +SKIP
+        >>> model = accelerate(SentenceTransformer("all-MiniLM-L6-v2"), batch_tokens=8192)  # doctest: +SKIP
     """
     if not isinstance(model, SentenceTransformer):
         msg = f"accelerate takes a SentenceTransformer, not {type(model).__name__}"  # type: ignore[unreachable]
@@ -293,7 +305,7 @@ def encode_stream(
 
     Args:
         model: Any SentenceTransformer; see `accelerate`.
-        texts: The texts.
+        texts: Read once and in order; a generator is fine.
         chunk: How many are encoded at a time. Lengths even out within a chunk, so that large ones are faster.
         **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
 

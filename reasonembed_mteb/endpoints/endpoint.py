@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from reasonembed_mteb.endpoints.keys import read_key, without_key
@@ -23,6 +23,18 @@ class EndpointValueError(ReasonEmbedError, ValueError):
 
 class EndpointError(ReasonEmbedError):
     """The endpoint cannot be used: down, a wrong key, an unknown model."""
+
+
+class Ask(Protocol):
+    """What every request has, whatever is asked for."""
+
+    @property
+    def key(self) -> str:
+        """The caller's id of the item, unique in a step."""
+
+    @property
+    def n_sample(self) -> int:
+        """Number of the sample among repeated samples of the same question."""
 
 
 @dataclass(frozen=True, slots=True)

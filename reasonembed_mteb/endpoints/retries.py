@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
     from tenacity import RetryCallState
 
-    from reasonembed_mteb.endpoints.endpoint import Endpoint
+    from reasonembed_mteb.endpoints.endpoint import Ask, Endpoint
     from reasonembed_mteb.endpoints.limits import Counts
 
 # OpenAI, vLLM, SGLang, llama.cpp and TGI each say it in their own words.
@@ -117,10 +117,14 @@ class Service:
     Attributes:
         path: Below the endpoint's address.
         read: Reads the body of a successful reply; raises `AttemptError` where it is none.
+        body: Returns what is sent for a request.
+        probe: A request that no endpoint in order fails at.
     """
 
     path: str
     read: Callable[[bytes], Reply]
+    body: Callable[[Endpoint, Any], dict[str, Any]]
+    probe: Ask
 
 
 class Asker:

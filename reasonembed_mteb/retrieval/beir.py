@@ -118,7 +118,7 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
         split: Stem of the labels' file.
 
     Returns:
-        What `reasonembed_mteb.retrieval.labels.load_split` returns.
+        What `reasonembed_mteb.retrieval.layouts.load_split` returns.
 
     Raises:
         DataError: If a file is missing or wrong; the message names file and line.
@@ -207,7 +207,7 @@ def read_protected(folder: Path, documents: set[str], without: str | None = None
 
 
 def read_labels(file: Path) -> Labels:
-    """Read a file of labels; one that lies in a BEIR folder is read as the folder's.
+    """Read a file of labels; one in a BEIR folder is read as the folder's.
 
     Args:
         file: TREC qrels, or BEIR's table.
@@ -215,11 +215,11 @@ def read_labels(file: Path) -> Labels:
     Raises:
         DataError: See `reasonembed_mteb.retrieval.qrels.read_qrels`.
     """
-    return qrels.read_qrels(file, *_known_beside(file))
+    return qrels.read_qrels(file, *_known_nearby(file))
 
 
 def read_excluded(file: Path) -> Exclusions:
-    """Read a file of exclusions; one that lies in a BEIR folder is read as the folder's.
+    """Read a file of exclusions; one in a BEIR folder is read as the folder's.
 
     Args:
         file: See `reasonembed_mteb.retrieval.qrels.read_exclusions`.
@@ -227,10 +227,10 @@ def read_excluded(file: Path) -> Exclusions:
     Raises:
         DataError: If a line cannot be read; the message names file and line.
     """
-    return qrels.read_exclusions(file, *_known_beside(file))
+    return qrels.read_exclusions(file, *_known_nearby(file))
 
 
-def _known_beside(file: Path) -> tuple[set[str] | None, set[str] | None]:
+def _known_nearby(file: Path) -> tuple[set[str] | None, set[str] | None]:
     """Return the ids of the BEIR folder around a file, where they could matter to how it is read."""
     place = file.resolve().parent
     folder = place.parent if place.name == LABELS else place
@@ -302,7 +302,7 @@ def _check_texts(file: Path, rows: int, without_text: int, repeated: int) -> Non
     if without_text:
         logger.warning("%s: %d lines have no text; they are empty", file, without_text)
     if repeated:
-        logger.warning("%s: %d lines stand there twice; each counts once", file, repeated)
+        logger.warning("%s: %d lines are there twice; each counts once", file, repeated)
 
 
 def _contradiction(file: Path, name: str, number: int) -> DataError:

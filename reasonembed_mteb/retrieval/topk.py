@@ -1,4 +1,4 @@
-"""Score matrices of a dense model, chunk by chunk, as MTEB's own similarity gives them."""
+"""A dense model's scores chunk by chunk, as MTEB computes them; excluded pairs; the exact top k."""
 
 from __future__ import annotations
 
@@ -91,6 +91,28 @@ def plain_function(model: Any) -> str | None:  # noqa: ANN401 - mteb's EncoderPr
     return known.get(named)
 
 
+def matrix_function(model: Any) -> str | None:  # noqa: ANN401 - mteb's EncoderProtocol
+    """Return ``cosine`` or ``dot`` if a model's similarity is that; a SentenceTransformer says it itself.
+
+    Args:
+        model: A loaded MTEB encoder.
+    """
+    from mteb.models import SentenceTransformerEncoderWrapper
+    from sentence_transformers import SentenceTransformer
+
+    function = plain_function(model)
+    while function is None and getattr(model, "hands_over_similarity", False):
+        model = model.model
+    if function is not None or not isinstance(model, SentenceTransformerEncoderWrapper):
+        return function
+    own = type(model).similarity is SentenceTransformerEncoderWrapper.similarity
+    inner: Any = model.model
+    if not own or not isinstance(inner, SentenceTransformer):
+        return None
+    named = inner.similarity_fn_name
+    return named if named in ("cosine", "dot") else None
+
+
 class ExcludedPairs:
     """Pairs of query and document that do not count, ready to be cut by corpus chunk.
 
@@ -153,13 +175,13 @@ def best(scores: Tensor, ranks: Tensor, k: int) -> Tensor:
     Returns:
         Column indices ``(Q, k)``, in no particular order.
     """
-    values, columns = torch.topk(scores, k, dim=1, sorted=False)
-    if k == scores.shape[1]:
-        return columns
-    cut = values.amin(dim=1, keepdim=True)
-    # topk breaks ties at the cut as it likes: only rows where more documents hold the last score than
-    # there was room for have to be chosen again.
-    undecided = ((scores == cut).sum(dim=1) > (values == cut).sum(dim=1)).nonzero().flatten()
+    if k in (0, scores.shape[1]):
+        return torch.arange(k, device=scores.device).expand(len(scores), k)
+    # One more than is wanted: topk breaks ties at the cut as it likes, and only rows where the next document
+    # has the last one's score have to be chosen again.
+    values, columns = torch.topk(scores, k + 1, dim=1)
+    columns, cut = columns[:, :k].contiguous(), values[:, k - 1 : k]
+    undecided = (values[:, k] == cut[:, 0]).nonzero().flatten()
     for row in undecided.tolist():
         columns[row] = _best_of_row(scores[row], ranks if ranks.dim() == 1 else ranks[row], cut[row], k)
     return columns
@@ -178,13 +200,12 @@ class RunningTopK:
     Args:
         queries: Number of queries.
         k: How many documents to keep a query.
-        document_ids: The whole corpus' ids.
+        ranks: The corpus' order among equal scores; see `id_ranks`.
     """
 
-    def __init__(self, queries: int, k: int, document_ids: pa.Array) -> None:
+    def __init__(self, queries: int, k: int, ranks: Tensor) -> None:
         """Start with nothing."""
-        self._k = k
-        self._ranks = id_ranks(document_ids)
+        self._k, self._ranks = k, ranks
         self._scores = torch.empty(queries, 0)
         self._documents = torch.empty(queries, 0, dtype=torch.int64)
 
@@ -197,10 +218,36 @@ class RunningTopK:
         """
         ranks = self._ranks[start : start + scores.shape[1]].to(scores.device)
         columns = best(scores, ranks, min(self._k, scores.shape[1]))
+        if not self._scores.shape[1]:
+            self._scores, self._documents = scores.gather(1, columns).float().cpu(), columns.cpu() + start
+            return
         merged = torch.cat([self._scores, scores.gather(1, columns).float().cpu()], dim=1)
         documents = torch.cat([self._documents, columns.cpu() + start], dim=1)
         kept = best(merged, self._ranks[documents], min(self._k, merged.shape[1]))
         self._scores, self._documents = merged.gather(1, kept), documents.gather(1, kept)
+
+    def arrays(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return places in the corpus and scores, best first, each ``(Q, k)``; -1 where there is none.
+
+        Args:
+            k: Columns.
+        """
+        scores, documents = self._sorted()
+        missing = (0, k - scores.shape[1])
+        # An excluded document is none.
+        documents = documents.masked_fill(scores == -torch.inf, -1)
+        scores = torch.nn.functional.pad(scores, missing, value=-torch.inf)
+        return torch.nn.functional.pad(documents, missing, value=-1).numpy(), scores.numpy()
+
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        scores, order = torch.sort(self._scores, dim=1, descending=True)
+        documents = self._documents.gather(1, order)
+        # Only rows with equal scores need their ranks.
+        for row in (scores[:, 1:] == scores[:, :-1]).any(dim=1).nonzero().flatten().tolist():
+            by_rank = torch.argsort(self._ranks[documents[row]])
+            again = by_rank[torch.argsort(scores[row][by_rank], descending=True, stable=True)]
+            scores[row], documents[row] = scores[row][again], documents[row][again]
+        return scores, documents
 
     def results(self, query_ids: Sequence[str], document_ids: pa.Array) -> dict[str, dict[str, float]]:
         """Return scores by query and document id, best first.
@@ -209,10 +256,7 @@ class RunningTopK:
             query_ids: The queries.
             document_ids: The whole corpus' ids.
         """
-        by_rank = torch.argsort(self._ranks[self._documents], dim=1)
-        by_score = torch.argsort(self._scores.gather(1, by_rank), dim=1, descending=True, stable=True)
-        order = by_rank.gather(1, by_score)
-        scores, documents = self._scores.gather(1, order), self._documents.gather(1, order)
+        scores, documents = self._sorted()
         found: dict[str, dict[str, float]] = {}
         for row, query in enumerate(query_ids):
             counted = int((scores[row] > -torch.inf).sum())

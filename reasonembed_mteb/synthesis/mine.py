@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,7 +18,6 @@ from reasonembed_mteb.synthesis.step import Step, in_blocks, need
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mteb.abstasks.task_metadata import PromptDict
     from numpy.typing import NDArray
 
     from reasonembed_mteb.synthesis.config import MineSection, SubsetSection
@@ -43,8 +42,8 @@ def mined(run: Run, subset: SubsetSection) -> Shards:
     """Return the step's output: a row a query, with candidates as ``[document id, rank, score]``.
 
     Args:
-        run: The run.
-        subset: The subset.
+        run: With its configuration and output folder.
+        subset: One ``[[subset]]`` of the configuration.
     """
     if "mined" in run.own_parts(subset):
         return run.own_shards(subset, "mined")
@@ -85,8 +84,8 @@ def mine(run: Run, subset: SubsetSection) -> None:
     """Run the step for one subset.
 
     Args:
-        run: The run.
-        subset: The subset.
+        run: With its configuration and output folder.
+        subset: One ``[[subset]]`` of the configuration.
 
     Raises:
         ReasonEmbedError: If the model is not known or cannot be loaded.
@@ -151,22 +150,13 @@ def _search_arguments(run: Run, subset: SubsetSection) -> dict[str, Any]:
 
 def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's TaskMetadata
     """Return a task by which a model finds its instruction: a table's own where the words are the same."""
-    from mteb.abstasks.task_metadata import TaskMetadata
-
     from reasonembed_mteb.retrieval.rows import load_rows
+    from reasonembed_mteb.retrieval.search import search_metadata
 
     instruction = run.domain(subset).instruction
     rows = (row for row in load_rows() if row.instruction == instruction)
     known = next((row.name for row in rows if row.subset == (subset.domain or subset.name)), None)
-    return TaskMetadata(
-        name=known or f"ReMixer-{subset.name}",
-        description=f"Mining for {subset.name}.",
-        dataset={"path": "local/remixer", "revision": "1"},
-        type="Retrieval",
-        eval_langs=[run.config.mine.language],
-        main_score="ndcg_at_10",
-        prompt=cast("PromptDict", {"query": instruction}),
-    )
+    return search_metadata(known or f"ReMixer-{subset.name}", instruction, run.config.mine.language)
 
 
 def _query_data(rows: list[Row]) -> Any:  # noqa: ANN401 - datasets.Dataset
@@ -377,7 +367,7 @@ class LexicalSearch:
     A language without a stop list gets none: MTEB would make one of its most frequent words.
 
     Args:
-        corpus: The corpus.
+        corpus: Read once, document by document.
         language: As MTEB spells it, such as ``eng-Latn``.
     """
 

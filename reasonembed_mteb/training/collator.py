@@ -10,9 +10,9 @@ import xxhash
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.prompts import query_prefix
+from reasonembed_mteb.models.instructions import PromptRule
 from reasonembed_mteb.retrieval.rows import instruction_for
-from reasonembed_mteb.training.sampling import draw_group, generator
+from reasonembed_mteb.training.sampling import PASS, draw_group, generator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,8 +114,10 @@ class GroupCollator(SentenceTransformerDataCollator):
             ``query`` and ``reasoning_query``, B each, and ``documents``, B x G. A row without a reasoning
             query has its query in that place, which the loss ignores.
         """
+        # A recipe without a template trains without instructions.
+        rule = PromptRule(template=self.template) if self.template else None
         prefixes = [
-            query_prefix(row_instruction(row, self.instructions), self.template) if self.template else ""
+            rule.instructed(row_instruction(row, self.instructions)) if rule is not None else ""
             for row in rows
         ]
         found: dict[str, list[str]] = {"query": [], "reasoning_query": [], "documents": []}
@@ -123,7 +125,9 @@ class GroupCollator(SentenceTransformerDataCollator):
             found["query"].append(prefix + row["query"])
             # PROTOCOL section 6: the same instruction on both.
             found["reasoning_query"].append(prefix + (row["reasoning"] or row["query"]))
-            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
+            # A row that comes again in an epoch draws anew.
+            again = [row[PASS]] if row.get(PASS) else []
+            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"], *again)
             group, _ = draw_group(row["positives"], row["negatives"], self.groups[row["subset"]], random)
             found["documents"] += [self.document_prefix + text for text in group]
         return found

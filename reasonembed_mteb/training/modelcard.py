@@ -104,8 +104,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     loss = "Redapter's reasoning-intensity weighted InfoNCE" if recipe.loss.kind == "redapter" else "InfoNCE"
     parts = [
         f"# {base}, trained with the recipe {recipe.name}",
-        f"{base}, trained with {loss} (arXiv 2510.08252) in {run['steps']:,} steps on "
-        f"{run['world_size']} process(es).",
+        f"{base}, trained with {loss} (arXiv 2510.08252) in {run.get('steps_made', run['steps']):,} steps on "
+        f"{run['world_size']} process(es).{_chosen(run)}",
         "## Use",
         _usage(recipe, prompts),
         "## Data",
@@ -119,6 +119,12 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
         _CITATION,
     ]
     return "\n".join(head) + "\n\n".join(parts) + "\n"
+
+
+def _chosen(run: Mapping[str, Any]) -> str:
+    """Say which checkpoint the model is, where it is not the last."""
+    best = run.get("best")
+    return f" It is the checkpoint of step {best['step']:,}, the best by {best['by']}." if best else ""
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:

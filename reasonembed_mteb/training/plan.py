@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training.recipes import model_name
-from reasonembed_mteb.training.sampling import SubsetPlan
+from reasonembed_mteb.training.sampling import SubsetPlan, mixed_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -102,6 +102,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
         ReasonEmbedError: If there is no step to make, or the loss has nothing to work with.
     """
     _check_data(recipe, data)
+    taken = mixed_rows({name: len(rows) for name, rows in data.subsets.items()}, recipe.data.mix)
     subsets = [
         SubsetPlan(
             name,
@@ -110,6 +111,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
             world_size,
             recipe.batch.drop_last,
             recipe.batch.devices,
+            taken[name],
         )
         for name, rows in data.subsets.items()
     ]
@@ -117,16 +119,16 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
     short = {name: _short_rows(rows, groups[name]) for name, rows in data.subsets.items()}
     batches = sum(plan.batches for plan in subsets)
     if not batches:
-        most = max(subsets, key=lambda plan: plan.rows)
+        most = max(subsets, key=lambda plan: plan.taken)
         msg = (
-            f"no subset fills a batch: {most.name}, the largest, has {most.rows} rows and a global batch "
+            f"no subset fills a batch: {most.name}, the largest, gives {most.taken} rows and a global batch "
             f"takes {most.joined}; lower batch.queries or batch.devices, or keep smaller batches with "
             "--set batch.drop_last=false"
         )
         raise ReasonEmbedError(msg)
     for plan in subsets:
         if not plan.batches:
-            logger.warning("%s: %d rows do not fill a batch of %d", plan.name, plan.rows, plan.joined)
+            logger.warning("%s: %d rows do not fill a batch of %d", plan.name, plan.taken, plan.joined)
     updates = max(1, math.ceil(batches / recipe.training.accumulation))
     steps = recipe.training.max_steps or math.ceil(updates * recipe.training.epochs)
     return TrainingPlan(subsets, groups, short, steps, batches, world_size)

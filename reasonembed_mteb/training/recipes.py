@@ -133,6 +133,16 @@ def _check_together(recipe: Recipe) -> None:
     if recipe.loss.mini_batch_size and recipe.loss.mini_batch_tokens:
         msg = f"recipe {recipe.name}: give loss.mini_batch_size or loss.mini_batch_tokens, not both"
         raise ReasonEmbedError(msg)
+    part = recipe.evaluation
+    if part.best and not (part.tasks and part.steps):
+        msg = (
+            f"recipe {recipe.name}: evaluation.best={part.best} needs evaluation.tasks to score and "
+            "evaluation.steps between the scores"
+        )
+        raise ReasonEmbedError(msg)
+    if part.patience and not part.best:
+        msg = f"recipe {recipe.name}: evaluation.patience needs evaluation.best, a task's name or mean"
+        raise ReasonEmbedError(msg)
     if recipe.model.template and "{instruction}" not in recipe.model.template:
         msg = f"recipe {recipe.name}: model.template {recipe.model.template!r} must contain {{instruction}}"
         raise ReasonEmbedError(msg)

@@ -17,6 +17,7 @@ from reasonembed_mteb.training.checkpoints import last_whole, remove_broken
 from reasonembed_mteb.training.data import ReadOptions, describe_counts, load_training_data
 from reasonembed_mteb.training.modelcard import card, write_toml
 from reasonembed_mteb.training.plan import plan_training
+from reasonembed_mteb.training.schema import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.plan import TrainingPlan
-    from reasonembed_mteb.training.schema import Recipe
+    from reasonembed_mteb.training.trainer import RedapterTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ MODEL = "model"
 ADAPTER = "adapter"
 # Keys that change neither a batch nor a weight.
 _HARMLESS = {
-    "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
+    "training": ("save_steps", "keep", "retries", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
 }
 _PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
@@ -252,6 +253,7 @@ def train(
     state.wait_for_everyone()
     adapter = None
     if state.is_main_process:
+        record |= _best(recipe, trainer)
         adapter = save_run(trainer.model, recipe, record, output)
     state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
@@ -297,6 +299,15 @@ def _record(recipe: Recipe, data: TrainingData, plan: TrainingPlan) -> dict[str,
     }
 
 
+def _best(recipe: Recipe, trainer: RedapterTrainer) -> dict[str, Any]:
+    """Return which checkpoint became the model, where that was chosen by a score."""
+    if not recipe.evaluation.best:
+        return {}
+    state = trainer.state
+    chosen = {"by": recipe.evaluation.best, "step": state.best_global_step, "score": state.best_metric}
+    return {"best": chosen, "steps_made": state.global_step}
+
+
 def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:
     """Check a run that is there against this one, and return the checkpoint to go on from."""
     held = _held(output / RECORD)
@@ -323,17 +334,21 @@ def _held(file: Path) -> dict[str, Any] | None:
 
 
 def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    # Scores decide nothing, unless the best of them chooses the model.
+    scored = bool(recipe.get("evaluation", {}).get("best"))
     flat = {}
     for section, values in recipe.items():
         if isinstance(values, dict):
             for key, value in values.items():
-                if key not in _HARMLESS.get(section, ()):
+                if key not in _HARMLESS.get(section, ()) or (section == "evaluation" and scored):
                     flat[f"{section}.{key}"] = value
     return flat
 
 
 def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> None:
-    before, now = _decisive(held["recipe"]), _decisive(record["recipe"])
+    # A run of an earlier version had none of the settings that came since.
+    before = _decisive(Recipe(name="").model_dump()) | _decisive(held["recipe"])
+    now = _decisive(record["recipe"])
     changed = [
         f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in now if before.get(key) != now[key]
     ]

@@ -77,6 +77,20 @@ class LossPart(_Section):
     mini_batch_tokens: Count = 0
 
 
+class SubsetMix(_Section):
+    """What an epoch takes of a subset.
+
+    Attributes:
+        weight: Share of the epoch's rows, beside the other subsets' weights; 0 for none of its own.
+        cap: At most so many rows an epoch, others in each; 0 for no limit.
+        repeats: How often an epoch goes through the subset: 2 sees each row twice, 0.5 half of the rows.
+    """
+
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cap: Count = 0
+    repeats: float = Field(default=1.0, gt=0, le=1000)
+
+
 class DataPart(_Section):
     """How rows are read.
 
@@ -86,6 +100,7 @@ class DataPart(_Section):
         invalid: What becomes of broken lines and wrong types: ``error``, or ``drop`` and count.
         missing_reasoning: Rows without a reasoning query: ``plain`` trains them with plain InfoNCE.
         instructions: Instruction by subset, for rows that bring none; else our tables' own.
+        mix: What an epoch takes of single subsets; all rows of those that are not named.
     """
 
     query_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
@@ -93,6 +108,7 @@ class DataPart(_Section):
     invalid: Literal["error", "drop"] = "error"
     missing_reasoning: Literal["plain", "error"] = "plain"
     instructions: dict[str, str] = Field(default_factory=dict)
+    mix: dict[str, SubsetMix] = Field(default_factory=dict)
 
 
 class BatchShape(_Section):
@@ -170,6 +186,7 @@ class TrainingPart(_Section):
             in bf16).
         save_steps: Steps between checkpoints; 0 for one at the end.
         keep: Checkpoints kept.
+        retries: Steps in a row that are left out because loss or gradient is not finite, before the run ends.
         log_steps: Steps between lines on the console.
         workers: Worker processes that read and tokenise.
         report_to: Trackers, by transformers' names.
@@ -190,6 +207,7 @@ class TrainingPart(_Section):
     packed: bool = False
     save_steps: Count = 0
     keep: Positive = 2
+    retries: Count = 3
     log_steps: Positive = 10
     workers: Count = 0
     report_to: list[str] = Field(default_factory=list)
@@ -201,10 +219,15 @@ class EvaluationPart(_Section):
     Attributes:
         tasks: MTEB task names, ours or MTEB's.
         steps: Steps between evaluations, the last step included; 0 for that one alone.
+        best: Task by whose main score the best checkpoint becomes the model, or ``mean`` of all tasks; empty
+            for the last one. A checkpoint is then written at each evaluation.
+        patience: Evaluations without a better score after which training stops; 0 for never.
     """
 
     tasks: list[str] = Field(default_factory=list)
     steps: Count = 0
+    best: str = ""
+    patience: Count = 0
 
 
 class Recipe(_Section):

@@ -1,4 +1,4 @@
-"""Rankings as TREC runs: what is written is what was scored."""
+"""Scores by query, and rankings as TREC runs: what is written is what was scored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
-from reasonembed_mteb.evaluation.scores import Kept, check_pattern, read_scores, write_runs, write_scores
+from reasonembed_mteb.evaluation.scores import check_pattern, read_scores, write_runs, write_scores
 from reasonembed_mteb.retrieval.trec import read_run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def test_subsets_of_one_task_have_files_of_their_own(tmp_path: Path) -> None:
         }
         for subset, score in (("one", 2.0), ("two", 3.0))
     ]
-    write_scores(tmp_path / "kept.parquet", {"task": "Two"}, Kept(rows))
+    write_scores(tmp_path / "kept.parquet", {"task": "Two"}, rows)
     files = write_runs(str(tmp_path / "{task}-{subset}.run"), "a/model 1", tmp_path / "kept.parquet")
     assert [file.name for file in files] == ["Two-one.run", "Two-two.run"]
     assert read_run(files[1]) == {"0": {"a b": 3.0, "c": 0.5}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import mteb
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import DataError, UnknownNameError
 from reasonembed_mteb.evaluation import score_run as score
 from reasonembed_mteb.evaluation.score_run import judge, score_run, strip_prefix
@@ -20,10 +18,10 @@ from reasonembed_mteb.retrieval.rows import find
 from reasonembed_mteb.retrieval.trec import write_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    Command = Callable[..., tuple[int, str, str]]
+    from conftest import Command
+
     Run = dict[str, dict[str, float]]
     Labels = dict[str, dict[str, int]]
 
@@ -202,7 +200,7 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 
 def test_a_tasks_labels_are_those_it_is_evaluated_with() -> None:
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
 
     for name in ("ReasonMiniLeetcode", "ReasonMiniAops", "ReasonMiniBiology"):
         row = find(name)
@@ -251,24 +249,6 @@ def test_both_spellings_of_no_document(
 
 
 @pytest.fixture
-def command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Command]:
-    """Return a function that runs ``reasonembed score`` and returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("reasonembed_mteb.cli.scoring.set_up_logging", lambda _: None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reasonembed", "score", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def files(tmp_path: Path) -> Path:
     write_run(tmp_path / "one.run", {"x-0": {"a b": 2.0, "c": 1.0}, "x-1": {"c": 1.0}}, "t")
     (tmp_path / "two.json").write_text(json.dumps({"0": {"c": 2.0, "a b": 1.0}, "1": {"c": 1.0}}))
@@ -281,7 +261,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("files")
 def test_command_as_json(command: Command) -> None:
-    status, out, err = command("two.json", "three.gz", "--qrels", "qrels", "--format", "json")
+    status, out, err = command("score", "two.json", "three.gz", "--qrels", "qrels", "--format", "json")
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert set(found) == {"runs"}
@@ -296,7 +276,7 @@ def test_command_as_json(command: Command) -> None:
 def test_command_with_labels_exclusions_and_prefix_for_each_run(command: Command) -> None:
     pairs = ["--qrels", "qrels", "--exclude", "out", "--qrels", "other", "--exclude", "-"]
     status, out, err = command(
-        "one.run", "two.json", *pairs, "--prefix", "x-", "--prefix", "", "--format", "json"
+        "score", "one.run", "two.json", *pairs, "--prefix", "x-", "--prefix", "", "--format", "json"
     )
     assert status == 0
     found = json.loads(out)
@@ -309,7 +289,7 @@ def test_command_with_labels_exclusions_and_prefix_for_each_run(command: Command
 
 @pytest.mark.usefixtures("files")
 def test_command_as_table(command: Command) -> None:
-    status, out, _ = command("two.json", "two.json", "--qrels", "qrels", "--qrels", "other")
+    status, out, _ = command("score", "two.json", "two.json", "--qrels", "qrels", "--qrels", "other")
     assert status == 0
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert lines["two.json"][1:3] == ["other", "1"]
@@ -323,7 +303,7 @@ def test_command_with_a_task(command: Command, tmp_path: Path) -> None:
     query, documents = next(iter(judged.excluded.items()))
     run[query] |= dict.fromkeys(documents, 2.0)
     write_run(tmp_path / "a.run", run, "t")
-    status, out, _ = command("a.run", "-t", "ReasonMiniLeetcode", "--format", "json")
+    status, out, _ = command("score", "a.run", "-t", "ReasonMiniLeetcode", "--format", "json")
     assert status == 0
     (one,) = json.loads(out)["runs"]
     assert one["scores"]["ndcg_at_10"] == 1.0
@@ -349,7 +329,7 @@ def test_command_with_a_task(command: Command, tmp_path: Path) -> None:
     ],
 )
 def test_command_refuses_in_one_line(command: Command, arguments: list[str], words: str) -> None:
-    status, out, err = command(*arguments)
+    status, out, err = command("score", *arguments)
     assert (status, out) == (2, "")
     (line,) = err.splitlines()
     assert words in line

@@ -1,4 +1,4 @@
-"""The embedding store: what is found again, what is not, and what happens to damaged files."""
+"""Vectors of a store: what is found again, what is not, and what happens to damaged files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.store import vectors as stores
 from reasonembed_mteb.store.upkeep import list_store, prune_store
 from reasonembed_mteb.store.vectors import StoreError, VectorStore, text_keys
 
 if TYPE_CHECKING:
+    from conftest import Command
     from numpy.typing import NDArray
 
 NAME = {"name": "test/model", "revision": "1"}
@@ -274,29 +274,20 @@ def test_two_processes_fill_one_store_with_each_text_once(tmp_path: Path) -> Non
     assert not any(one.problems for one in list_store(tmp_path, verify=True))
 
 
-def test_the_command_shows_checks_and_prunes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_checks_and_prunes(tmp_path: Path, command: Command) -> None:
     store = VectorStore(tmp_path / "vectors", NAME)
     fill(store)
 
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["reasonembed", "store", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
     # A run's output folder stands for the store in it.
-    status, out, _ = command("info", str(tmp_path))
+    status, out, _ = command("store", "info", str(tmp_path))
     assert status == 0
     assert "test/model" in out
     assert " 20 " in out
-    assert command("verify", str(tmp_path))[::2] == (0, "20 vectors of 1 models, 0 problems\n")
+    assert command("store", "verify", str(tmp_path))[::2] == (0, "20 vectors of 1 models, 0 problems\n")
     (file,) = shard_files(store)
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    status, _, err = command("verify", str(tmp_path))
+    status, _, err = command("store", "verify", str(tmp_path))
     assert (status, "is damaged" in err) == (1, True)
-    assert command("prune", str(tmp_path))[2] == f"removed {file}\n1 removed\n"
-    status, _, err = command("info", str(tmp_path / "nothing"))
+    assert command("store", "prune", str(tmp_path))[2] == f"removed {file}\n1 removed\n"
+    status, _, err = command("store", "info", str(tmp_path / "nothing"))
     assert (status, "there is no store" in err) == (2, True)

@@ -92,3 +92,35 @@ def test_a_device_without_kernel_is_refused(qwen3_dir: Path) -> None:
     model = ReasonEmbed(str(qwen3_dir), device="cpu")
     with pytest.raises(ReasonEmbedError, match="no packed attention on mps"):
         pack_texts(model, torch.device("mps"), half=True)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_dropout_of_attention_is_refused(family: str, tmp_path: Path) -> None:
+    model = ReasonEmbed(str(save_decoder(tmp_path, family)), device="cpu")
+    pack_texts(model, CPU, half=False)
+    model = ReasonEmbed(str(tmp_path), device="cpu", config_kwargs={"attention_dropout": 0.1})
+    with pytest.raises(
+        ReasonEmbedError, match=r"attention_dropout is 0\.1, which packed attention does not have"
+    ):
+        pack_texts(model, CPU, half=False)
+
+
+def test_another_attention_beside_it_is_refused(qwen3_dir: Path, tmp_path: Path) -> None:
+    content = tiny_recipe(qwen3_dir, training={"packed": True, "attention": "eager"})
+    with pytest.raises(ReasonEmbedError, match=r"training\.attention='eager' another one"):
+        train(check_recipe(content, "tiny"), [write_folder(tmp_path / "d", biology=8)], tmp_path / "run")
+
+
+def test_dropout_of_adapters_is_kept(qwen3_dir: Path) -> None:
+    from reasonembed_mteb.training.adapters import load_model
+
+    content = tiny_recipe(qwen3_dir, lora={"dropout": 0.5, "targets": ["q_proj"]})
+    model = load_model(check_recipe(content, "tiny"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(weight)
+    pack_texts(model, CPU, half=False)
+    features = model.preprocess(["Why is the sky blue?", "Post"])
+    model.train()
+    one, other = (model(dict(features))["sentence_embedding"] for _ in range(2))
+    assert not torch.equal(one, other)

@@ -15,15 +15,14 @@ import mteb
 import numpy as np
 import pytest
 import torch
+from conftest import save_decoder
 from datasets import Dataset
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner, scores, variants
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.retrieval import search
 from reasonembed_mteb.store import encoder as stored
-from tests.conftest import save_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +48,7 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def write_subset(folder: Path, subset: str, documents: int, queries: int = 4, first: int = 0) -> None:
@@ -99,7 +95,10 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def score(model: Path, output: Path, *tasks: str, **options: Any) -> list[runner.Outcome]:
     template = options.pop("template", "Instruct: {instruction}\nQuery: ")
-    metas = resolving.resolve_models([str(model)], filed_as="test/model", template=template)
+    variants = resolving.Variants(ablate_instruction=options.pop("ablate", False))
+    metas = resolving.resolve_models(
+        [str(model)], filed_as="test/model", template=template, variants=variants
+    )
     chosen = runner.RunOptions(output=output, progress=False, overwrite=True, **options)
     outcomes = runner.run(metas, [mteb.get_task(task) for task in tasks], chosen)
     for outcome in outcomes:
@@ -122,6 +121,26 @@ def test_a_shared_corpus_is_embedded_once(tmp_path: Path, qwen3_dir: Path, encod
     # Another instruction makes other queries, and the same documents.
     score(qwen3_dir, tmp_path / "three", AOPS, template="{instruction}: ", **options)
     assert len(encoded) == 4
+
+
+@pytest.mark.usefixtures("data")
+def test_without_an_instruction_documents_are_not_encoded_again(
+    tmp_path: Path, qwen3_dir: Path, encoded: list[str]
+) -> None:
+    output = tmp_path / "out"
+    first, second = score(qwen3_dir, output, AOPS, store=tmp_path / "store", ablate=True)
+    assert len(encoded) == 58
+    # The queries come again, and no document.
+    assert all(" and " in text for text in encoded[54:])
+    assert first.model != second.model
+    assert "without_instruction" in second.model
+    # Two results, one a model, and the record says what was sent.
+    prefixes = {
+        path.parent.name: json.loads(path.read_text())["query_prefix"]
+        for path in (output / "records").rglob(f"{AOPS}.json")
+    }
+    assert len(prefixes) == 2
+    assert sorted(prefixes.values())[0] == ""
 
 
 @pytest.mark.usefixtures("data")
@@ -219,7 +238,7 @@ class _Instant:
 
     hands_over_similarity = False
 
-    def __init__(self, broken: str = "") -> None:
+    def __init__(self, broken: str = "", scale: float = 1.0) -> None:
         from mteb.models import ModelMeta
 
         self.mteb_model_meta = ModelMeta.create_empty(
@@ -227,11 +246,13 @@ class _Instant:
         )
         self.texts: list[str] = []
         self._broken = broken
+        self._scale = scale
 
     def encode(self, inputs: Any, **_: Any) -> Any:
         texts = [text for batch in inputs for text in batch["text"]]
         self.texts += texts
         vectors = np.array([[len(text), ord(text[-1]), 1.0] for text in texts], dtype=np.float32)
+        vectors *= self._scale
         vectors[[text == self._broken for text in texts]] = np.nan
         return vectors
 
@@ -289,6 +310,15 @@ def test_without_writing_the_vectors_are_the_same(tmp_path: Path, monkeypatch: p
     assert more[0].tolist() == more[-1].tolist() == [2, ord("z"), 1]
 
 
+def test_vectors_are_rounded_alike_whether_or_not_they_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    thirds = _Instant(scale=1 / 3)
+    written = encode_documents(stored.StoredEncoder(thirds, tmp_path / "store", "float16"), ["a", "ccc"])
+    front = stored.StoredEncoder(thirds, tmp_path / "file" / "store", "float16")
+    assert written.dtype == torch.float16
+    assert torch.equal(encode_documents(front, ["a", "ccc"]).float(), written.float())
+
+
 @pytest.mark.usefixtures("data")
 @pytest.mark.filterwarnings("ignore:Estimating quantization")
 def test_int8_takes_its_range_from_the_whole_corpus(
@@ -334,20 +364,6 @@ def test_truncated_and_fused_runs_leave_excluded_documents_out(tmp_path: Path, q
             assert f"d{i}" not in found
 
 
-def test_variants_refuse_what_does_not_fit(qwen3_dir: Path) -> None:
-    dense, bm25 = resolving.resolve_model(str(qwen3_dir)), resolving.resolve_model("bm25")
-    with pytest.raises(ReasonEmbedError, match="for dense models"):
-        variants.truncated(bm25, 8)
-    with pytest.raises(ReasonEmbedError, match="has 32 dimensions; give fewer"):
-        variants.load_variant(variants.truncated(dense, 64), device="cpu")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'int8'"):
-        variants.compressed(dense, "int9")
-    with pytest.raises(ReasonEmbedError, match="did you mean 'rrf'"):
-        variants.fused([bm25, dense], "rrff")
-    with pytest.raises(ReasonEmbedError, match="needs different models"):
-        variants.fused([dense, dense], "rrf")
-
-
 @pytest.mark.usefixtures("data")
 def test_scores_of_record_are_mtebs_own(tmp_path: Path, qwen3_dir: Path) -> None:
     score(qwen3_dir, tmp_path, AOPS)
@@ -380,9 +396,9 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match=r"x.parquet cannot be read"):
         scores.read_scores(file)
     pq.write_table(pa.table({"a": [1]}), file)
-    with pytest.raises(ReasonEmbedError, match="holds no scores of record"):
+    with pytest.raises(ReasonEmbedError, match="holds no scores by query"):
         scores.read_scores(file)
-    scores.write_scores(file, {"task": "t"}, scores.Kept())
+    scores.write_scores(file, {"task": "t"}, [])
     assert len(scores.read_scores(file).query_ids) == 0
 
 
