@@ -133,7 +133,7 @@ def test_without_an_instruction_documents_are_not_encoded_again(
     # The queries come again, and no document.
     assert all(" and " in text for text in encoded[54:])
     assert first.model != second.model
-    assert "without_instruction" in second.model
+    assert second.model == "test/model (--instruction-template, without instruction)"
     # Two results, one a model, and the record says what was sent.
     prefixes = {
         path.parent.name: json.loads(path.read_text())["query_prefix"]

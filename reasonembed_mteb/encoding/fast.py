@@ -310,7 +310,7 @@ def encode_stream(
         **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
 
     Yields:
-        Vectors (at most ``chunk``, dim) in the texts' order.
+        Vectors ``(at most chunk, dim)`` in the texts' order.
 
     Raises:
         ReasonEmbedError: If the chunk is no positive number.

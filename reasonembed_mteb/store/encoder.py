@@ -110,11 +110,11 @@ class StoredEncoder:
         self.model.mteb_model_meta = meta  # type: ignore[misc]
 
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
-        """Return the model's own similarity."""
+        """Return the model's own similarity of ``(N, dim)`` and ``(M, dim)``, as ``(N, M)``."""
         return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
-        """Return the model's own similarity of pairs."""
+        """Return the model's own similarity of pairs of rows, two ``(N, dim)``, as ``(N,)``."""
         return self.model.similarity_pairwise(embeddings1, embeddings2)
 
     def encode(
