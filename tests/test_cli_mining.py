@@ -96,3 +96,12 @@ def test_what_a_server_scores_too_high_is_no_negative(kind: str, call: Any) -> N
 def test_options_that_do_not_fit(options: tuple[str, ...], message: str, call: Any) -> None:
     with pytest.raises(ReasonEmbedError, match=message):
         call(*options)
+
+
+def test_the_released_annotator_is_asked_as_it_was_released(call: Any) -> None:
+    name = "somewhere/reason-embed-annotator-qwen3-8b-0928"
+    with StubServer(served, paths=(CHAT, "/v1/rerank")) as server:
+        options = ("--reranker", name, "--reranker-kind", "annotator", "--max-score", "2")
+        call(*options, "--negatives", "4", "--reranker-url", server.base_url)
+    assert {(seen.body["top_k"], seen.body["max_tokens"]) for seen in server.seen} == {(40, 2048)}
+    assert all("3 - the document holds partial information" in seen.text for seen in server.seen)

@@ -166,13 +166,19 @@ def _served(stack: ExitStack, name: str, kind: str, **options: Any) -> Reranker:
             endpoint, options["folder"], api=kind, instruction=options["instruction"], budget=budget
         )
         return stack.enter_context(served)
+    from reasonembed_mteb.synthesis.annotators import as_released, known_annotator
     from reasonembed_mteb.synthesis.config import AnnotateSection
     from reasonembed_mteb.synthesis.grading import ANY_DOMAIN, GradingReranker
-    from reasonembed_mteb.synthesis.prompts import bright_domains, load_prompts
+    from reasonembed_mteb.synthesis.prompts import bright_domains, load_prompts, prompt_for
 
     domains, domain = bright_domains(), options["domain"]
     if domain is not None and domain not in domains:
         raise unknown_name("domain", domain, domains)
-    client = stack.enter_context(LLMClient(endpoint, options["folder"], budget))
+    client = stack.enter_context(LLMClient(as_released(endpoint), options["folder"], budget))
     told = ANY_DOMAIN if domain is None else domains[domain]
-    return GradingReranker(client, load_prompts()["annotate"], told, AnnotateSection(), options["seed"])
+    # The released annotator has a length and levels of its own.
+    known = known_annotator(name)
+    section = AnnotateSection(max_tokens=None if known is None else known.max_tokens)
+    return GradingReranker(
+        client, prompt_for(load_prompts()["annotate"], name), told, section, options["seed"]
+    )
