@@ -280,7 +280,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         if file.is_file():
             found[arm, value].append(json.loads(file.read_text(encoding="utf-8")))
     if ("start", 0.0) not in found:
-        return {}
+        raise SystemExit("the start is not scored yet: run --arms start first")
     rows = []
     for (arm, value), runs in found.items():
         row: dict[str, Any] = {"arm": arm, "value": value, "seeds": len(runs)}
@@ -336,7 +336,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="JSON of the report")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     kinds = ["start", "mix", "linear", "spherical"]
-    parser.add_argument("--arms", nargs="*", default=kinds, choices=kinds, help="what is trained and scored")
+    parser.add_argument(
+        "--arms",
+        nargs="*",
+        default=kinds,
+        choices=kinds,
+        help="what is trained and scored; none for the table alone",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--depth", type=int, default=5, help="negatives a query from each retriever, at most")
     parser.add_argument("--tokens", type=int, default=64, help="of a document, in training")
@@ -357,12 +363,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Work, then print the table."""
-    import torch
-
     options = parse()
-    torch.set_num_threads(options.threads)
     os.environ["REASONEMBED_BRIGHT_PATH"] = str(options.data / "bright_answers")
-    work(options)
+    if options.arms:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        work(options)
     found = report(options)
     show(found)
     if options.results:
