@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 # What scores and vectors depend on; a record of a run names their versions.
@@ -183,7 +183,9 @@ def read_json_object(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[tuple[int, Any]]:
+def read_json_lines(
+    file: Path, remedy: str = "correct that line", broken: Callable[[int, Exception], None] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Read JSON Lines with their numbers; blank lines are passed over.
 
     A byte order mark and line breaks of Windows do no harm. ``NaN``, which pandas writes for what is missing,
@@ -192,6 +194,7 @@ def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[t
     Args:
         file: UTF-8, gzipped where its name ends with ``.gz``.
         remedy: What to do about a broken line, for the message.
+        broken: Takes the number of a broken line and what is wrong with it; reading goes on unless it raises.
 
     Yields:
         Number of the line, from 1, and what it holds.
@@ -209,6 +212,9 @@ def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[t
                 try:
                     yield number, json.loads(content.decode("utf-8"), parse_constant=_constant)
                 except (ValueError, RecursionError) as error:
+                    if broken is not None:
+                        broken(number, error)
+                        continue
                     msg = f"{file}:{number} is not JSON ({error}); {remedy}"
                     raise DataError(msg) from error
     except (OSError, EOFError) as error:

@@ -94,8 +94,16 @@ class PromptRule:
         """
         if self.template is not None and side != "document":
             own = self.prompts.get(f"{task.name}-query") or self.prompts.get(task.name)
-            return own or query_prefix(instruction_of(task), self.template)
+            return own or self.under(instruction_of(task))
         return self._by_name(task, side)
+
+    def under(self, instruction: str) -> str:
+        """Return what goes before a query that has an instruction and no prompt of its own.
+
+        Args:
+            instruction: One sentence; empty for none.
+        """
+        return query_prefix(instruction, self.template) if self.template is not None else ""
 
     def _by_name(self, task: TaskMetadata, side: str | None) -> str:
         """Return the prompt that MTEB takes of a model's own, else the one that the library takes."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.training.metrics import MetricsFile
+from reasonembed_mteb.training.schema import LOG_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.schema import Recipe
     from reasonembed_mteb.training.trainer import RedapterTrainer
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 # More steps than any run has.
@@ -57,6 +61,7 @@ def build_trainer(
     from transformers import set_seed
 
     from reasonembed_mteb.training.adapters import load_model, pack_texts
+    from reasonembed_mteb.training.schedule import warmup_decay_schedule
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
@@ -72,11 +77,12 @@ def build_trainer(
         plans=plan.subsets,
         train_dataset=data.subsets,
         data_collator=collator,
-        loss=make_loss(model, recipe),
+        loss=make_loss(model, recipe, plan.start_step),
         evaluator=_evaluator(recipe, output),
         metrics=MetricsFile(output / "metrics.csv"),
         keep=recipe.training.keep,
         say=say,
+        schedule=warmup_decay_schedule if recipe.training.schedule == LOG_WARMUP else None,
     )
 
 
@@ -88,8 +94,15 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         recipe: The recipe.
         plan: The plan, for the groups.
     """
+    from reasonembed_mteb.training.adapters import backbone
     from reasonembed_mteb.training.collator import GroupCollator
+    from reasonembed_mteb.training.cuts import position_limit
 
+    most = position_limit(backbone(model))
+    part = recipe.data
+    for name in ("query_tokens", "document_tokens"):
+        if getattr(part, name) > most:
+            logger.warning("data.%s is %d; the model takes %d tokens", name, getattr(part, name), most)
     return GroupCollator(
         preprocess_fn=model.preprocess,
         groups=plan.groups,
@@ -98,24 +111,25 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         template=recipe.model.template,
         document_prefix=recipe.model.document_prefix,
         instructions=recipe.data.instructions,
-        query_tokens=recipe.data.query_tokens,
-        document_tokens=recipe.data.document_tokens,
+        query_tokens=min(part.query_tokens, most),
+        reasoning_tokens=min(part.reasoning_limit, most),
+        document_tokens=min(part.document_tokens, most),
     )
 
 
-def make_loss(model: SentenceTransformer, recipe: Recipe) -> RedapterLoss:
+def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None) -> RedapterLoss:
     """Build the loss of a recipe.
 
     Args:
-        model: The model.
-        recipe: The recipe.
+        model: Embeds the batches.
+        recipe: Its settings.
+        start_step: First step that weighs, None for plain InfoNCE; see `TrainingPlan`.
     """
     from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
 
     part = recipe.loss
     options = part.model_dump(exclude={"kind", "mini_batch_size", "mini_batch_tokens"})
-    if part.kind == "infonce":
-        options["start_step"] = None
+    options["start_step"] = start_step
     if part.mini_batch_tokens:
         return CachedRedapterLoss(model, mini_batch_num_tokens=part.mini_batch_tokens, **options)
     if part.mini_batch_size:
@@ -126,12 +140,9 @@ def make_loss(model: SentenceTransformer, recipe: Recipe) -> RedapterLoss:
 def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
     if not recipe.evaluation.tasks:
         return None
-    from reasonembed_mteb.evaluation.resolving import resolve_tasks
-    from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.training.evaluator import TaskEvaluator
+    from reasonembed_mteb.training.evaluator import TaskEvaluator, evaluation_tasks
 
-    register()
-    tasks = resolve_tasks([], recipe.evaluation.tasks)
+    tasks = evaluation_tasks(recipe.evaluation.tasks)
     return TaskEvaluator(tasks, output / "evaluation.csv" if is_main() else None)
 
 
@@ -147,7 +158,7 @@ def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTran
         num_train_epochs=part.epochs,
         max_steps=part.max_steps or -1,
         learning_rate=part.learning_rate,
-        lr_scheduler_type=part.schedule,
+        lr_scheduler_type="linear" if part.schedule == LOG_WARMUP else part.schedule,
         warmup_steps=part.warmup,
         weight_decay=part.weight_decay,
         max_grad_norm=part.max_grad_norm,

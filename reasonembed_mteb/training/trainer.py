@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
     from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR, LRScheduler
     from torch.utils.data import BatchSampler, ConcatDataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -47,6 +50,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         metrics: MetricsFile | None = None,
         keep: int = 2,
         say: Callable[[str], None] | None = None,
+        schedule: Callable[[Optimizer, int, int], LambdaLR] | None = None,
         **options: Any,
     ) -> None:
         """Set the training up.
@@ -59,6 +63,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
             metrics: The CSV, begun already; only the first process writes.
             keep: Checkpoints kept.
             say: Takes a line for people now and then.
+            schedule: Makes the learning rate's schedule from optimiser, warm-up steps and steps; None takes
+                transformers' own.
             **options: `SentenceTransformerTrainer`'s further arguments.
         """
         self.plans = list(plans)
@@ -67,6 +73,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self.redapter = loss
         self.keep = keep
         self._say = say
+        self._schedule = schedule
         self._window = Window()
         self._pending: list[dict[str, Any]] = []
         self._clock = time.monotonic()
@@ -86,6 +93,19 @@ class RedapterTrainer(SentenceTransformerTrainer):
         Args:
             default_args_dict: Not used.
         """
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Make the learning rate's schedule.
+
+        Args:
+            num_training_steps: Of the whole run.
+            optimizer: None takes the trainer's.
+        """
+        held = optimizer or self.optimizer
+        if self.lr_scheduler is None and self._schedule is not None and held is not None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = self._schedule(held, warmup, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_multi_dataset_batch_sampler(  # type: ignore[override]
         self, dataset: ConcatDataset[Any], batch_samplers: Sequence[BatchSampler], **options: Any
@@ -128,7 +148,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             The loss, or the loss and nothing.
         """
         subset = inputs.pop("subset", "")
-        sizes = _sizes(inputs)
+        sizes = _sizes(inputs) | {"reasoning_cut": inputs.pop("reasoning_cut", math.nan)}
         # Set for each batch, not counted: evaluations and the batches of an accumulated step do not count.
         self.redapter.global_step = self.state.global_step
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -136,7 +156,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             self._note(subset, sizes)
         return result
 
-    def _note(self, subset: str, sizes: dict[str, int]) -> None:
+    def _note(self, subset: str, sizes: Mapping[str, float]) -> None:
         if self.lr_scheduler is None:
             return
         metrics: dict[str, Tensor] = self.redapter.metrics
@@ -223,7 +243,7 @@ class _Steps(TrainerCallback):
         self.trainer.end_step()
 
 
-def _sizes(inputs: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(inputs: Mapping[str, Any]) -> dict[str, float]:
     """Count a batch: queries and documents, and their tokens without padding."""
     masks = {name: value for name, value in inputs.items() if name.endswith("attention_mask")}
     # Packed rows have no mask, since they have no padding.
