@@ -15,6 +15,7 @@ from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weight
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
 from reasonembed_mteb.training.evaluator import same_random_numbers
 from reasonembed_mteb.training.metrics import METRICS, Window
+from reasonembed_mteb.training.progress import Progress
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self._window = Window()
         self._pending: list[dict[str, Any]] = []
         self._clock = time.monotonic()
+        self._progress = Progress()
         super().__init__(
             train_dataset=dict(train_dataset),
             data_collator=data_collator,
@@ -127,6 +129,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         epoch = self.state.global_step // steps
         self.batch_sampler.set_epoch(epoch)
         self.group_collator.epoch = epoch
+        self._progress.begin(self.state.global_step)
         self._clock = time.monotonic()
 
     def compute_loss(
@@ -175,6 +178,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
                 "seconds": (now - self._clock) / len(self._pending),
             }
             self._window.add(row)
+            self._progress.add(int(row["tokens"]) * self.args.world_size)
         if self.metrics_file is not None and self.is_world_process_zero():
             self.metrics_file.append(self._pending)
         self._pending.clear()
@@ -192,7 +196,9 @@ class RedapterTrainer(SentenceTransformerTrainer):
             logs = logs | self._window.close()
         super().log(logs, start_time)
         if self._say is not None and self.is_world_process_zero():
-            self._say(_line(logs, self.state.global_step, self.state.max_steps))
+            step, steps = self.state.global_step, self.state.max_steps
+            speed = self._progress.line(step, steps) if "loss" in logs else ""
+            self._say(_line(logs, step, steps) + (f"; {speed}" if speed else ""))
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate; the training goes on as if it had not been.
