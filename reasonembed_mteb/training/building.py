@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training.metrics import MetricsFile
 from reasonembed_mteb.training.schema import LOG_WARMUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+    from torch import nn
 
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+_LOSS_OPTIONS = (
+    "temperature",
+    "max_intensity",
+    "normalize_weights",
+    "gather_across_devices",
+    "mask_false_negatives",
+)
 # More steps than any run has.
 _NEVER = 1 << 40
 
@@ -77,7 +86,7 @@ def build_trainer(
         plans=plan.subsets,
         train_dataset=data.subsets,
         data_collator=collator,
-        loss=make_loss(model, recipe, plan.start_step),
+        loss=shortened(make_loss(model, recipe, plan.start_step), recipe.loss.matryoshka),
         evaluator=_evaluator(recipe, output),
         metrics=MetricsFile(output / "metrics.csv"),
         keep=recipe.training.keep,
@@ -108,6 +117,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         groups=plan.groups,
         seed=recipe.training.seed,
         with_reasoning=recipe.loss.kind == "redapter",
+        with_grades=recipe.loss.grade_weight > 0,
         template=recipe.model.template,
         document_prefix=recipe.model.document_prefix,
         instructions=recipe.data.instructions,
@@ -125,16 +135,42 @@ def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None
         recipe: Its settings.
         start_step: First step that weighs, None for plain InfoNCE; see `TrainingPlan`.
     """
-    from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
+    from reasonembed_mteb.training.distillation import CachedGradedRedapterLoss, GradedRedapterLoss
 
     part = recipe.loss
-    options = part.model_dump(exclude={"kind", "mini_batch_size", "mini_batch_tokens"})
-    options["start_step"] = start_step
+    options: dict[str, Any] = part.model_dump(include=set(_LOSS_OPTIONS)) | {"start_step": start_step}
     if part.mini_batch_tokens:
-        return CachedRedapterLoss(model, mini_batch_num_tokens=part.mini_batch_tokens, **options)
-    if part.mini_batch_size:
-        return CachedRedapterLoss(model, mini_batch_size=part.mini_batch_size, **options)
-    return RedapterLoss(model, **options)
+        options["mini_batch_num_tokens"] = part.mini_batch_tokens
+    elif part.mini_batch_size:
+        options["mini_batch_size"] = part.mini_batch_size
+    cached = part.mini_batch_tokens or part.mini_batch_size
+    loss = CachedGradedRedapterLoss(model, **options) if cached else GradedRedapterLoss(model, **options)
+    loss.grade_weight, loss.grade_temperature = part.grade_weight, part.grade_temperature
+    return loss
+
+
+def shortened(loss: RedapterLoss, lengths: Sequence[int]) -> nn.Module:
+    """Have a loss taken of shortened vectors too, each length counting as much as the full one.
+
+    Args:
+        loss: Ours.
+        lengths: Dimensions, of the first of which a shortened vector is made; empty for none.
+
+    Returns:
+        `MatryoshkaLoss`, or the loss itself.
+
+    Raises:
+        ReasonEmbedError: If a length is not below the model's own.
+    """
+    if not lengths:
+        return loss
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+    full = loss.model.get_embedding_dimension() or 0
+    if max(lengths) >= full:
+        msg = f"loss.matryoshka: {max(lengths)} is not below the {full} dimensions of the model's vectors"
+        raise ReasonEmbedError(msg)
+    return MatryoshkaLoss(loss.model, loss, [full, *sorted(set(lengths), reverse=True)])
 
 
 def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class GroupCollator(SentenceTransformerDataCollator):
         seed: The run's seed.
         epoch: The epoch, which the trainer sets.
         with_reasoning: Whether reasoning queries are wanted.
+        with_grades: Whether the grades of documents are.
         template: What goes before a query; empty for nothing.
         document_prefix: What goes before a document.
         instructions: Instruction by subset.
@@ -70,6 +72,7 @@ class GroupCollator(SentenceTransformerDataCollator):
     seed: int = 0
     epoch: int = 0
     with_reasoning: bool = True
+    with_grades: bool = False
     template: str = ""
     document_prefix: str = ""
     instructions: Mapping[str, str] = field(default_factory=dict)
@@ -99,6 +102,9 @@ class GroupCollator(SentenceTransformerDataCollator):
         skip = len(self.document_prefix)
         ids = [document_id(text[skip:]) for text in texts["documents"]]
         batch["documents_document_ids"] = torch.tensor(ids)
+        if self.with_grades:
+            grades = [grade for row in features for _, grade in self._group(row)]
+            batch["documents_grades"] = torch.tensor(grades, dtype=torch.float32)
         batch["query_positive_ids"] = self._positive_ids(features)
         return batch
 
@@ -125,10 +131,17 @@ class GroupCollator(SentenceTransformerDataCollator):
             found["query"].append(prefix + row["query"])
             # PROTOCOL section 6: the same instruction on both.
             found["reasoning_query"].append(prefix + (row["reasoning"] or row["query"]))
-            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
-            group, _ = draw_group(row["positives"], row["negatives"], self.groups[row["subset"]], random)
-            found["documents"] += [self.document_prefix + text for text in group]
+            found["documents"] += [self.document_prefix + text for text, _ in self._group(row)]
         return found
+
+    def _group(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """Draw a row's documents with their grades, NaN where they have none; each time the same ones."""
+        random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
+        good, bad = (
+            list(zip(row[name], row.get(grades) or [math.nan] * len(row[name]), strict=True))
+            for name, grades in (("positives", "positive_grades"), ("negatives", "negative_grades"))
+        )
+        return draw_group(good, bad, self.groups[row["subset"]], random)[0]
 
     def prefixes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return what goes before each row's query.

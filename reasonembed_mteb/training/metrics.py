@@ -29,11 +29,15 @@ METRICS = (
     "rows_without_reasoning",
     "documents_masked",
 )
-# Of the first process' share of a batch; runs of earlier versions have no such column.
+# Of the first process' share of a batch.
 CUT = "reasoning_cut"
+# The divergence from graded labels, of a loss that has it.
+GRADED = "loss_grades"
+# Runs of earlier versions have no such columns.
+NEWER = (CUT, GRADED)
 COLUMNS = (
     *("step", "epoch", "subset", "queries", "documents", "tokens"),
-    *(*METRICS, "learning_rate", "seconds", CUT),
+    *(*METRICS, "learning_rate", "seconds", *NEWER),
 )
 # Share of the run over which the lines are averaged.
 _SMOOTHING = 0.05
@@ -130,7 +134,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     except (TypeError, ValueError) as error:
         msg = f"{file} is no file of metrics of ours: {error}"
         raise DataError(msg) from error
-    if not found or not set(COLUMNS) - {CUT} <= found[0].keys():
+    if not found or not set(COLUMNS) - set(NEWER) <= found[0].keys():
         msg = f"{file} holds no step yet" if not found else f"{file} is no file of metrics of ours"
         raise DataError(msg)
     return found
@@ -185,7 +189,7 @@ class Window:
         Args:
             row: Its line in the CSV.
         """
-        named = {name: row[name] for name in METRICS} | {CUT: row.get(CUT, math.nan)}
+        named = {name: row[name] for name in METRICS} | {name: row.get(name, math.nan) for name in NEWER}
         named[f"ri_mean/{row['subset']}"] = row["ri_mean"]
         named[f"loss_unweighted/{row['subset']}"] = row["loss_unweighted"]
         for name, value in named.items():

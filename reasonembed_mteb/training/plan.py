@@ -236,6 +236,12 @@ def _check_data(recipe: Recipe, data: TrainingData) -> None:
             "train plain InfoNCE with --set loss.kind=infonce"
         )
         raise ReasonEmbedError(msg)
+    if recipe.loss.grade_weight and not data.has_grades:
+        msg = (
+            "no row has grades, which loss.grade_weight learns from: give pos_scores and neg_scores, a "
+            "number for each text (ReMixer writes them), or set loss.grade_weight=0"
+        )
+        raise ReasonEmbedError(msg)
     # A recipe made for all subsets may be used with some; a subset that it nearly names is a slip.
     for name in recipe.batch.subsets:
         if name not in data.subsets and "did you mean" in str(unknown_name("subset", name, data.subsets)):

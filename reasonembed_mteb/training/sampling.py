@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch.utils.data import ConcatDataset
+
+T = TypeVar("T")
 
 
 def generator(seed: int, epoch: int, *parts: str | int) -> np.random.Generator:
@@ -29,8 +31,8 @@ def generator(seed: int, epoch: int, *parts: str | int) -> np.random.Generator:
 
 
 def draw_group(
-    positives: Sequence[str], negatives: Sequence[str], group: int, random: np.random.Generator
-) -> tuple[list[str], int]:
+    positives: Sequence[T], negatives: Sequence[T], group: int, random: np.random.Generator
+) -> tuple[list[T], int]:
     """Draw one positive and ``group - 1`` negatives.
 
     Too few negatives are repeated, each as often as the others as far as possible.

@@ -78,6 +78,11 @@ class LossPart(_Section):
         normalize_weights: Whether the weights of a batch sum to one.
         gather_across_devices: Whether every device's documents are candidates.
         mask_false_negatives: Whether documents equal to a query's positive are no negatives of it.
+        grade_weight: Weight of the divergence from graded labels (``pos_scores`` and ``neg_scores`` of the
+            rows) beside this loss; 0 for none.
+        grade_temperature: What grades are divided by before their softmax.
+        matryoshka: Further lengths of the vectors at which the loss is taken too, each counting as much as
+            the full one; empty for the full one alone.
         mini_batch_size: Rows embedded at a time with cached gradients; 0 embeds all at once.
         mini_batch_tokens: The same as tokens; excludes ``mini_batch_size``.
     """
@@ -89,6 +94,9 @@ class LossPart(_Section):
     normalize_weights: bool = True
     gather_across_devices: bool = True
     mask_false_negatives: bool = False
+    grade_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    grade_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    matryoshka: list[Positive] = Field(default_factory=list)
     mini_batch_size: Count = 0
     mini_batch_tokens: Count = 0
 

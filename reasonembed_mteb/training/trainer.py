@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weights
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
 from reasonembed_mteb.training.evaluator import same_random_numbers
-from reasonembed_mteb.training.metrics import METRICS, Window
+from reasonembed_mteb.training.metrics import METRICS, NEWER, Window
 from reasonembed_mteb.training.progress import Progress
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from reasonembed_mteb.training.collator import GroupCollator
-    from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.metrics import MetricsFile
     from reasonembed_mteb.training.sampling import SubsetPlan
 
@@ -47,7 +46,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         plans: Sequence[SubsetPlan],
         train_dataset: Mapping[str, Dataset],
         data_collator: GroupCollator,
-        loss: RedapterLoss,
+        loss: nn.Module,
         metrics: MetricsFile | None = None,
         keep: int = 2,
         say: Callable[[str], None] | None = None,
@@ -60,7 +59,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             plans: What an epoch takes of each subset, in the order of ``train_dataset``.
             train_dataset: Rows by subset.
             data_collator: Makes the batches.
-            loss: Ours, plain or cached.
+            loss: Ours, plain or cached, or one around it.
             metrics: The CSV, begun already; only the first process writes.
             keep: Checkpoints kept.
             say: Takes a line for people now and then.
@@ -71,7 +70,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self.plans = list(plans)
         self.metrics_file = metrics
         self.group_collator = data_collator
-        self.redapter = loss
+        # Another loss may stand around ours, such as `MatryoshkaLoss`.
+        self.redapter: Any = getattr(loss, "loss", loss)
         self.keep = keep
         self._say = say
         self._schedule = schedule
@@ -165,7 +165,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
         metrics: dict[str, Tensor] = self.redapter.metrics
         row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
         # In one piece: each single number taken off a GPU waits for it.
-        row |= zip(METRICS, torch.stack([metrics[name].double() for name in METRICS]).tolist(), strict=True)
+        names = [*METRICS, *(name for name in NEWER if name in metrics)]
+        row |= zip(names, torch.stack([metrics[name].double() for name in names]).tolist(), strict=True)
         row["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
         self._pending.append(row)
 
