@@ -107,3 +107,25 @@ def test_mini_batches_that_fit() -> None:
     assert plan.fitting_tokens(20) == 9984
     assert plan.fitting_tokens(7) == 0
     assert plan.fitting_tokens(1000) == 8 * SMALL_BATCH
+
+
+def test_quantised_weights_and_small_moments_are_counted() -> None:
+    from transformers import Qwen3Config
+
+    from reasonembed_mteb.training.plan import SubsetTokens, estimate_memory
+    from reasonembed_mteb.training.recipes import load_recipe
+    from reasonembed_mteb.training.sampling import SubsetPlan
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    config = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, vocab_size=99)
+    tokens = {"biology": SubsetTokens(9, 9, 9, 0.0)}
+    plan = TrainingPlan([SubsetPlan("biology", 8, 8, 1)], {"biology": 2}, {}, 1, 1, 1, tokens)
+    whole = estimate_memory(plan, load_recipe("qwen3-8b"), config)
+    small = estimate_memory(
+        plan, load_recipe("qwen3-8b", ["lora.quantize=true", "training.optimizer=adamw_8bit"]), config
+    )
+    assert small["weights"] == pytest.approx(whole["weights"] * 0.52 / 2)
+    assert small["optimizer"] == pytest.approx(whole["optimizer"] * 10 / 16)
+    assert small["activations"] == whole["activations"]
+    half = estimate_memory(plan, load_recipe("qwen3-8b", ["training.precision=fp16"]), config)
+    assert half == whole

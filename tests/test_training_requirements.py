@@ -10,7 +10,7 @@ from training_data import tiny_recipe
 
 from reasonembed_mteb.errors import MissingExtraError, ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.training.recipes import check_recipe
-from reasonembed_mteb.training.requirements import check_requirements, check_trackers
+from reasonembed_mteb.training.requirements import check_processes, check_requirements, check_trackers
 from reasonembed_mteb.training.run import train
 
 if TYPE_CHECKING:
@@ -54,6 +54,53 @@ def test_adapters_alone_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     without("peft", monkeypatch)
     check_requirements(check_recipe(tiny_recipe("x", lora={"rank": 0}), "tiny"))
     check_trackers(["none"])
+
+
+ONLY_CUDA = [
+    ({"lora": {"quantize": True}}, r"lora\.quantize=true needs a CUDA GPU.*--set lora\.quantize=false"),
+    (
+        {"training": {"optimizer": "adamw_8bit"}},
+        r"8bit needs a CUDA GPU.*--set training\.optimizer=adamw",
+    ),
+    ({"training": {"precision": "fp16"}}, r"fp16 needs a CUDA GPU.*--set training\.precision=fp32"),
+]
+
+
+@pytest.mark.parametrize(("sections", "words"), ONLY_CUDA)
+def test_what_needs_a_card_is_refused_without(
+    sections: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ReasonEmbedError, match=words):
+        check_requirements(check_recipe(tiny_recipe("x", **sections), "tiny"))
+
+
+@pytest.mark.parametrize("sections", [sections for sections, _ in ONLY_CUDA[:2]])
+def test_with_a_card_the_extra_is_named(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe = check_recipe(tiny_recipe("x", **sections), "tiny")
+    with monkeypatch.context() as patch:
+        without("bitsandbytes", patch)
+        with pytest.raises(MissingExtraError, match=r"pip install .*\[quantized\]"):
+            check_requirements(recipe)
+    found = importlib.util.find_spec("sys")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: found)
+    check_requirements(recipe)
+
+
+@pytest.mark.parametrize(("has_bf16", "stops"), [(True, False), (False, True)])
+def test_a_card_without_bf16_is_told_of_fp16(
+    has_bf16: bool, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    if not stops:
+        return check_processes(1, "bf16")
+    with pytest.raises(ReasonEmbedError, match=r"Tesla V100 has no bf16: .*training\.precision=fp16"):
+        check_processes(1, "bf16")
+    return check_processes(1, "fp16")
 
 
 def test_a_benchmark_is_all_its_tasks(registered: None) -> None:

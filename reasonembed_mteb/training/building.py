@@ -58,7 +58,7 @@ def build_trainer(
     """Put model, loss, collator, evaluator and trainer together.
 
     Args:
-        recipe: The recipe.
+        recipe: What is to be trained, and how.
         data: The rows.
         plan: Their batches.
         output: Folder of the run.
@@ -78,7 +78,7 @@ def build_trainer(
     model = load_model(recipe)
     arguments = _arguments(recipe, output, plan)
     if recipe.training.packed:
-        pack_texts(model, arguments.device, half=recipe.training.precision == "bf16")
+        pack_texts(model, arguments.device, half=recipe.training.half)
     collator = make_collator(model, recipe, plan)
     return RedapterTrainer(
         model=model,
@@ -100,7 +100,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
 
     Args:
         model: The model, which tokenises.
-        recipe: The recipe.
+        recipe: Says lengths, prefixes and seed.
         plan: The plan, for the groups.
     """
     from reasonembed_mteb.training.adapters import backbone
@@ -187,6 +187,7 @@ def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTran
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     part, steps = recipe.training, recipe.evaluation.steps
+    default = SentenceTransformerTrainingArguments
     return SentenceTransformerTrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         # Only a nominal size: each subset has its own.
@@ -201,6 +202,8 @@ def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTran
         gradient_accumulation_steps=part.accumulation,
         seed=part.seed,
         bf16=part.precision == "bf16",
+        fp16=part.precision == "fp16",
+        optim="adamw_bnb_8bit" if part.optimizer == "adamw_8bit" else default.optim,
         # Without this word several processes on CPUs would not know of each other, and bf16 be refused.
         use_cpu=on_cpu(),
         save_strategy="steps",

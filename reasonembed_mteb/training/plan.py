@@ -33,6 +33,10 @@ SMALL_BATCH = 4096
 _USABLE = 0.8
 # Of each trained weight: itself, its gradient and AdamW's two moments, in float32.
 _TRAINED_BYTES = 16
+# The same with moments in 8 bits.
+_TRAINED_BYTES_8BIT = 10
+# 4 bits a weight, and scales that are quantised themselves.
+_QUANTIZED_BYTES = 0.52
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
     """Plan the batches of a run; loads no model.
 
     Args:
-        recipe: The recipe.
+        recipe: What is to be trained, and how.
         data: The rows.
         world_size: Processes.
 
@@ -333,7 +337,7 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
 
     Args:
         plan: With tokens.
-        recipe: The recipe.
+        recipe: What the plan was made for.
         config: The model's transformers configuration.
 
     Returns:
@@ -351,9 +355,10 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
         layers = [p for n, p in model.named_modules() if n.rpartition(".")[2] in recipe.lora.targets]
         sizes = [p.in_features + p.out_features for p in layers if isinstance(p, nn.Linear)]
         trained = recipe.lora.rank * sum(sizes)
-    half = recipe.training.precision == "bf16"
-    frozen = weights * (2 if half else 4) if recipe.lora.rank else 0
-    found = {"weights": frozen / _GIB, "optimizer": trained * _TRAINED_BYTES / _GIB}
+    beneath = _QUANTIZED_BYTES if recipe.lora.quantize else 2 if recipe.training.half else 4
+    kept = _TRAINED_BYTES_8BIT if recipe.training.optimizer == "adamw_8bit" else _TRAINED_BYTES
+    frozen = weights * beneath if recipe.lora.rank else 0
+    found = {"weights": frozen / _GIB, "optimizer": trained * kept / _GIB}
     found["activations"] = _activation_bytes(plan, recipe, config) / _GIB
     return found | {"total": sum(found.values())}
 
@@ -375,14 +380,14 @@ def _token_bytes(recipe: Recipe, config: Any) -> float:  # noqa: ANN401
     # Attention's and the feed-forward part's inputs and outputs, a few of each kept for the backward pass.
     inside = 8 * hidden + 3 * config.intermediate_size
     kept = layers * hidden + inside if recipe.training.checkpointing else layers * inside
-    return float(kept * (2 if recipe.training.precision == "bf16" else 4))
+    return float(kept * (2 if recipe.training.half else 4))
 
 
 def start_name(recipe: Recipe) -> str:
     """Return what the plan calls the recipe's model, named or not.
 
     Args:
-        recipe: The recipe.
+        recipe: With or without a model's name.
     """
     try:
         return model_name(recipe)

@@ -134,6 +134,11 @@ def _check_together(recipe: Recipe) -> None:
     if recipe.loss.mini_batch_size and recipe.loss.mini_batch_tokens:
         msg = f"recipe {recipe.name}: give loss.mini_batch_size or loss.mini_batch_tokens, not both"
         raise ReasonEmbedError(msg)
+    if recipe.lora.quantize and not recipe.lora.rank:
+        msg = (
+            f"recipe {recipe.name}: lora.quantize is for weights beneath adapters: set lora.rank, 32 for one"
+        )
+        raise ReasonEmbedError(msg)
     if recipe.model.template:
         try:
             check_template(recipe.model.template)
@@ -147,7 +152,7 @@ def model_name(recipe: Recipe) -> str:
     """Return what a recipe starts from.
 
     Args:
-        recipe: The recipe.
+        recipe: One with a name for its model, or a published one without.
 
     Raises:
         ReasonEmbedError: If it names none, with the way to make it.

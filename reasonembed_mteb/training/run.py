@@ -20,7 +20,7 @@ from reasonembed_mteb.training.failures import explained
 from reasonembed_mteb.training.metrics import summarise
 from reasonembed_mteb.training.modelcard import card, write_toml
 from reasonembed_mteb.training.plan import plan_training, sample_rows
-from reasonembed_mteb.training.requirements import check_requirements
+from reasonembed_mteb.training.requirements import check_processes, check_requirements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +96,7 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
 
     Args:
         model: The trained model; its adapters are merged.
-        recipe: The recipe.
+        recipe: What was trained, and how.
         record: The run's record.
         output: Folder of the run.
 
@@ -106,13 +106,19 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
     Raises:
         ReasonEmbedError: If the disk is full, or an adapter not finite.
     """
-    from reasonembed_mteb.training.adapters import has_adapters, merge_adapters, save_adapters
+    from reasonembed_mteb.training.adapters import (
+        has_adapters,
+        merge_adapters,
+        on_whole_weights,
+        save_adapters,
+    )
 
     adapter = None
     if has_adapters(model):
         adapter = output / ADAPTER
         with replacing_folder(adapter, replace=True) as folder:
             save_adapters(model, folder)
+        model = on_whole_weights(model, recipe, adapter)
         merge_adapters(model)
     summary = summarise(output / "metrics.csv")
     record |= {"finished": True, "scores": _scores(output / "evaluation.csv")}
@@ -163,7 +169,7 @@ def read_data(
     """Read a recipe's data; on several processes the first of each machine reads, the others wait.
 
     Args:
-        recipe: The recipe.
+        recipe: Says how rows are read, and which need negatives.
         sources: Files, folders, or data read before.
         cache: Folder for checked rows; None takes the one of `datasets`.
 
@@ -217,7 +223,7 @@ def train(
     from accelerate import PartialState
 
     state = PartialState(cpu=on_cpu())
-    _check_devices(state.num_processes, recipe.training.precision)
+    check_processes(state.num_processes, recipe.training.precision)
     data = read_data(recipe, sources, cache)
     plan = plan_training(recipe, data, state.num_processes)
     record = _record(recipe, data, plan)
@@ -274,20 +280,6 @@ def _check_output(output: Path, *, resume: bool) -> None:
     # Of several processes the first one may have begun to write.
     if is_main() and any(output.iterdir()):
         msg = f"{output} is not empty: go on with the run in it by --resume, or name another folder"
-        raise ReasonEmbedError(msg)
-
-
-def _check_devices(processes: int, precision: str) -> None:
-    import torch
-
-    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        msg = f"{torch.cuda.get_device_name()} has no bf16: train with --set training.precision=fp32"
-        raise ReasonEmbedError(msg)
-    if processes == 1 and torch.cuda.device_count() > 1:
-        msg = (
-            f"{torch.cuda.device_count()} GPUs are visible and one process runs: start `torchrun "
-            "--nproc-per-node N -m reasonembed_mteb train ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
-        )
         raise ReasonEmbedError(msg)
 
 

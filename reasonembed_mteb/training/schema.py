@@ -56,12 +56,14 @@ class LoraPart(_Section):
         rank: Rank; 0 for full fine-tuning.
         alpha: Scale of the adapters times the rank.
         dropout: Dropout before the adapters.
+        quantize: Whether the weights beneath are held in 4 bits (QLoRA); needs bitsandbytes and a CUDA GPU.
         targets: Names of the linear layers that get one.
     """
 
     rank: Count = 32
     alpha: Positive = 64
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    quantize: bool = False
     targets: list[str] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
@@ -239,11 +241,13 @@ class TrainingPart(_Section):
             averages it over devices clips one that is smaller by their number.
         accumulation: Batches a step.
         seed: Seed of batches, samples and dropout.
-        precision: ``bf16``: bf16 base weights under adapters, bf16 autocast; ``fp32``: neither.
+        optimizer: ``adamw``, or ``adamw_8bit`` with moments in 8 bits; needs bitsandbytes and a CUDA GPU.
+        precision: ``bf16``: bf16 base weights under adapters, bf16 autocast; ``fp16``: the same in fp16 with
+            a scaled loss, for GPUs without bf16; ``fp32``: neither.
         checkpointing: Whether activations are recomputed instead of kept.
         attention: Attention implementation, by transformers' name; empty for its default.
         packed: Whether texts are packed without padding (Qwen2, Qwen3, Llama and Mistral decoders; on CUDA
-            in bf16).
+            in bf16 or fp16).
         save_steps: Steps between checkpoints; 0 for one at the end.
         keep: Checkpoints kept.
         log_steps: Steps between lines on the console.
@@ -260,7 +264,8 @@ class TrainingPart(_Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     accumulation: Positive = 1
     seed: Count = 42
-    precision: Literal["bf16", "fp32"] = "bf16"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
     checkpointing: bool = True
     attention: str = ""
     packed: bool = False
@@ -269,6 +274,11 @@ class TrainingPart(_Section):
     log_steps: Positive = 10
     workers: Count = 0
     report_to: list[str] = Field(default_factory=list)
+
+    @property
+    def half(self) -> bool:
+        """Whether the forward pass runs in 16 bits."""
+        return self.precision != "fp32"
 
 
 class EvaluationPart(_Section):
