@@ -317,6 +317,7 @@ def test_grades_stay_with_their_texts() -> None:
     # One side alone tells nothing about the other.
     assert parsed(**given, pos_scores=[5, 4, 3]).positive_grades is None
     assert parsed(pos_scores=[5], neg=[]).positive_grades == [5]
+    assert parsed(pos_scores=[], neg_scores=[]).positive_grades is None
 
 
 @pytest.mark.parametrize(

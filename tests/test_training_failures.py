@@ -102,6 +102,20 @@ def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     assert "GiB" not in str(caught.value)
 
 
+def test_the_finished_model_is_gone_on_with_too(tmp_path: Path) -> None:
+    from reasonembed_mteb.files import replacing_folder
+
+    # Which by itself proposes another folder.
+    recipe = check_recipe(tiny_recipe("x"), "x")
+    with (
+        pytest.raises(ReasonEmbedError, match=r"the disk is full .* go on with --resume"),
+        explained(recipe, None, plan(), tmp_path),  # type: ignore[arg-type]
+        replacing_folder(tmp_path / "model"),
+    ):
+        raise full()
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_errors_pass(tmp_path: Path) -> None:
     recipe = check_recipe(tiny_recipe("x"), "x")
     for error in (RuntimeError("shapes"), PermissionError(errno.EACCES, "no"), ReasonEmbedError("ours")):

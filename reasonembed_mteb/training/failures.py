@@ -99,7 +99,7 @@ def _no_space(output: Path, error: BaseException) -> str:
         remove_broken(output / CHECKPOINTS)
     free = shutil.disk_usage(output).free / _GIB
     return (
-        f"cannot write a checkpoint in {output}: the disk is full ({free:.1f} GiB free; {one_line(error)}); "
+        f"cannot write in {output}: the disk is full ({free:.1f} GiB free; {one_line(error)}); "
         "free space, then go on with --resume from the last whole checkpoint"
     )
 

@@ -108,7 +108,7 @@ def _graded(raw: Mapping[str, Any], positives: list[str], negatives: list[str]) 
 
 def _grades(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float | None]:
     value = raw.get(name)
-    if value is None:
+    if value is None or value == []:
         return [None] * count
     numbers = [one for one in value if _is_number(one)] if isinstance(value, (list, tuple)) else []
     if not isinstance(value, (list, tuple)) or len(numbers) < len(value):

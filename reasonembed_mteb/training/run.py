@@ -245,11 +245,11 @@ def train(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         if recipe.evaluation.tasks and not recipe.evaluation.steps:
             trainer.evaluate()
-    state.wait_for_everyone()
-    adapter = None
-    if state.is_main_process:
-        adapter = save_run(trainer.model, recipe, record, output)
-    state.wait_for_everyone()
+        state.wait_for_everyone()
+        adapter = None
+        if state.is_main_process:
+            adapter = save_run(trainer.model, recipe, record, output)
+        state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
 
 

@@ -137,8 +137,8 @@ class DataPart(_Section):
 
     query_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
     # ReMixer asks for queries of up to some 600 words and for 400 words of reasoning: 1,000 words and an
-    # instruction, at 1.3 to 1.7 tokens a word.
-    reasoning_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 2048
+    # instruction, at 1.3 tokens a word of prose and 3.5 of formulas. A batch pays for its longest text alone.
+    reasoning_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 4096
     document_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
     invalid: Literal["error", "drop"] = "error"
     missing_reasoning: Literal["plain", "error"] = "plain"
