@@ -153,3 +153,38 @@ def test_a_run_learns_from_grades_at_several_lengths(qwen3_dir: Path, tmp_path: 
     found = read_metrics(tmp_path / "run")
     assert all(row["loss_grades"] > 0 for row in found)
     assert all(row["loss"] == pytest.approx(row["loss_unweighted"] + row["loss_grades"] / 2) for row in found)
+
+
+def test_two_devices_have_the_gradient_of_the_joined_batch(
+    encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, documents = torch.randn(4, 8, dtype=torch.float64), torch.randn(12, 8, dtype=torch.float64)
+    grades = torch.tensor([*GRADES, [5, 2, 1]], dtype=torch.float64)
+    cosines = functional.cosine_similarity(query[:, None], documents.reshape(4, 3, -1), dim=2)
+    joined = [(~grades.isnan().any(dim=1)).double(), grade_divergences(cosines / 0.02, grades, 1.0)]
+
+    def part(rows: slice, world: int) -> tuple[float, torch.Tensor]:
+        class Devices:
+            """Knows what the other device has."""
+
+            def __init__(self) -> None:
+                self.world = world
+
+            def rows(self, own: torch.Tensor) -> torch.Tensor:
+                return next(whole for whole in joined if torch.allclose(whole[rows], own))
+
+        monkeypatch.setattr(f"{grade_divergences.__module__}.Devices.present", lambda **_: Devices())
+        loss = loss_of(encoder, grade_weight=0.7)
+        loss.metrics = {"loss": torch.zeros(())}
+        mine = query[rows].clone().requires_grad_()
+        texts = documents.reshape(4, 3, 8)[rows].flatten(0, 1)
+        value = loss._graded(mine, [texts], [grades[rows].flatten()])
+        value.backward()
+        assert mine.grad is not None
+        # DistributedDataParallel averages.
+        return value.item() / world, mine.grad / world
+
+    whole, gradients = part(slice(0, 4), 1)
+    parts = [part(rows, 2) for rows in (slice(0, 2), slice(2, 4))]
+    assert sum(value for value, _ in parts) == pytest.approx(whole)
+    torch.testing.assert_close(torch.cat([grad for _, grad in parts]), gradients)
