@@ -97,7 +97,7 @@ def measure(path: str, options: argparse.Namespace) -> dict[str, Any]:
 
     import reasonembed_mteb.retrieval.search  # noqa: F401 - warm
     from reasonembed_mteb import register
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
 
     register()
     task = mteb.get_task(TASK)

@@ -1,6 +1,6 @@
 """A report over 50 models and 28 tasks with scores by query: time, memory and size of the page.
 
-Results are drawn from a seed in MTEB's own layout, with the scores of record that `reasonembed run` keeps;
+Results are drawn from a seed in MTEB's own layout, with the scores by query that `reasonembed run` keeps;
 every command runs in a fresh process, imports included. Prints one line a command.
 
     python benchmarks/report.py --models 50 --hits 100
@@ -79,7 +79,7 @@ def _write_task(
     hits: int,
     draw: Any,  # noqa: ANN401 - Generator
 ) -> None:
-    from reasonembed_mteb.evaluation.scores import Kept, write_scores
+    from reasonembed_mteb.evaluation.scores import write_scores
 
     metrics = [f"{name}_at_{k}" for name in ("ndcg", "recall", "map", "mrr") for k in (1, 10, 100, 1000)]
     score = round(float(scores.mean()), 5)
@@ -99,21 +99,19 @@ def _write_task(
     cost = {"seconds": seconds, "tokens": tokens, "truncated": 3, "dimensions": size, "device_name": "H200"}
     record = {"causes": {}, "cost": cost, "result": hashlib.sha256(file.read_bytes()).hexdigest()}
     _write(folder / "records" / place / f"{row.name}.json", record)
-    kept = Kept(
-        [
-            {
-                "split": row.split,
-                "subset": "default",
-                "query_id": str(query),
-                "gold_ids": [f"document {query}"],
-            }
-            | {"document_ids": [f"document {query + hit}" for hit in range(hits)]}
-            | {"scores": [1 - hit / hits for hit in range(hits)]}
-            | dict.fromkeys(metrics, value)
-            for query, value in enumerate(scores.tolist())
-        ]
-    )
-    write_scores(folder / "records" / place / f"{row.name}.parquet", {"main_score": row.main_score}, kept)
+    queries = [
+        {
+            "split": row.split,
+            "subset": "default",
+            "query_id": str(query),
+            "gold_ids": [f"document {query}"],
+            "document_ids": [f"document {query + hit}" for hit in range(hits)],
+            "scores": [1 - hit / hits for hit in range(hits)],
+        }
+        | dict.fromkeys(metrics, value)
+        for query, value in enumerate(scores.tolist())
+    ]
+    write_scores(folder / "records" / place / f"{row.name}.parquet", {"main_score": row.main_score}, queries)
 
 
 def _write(file: Path, content: Any) -> None:  # noqa: ANN401 - plain data

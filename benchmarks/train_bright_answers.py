@@ -53,7 +53,7 @@ def mine(options: argparse.Namespace) -> None:
     """Write one file of rows for each training subset."""
     from sentence_transformers import SentenceTransformer
 
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
 
     held = task_row(options.held_out)
     answers = {name for gold in load_split(held)["relevant_docs"].values() for name in gold}
@@ -72,12 +72,12 @@ def mine(options: argparse.Namespace) -> None:
 
 def mine_subset(row: Any, barred: set[str], model: Any, depth: int) -> list[dict[str, Any]]:  # noqa: ANN401
     """Return a subset's rows: negatives are the first documents of BM25 and of the model that may be."""
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
     from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
     split = load_split(row)
     texts = dict(zip(split["corpus"]["id"][:], split["corpus"]["text"][:], strict=True))
-    examples = read_split(row, *splits_of(row)[1], columns=("id", "query", "reasoning"))
+    examples = read_split(row, splits_of(row)["queries"], columns=("id", "query", "reasoning"))
     ranked = [
         bm25(examples["query"][:], texts, len(texts)),
         dense(examples["query"][:], texts, len(texts), model),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.config import read_config
     from reasonembed_mteb.synthesis.pipeline import synthesize
     from reasonembed_mteb.training.cached import CachedRedapterLoss
+    from reasonembed_mteb.training.callback import RedapterCallback
     from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.recipes import load_recipe
     from reasonembed_mteb.training.run import train
@@ -36,6 +37,7 @@ _HOMES = {
     "DataError": "reasonembed_mteb.errors",
     "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
+    "RedapterCallback": "reasonembed_mteb.training.callback",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RunOptions": "reasonembed_mteb.evaluation.runner",
     "UnknownNameError": "reasonembed_mteb.errors",
@@ -62,6 +64,7 @@ __all__ = [
     "DataError",
     "ReasonEmbed",
     "ReasonEmbedError",
+    "RedapterCallback",
     "RedapterLoss",
     "RunOptions",
     "UnknownNameError",

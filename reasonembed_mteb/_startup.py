@@ -93,7 +93,7 @@ _said: set[str] = set()
 
 
 def _take(step: str, *arguments: ModuleType) -> None:
-    """Run one registration; whatever goes wrong, `import mteb` goes on and one warning says so."""
+    """Run one registration; whatever goes wrong, `import mteb` continues and one warning says so."""
     try:
         from reasonembed_mteb import plugin
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def replacing(file: Path) -> Iterator[Path]:
         file: The file; its folder is made.
 
     Yields:
-        The path to write, beside the file.
+        The path to write, in the same folder.
 
     Raises:
         ReasonEmbedError: If it cannot be written, a full disk for one.
@@ -76,7 +77,7 @@ def replacing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: Whether a folder of that name with something in it is replaced.
 
     Yields:
-        The folder to fill, beside it.
+        The folder to fill, next to it.
 
     Raises:
         DataError: If there is something of that name that may not be replaced.
@@ -101,6 +102,34 @@ def replacing_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def file_blocks(file: Path) -> Iterator[bytes]:
+    """Yield a file's bytes piece by piece, for a hash of a file that may be larger than memory.
+
+    Args:
+        file: Of any size.
+
+    Yields:
+        At most 4 MiB each; nothing of an empty file.
+    """
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block
+
+
+def json_hash(value: object, default: Callable[[Any], object] | None = None) -> str:
+    """Return the xxh3 (128 bit) of a value's JSON with sorted keys, in hexadecimal.
+
+    The names of a store's folders and the revisions of models in memory are such hashes.
+
+    Args:
+        value: What JSON can hold.
+        default: What to write for anything else, as in `json.dumps`.
+    """
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=default).encode())
+
+
 def content_hash(files: Iterable[Path]) -> str:
     """Return a hash of files' names and bytes, as ``xxh3:<32 hex digits>``.
 
@@ -112,10 +141,27 @@ def content_hash(files: Iterable[Path]) -> str:
     digest = xxhash.xxh3_128()
     for file in sorted(files):
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+        for block in file_blocks(file):
+            digest.update(block)
     return f"xxh3:{digest.hexdigest()}"
+
+
+def bytes_hash(content: bytes) -> str:
+    """Return the SHA-256 of bytes as hex digits, which ties a record to what it was made with.
+
+    Args:
+        content: A whole file's, mostly.
+    """
+    return hashlib.sha256(content, usedforsecurity=False).hexdigest()
+
+
+def file_hash(file: Path) -> str | None:
+    """Return `bytes_hash` of a file, or None where there is none.
+
+    Args:
+        file: It is read whole.
+    """
+    return bytes_hash(file.read_bytes()) if file.is_file() else None
 
 
 class ContentHashes:
@@ -150,6 +196,15 @@ def fingerprint(*values: object) -> str:
     """
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value read from JSON is a finite number.
+
+    Args:
+        value: True and False are none.
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def json_line(value: object) -> str:

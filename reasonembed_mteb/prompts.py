@@ -38,7 +38,7 @@ def check_template(template: str) -> str:
     """Return a template, which must say where the instruction goes.
 
     Args:
-        template: The template.
+        template: Such as `QUERY_TEMPLATE`, with real line breaks.
 
     Raises:
         TemplateError: If it has no ``{instruction}`` in it.
@@ -53,7 +53,7 @@ def escape_template(template: str) -> str:
     r"""Return a template as one line, for names and command lines: a line break becomes ``\n``.
 
     Args:
-        template: The template.
+        template: With real line breaks; `unescape_template` gives it back.
     """
     return template.replace("\\", "\\\\").replace("\n", "\\n")
 

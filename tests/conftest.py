@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    # Takes the arguments after ``reasonembed``; gives exit status, stdout and stderr.
+    Command = Callable[..., tuple[int, str, str]]
 
 CORPUS = (
     "Given a Biology post, retrieve relevant passages that help answer the post. Why is the sky blue? "
@@ -106,15 +112,61 @@ def registered() -> None:
     plugin.register()
 
 
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """Undo what a command does to the process: its arguments, its environment and its loggers."""
+    names = (
+        "",
+        "mteb",
+        "sentence_transformers",
+        "reasonembed_mteb",
+        "reasonembed_mteb.models.instructions",
+        "bm25s",
+    )
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
+    environment, arguments = dict(os.environ), sys.argv
+    yield
+    for logger, (level, disabled, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled, logger.handlers = disabled, handlers
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = arguments
+
+
+@pytest.fixture
+def command(
+    undone: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Return a function that runs ``reasonembed`` in the test's folder: exit status, stdout and stderr."""
+    from reasonembed_mteb import cli
+
+    del undone
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        sys.argv = ["reasonembed", *arguments]
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bare Qwen3 checkpoint with a chat template and a pad token."""
     return save_decoder(tmp_path_factory.mktemp("models") / "qwen3", chat=True)
 
 
-@pytest.fixture
-def encoder(tmp_path: Path) -> Any:
-    """Return a two-layer random BERT with mean pooling, as all-MiniLM has."""
+def make_encoder(folder: Path) -> Any:
+    """Return a two-layer random BERT with mean pooling, as all-MiniLM has.
+
+    Args:
+        folder: Where its parts are saved.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
@@ -126,7 +178,62 @@ def encoder(tmp_path: Path) -> Any:
     tokenizer.model_max_length = 512
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    modules = [Transformer(str(tmp_path)), Pooling(32, "mean"), Normalize()]
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [Transformer(str(folder)), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, device="cpu")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Any:
+    """Return a model of `make_encoder`."""
+    return make_encoder(tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a local copy of BRIGHT with two tiny subsets."""
+    from evaluation_data import write_subset
+
+    folder = tmp_path / "data"
+    write_subset(folder, "biology")
+    write_subset(folder, "economics")
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small sentence-transformers directory without prompts."""
+    from evaluation_data import save_bert
+
+    return save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with prompts of its own."""
+    from evaluation_data import BIOLOGY, save_bert
+
+    prompts = {f"{BIOLOGY}-query": "cell ", "query": "leaf ", "document": ""}
+    return save_bert(tmp_path_factory.mktemp("models") / "prompted", prompts=prompts)
+
+
+@pytest.fixture
+def bright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a local copy with one subset and one query."""
+    from bright_data import DOCUMENTS, example, write
+
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(tmp_path))
+    rows = [{"id": key, "content": text} for key, text in DOCUMENTS.items()]
+    write(tmp_path, "documents/biology-00000-of-00001.parquet", rows)
+    write(tmp_path, "examples/biology-00000-of-00001.parquet", [example()])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small cross-encoder directory."""
+    from evaluation_data import save_bert
+
+    return save_bert(tmp_path_factory.mktemp("models") / "cross", head=True)

@@ -33,8 +33,11 @@ def answer(seen: Seen) -> Reply | str:
     if "<reasoning>" in prompt:
         return f"<reasoning>One would need {' '.join(draw.choices(WORDS, k=30))}.</reasoning>"
     document = prompt.partition("<document>")[2].partition("</document>")[0]
-    shared = draw.choices(re.findall(r"\w+", document) or ["nothing"], k=12)
-    return f"I think.\n<query>Why {' '.join(shared + draw.choices(WORDS, k=20))}?</query>"
+    asked = re.search(r"be (less than )?(\d+) ", prompt)
+    # As long as asked, and most of it in the words of the document.
+    count = 32 if asked is None or asked[1] else int(asked[2])
+    shared = draw.choices(re.findall(r"\w+", document) or ["nothing"], k=max(12, count * 3 // 4))
+    return f"I think.\n<query>Why {' '.join(shared + draw.choices(WORDS, k=count - len(shared)))}?</query>"
 
 
 def document(number: int, length: int = 40) -> str:

@@ -6,12 +6,22 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.evaluation.scores import Kept, write_scores
-from reasonembed_mteb.retrieval.rows import find, row_of_task
+import numpy as np
+
+from reasonembed_mteb.evaluation.scores import write_scores
+from reasonembed_mteb.reporting.results import read_results
+from reasonembed_mteb.reporting.tables import score_tables
+from reasonembed_mteb.retrieval.rows import benchmarks, find, row_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from reasonembed_mteb.reporting.tables import ScoreTable
+
+BIOLOGY, PONY, AOPS = (f"ReasonEmbedBright{name}" for name in ("Biology", "Pony", "Aops"))
+BRIGHT = [row.name for row in benchmarks()["BRIGHT(ReasonEmbed)"]]
+PAPER = "hanhainebula/reason-embed-qwen3-8b-0928"
 
 
 def write_result(
@@ -87,5 +97,26 @@ def write_run(
         }
         for query, score in scores.items()
     ]
-    write_scores(beside.with_suffix(".parquet"), {"main_score": "ndcg_at_10"}, Kept(rows))
+    write_scores(beside.with_suffix(".parquet"), {"main_score": "ndcg_at_10"}, rows)
     return file
+
+
+def tables(folder: Path, *, together: bool = False) -> dict[str, ScoreTable]:
+    return {table.name: table for table in score_tables(read_results([folder]), together=together)}
+
+
+def write_all(folder: Path, model: str, scores: Sequence[float]) -> None:
+    for task, score in zip(BRIGHT, scores, strict=False):
+        write_result(folder, model, task, score)
+
+
+def write_tested(folder: Path) -> None:
+    draw = np.random.default_rng(1)
+    # Of different size: the mean that is tested is that over subsets.
+    for task, count in ((BIOLOGY, 60), (PONY, 25)):
+        queries = [f"q{i}" for i in range(count)]
+        base = draw.uniform(0.2, 0.6, count) if task == BIOLOGY else draw.uniform(0.0, 0.2, count)
+        for name, gain in (("x/good", 0.3), ("x/same", 0.0), ("x/base", 0.0)):
+            scores = np.clip(base + gain + 0.05 * draw.standard_normal(count), 0, 1)
+            write_run(folder, name, task, dict(zip(queries, scores.tolist(), strict=True)))
+    write_result(folder, "x/plain", BIOLOGY, 0.3)

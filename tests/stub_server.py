@@ -32,11 +32,13 @@ class Seen:
         body: What was sent, parsed.
         attempt: How often this very body has come in, this time included.
         headers: Its headers, names in lower case.
+        path: What was asked for.
     """
 
     body: dict[str, Any]
     attempt: int
     headers: dict[str, str]
+    path: str = CHAT
 
     @property
     def text(self) -> str:
@@ -175,6 +177,7 @@ class StubServer:
         delay: float = 0.0,
         key: str | None = None,
         keep: bool = True,
+        paths: tuple[str, ...] = (CHAT,),
     ) -> None:
         """Prepare it; the context starts it.
 
@@ -183,7 +186,9 @@ class StubServer:
             delay: Seconds before a text is sent.
             key: The only key that is let in; None lets in every one.
             keep: Keep what was seen. Without it memory stays flat.
+            paths: What is served.
         """
+        self.paths = paths
         self.script, self.delay, self.key, self.keep = script, delay, key, keep
         self.counts: Counter[bytes] = Counter()
         self.seen: list[Seen] = []
@@ -211,13 +216,13 @@ class StubServer:
         method, path, _ = first.split(" ")
         if method == "GET" and path == "/stats":
             return Reply(json.dumps(self.stats()).encode())
-        if method != "POST" or path != CHAT:
+        if method != "POST" or path not in self.paths:
             return failure(404, f"no route {method} {path}")
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return failure(401, f"Incorrect API key provided: {headers.get('authorization')}")
         digest = hashlib.sha256(raw).digest()
         self.counts[digest] += 1
-        seen = Seen(json.loads(raw), self.counts[digest], headers)
+        seen = Seen(json.loads(raw), self.counts[digest], headers, path)
         if self.keep:
             self.seen.append(seen)
         reply = self.script(seen)

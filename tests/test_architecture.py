@@ -40,7 +40,22 @@ LAYERS = (
     ("__main__",),
 )
 LIBRARIES = ("mteb", "sentence_transformers", "transformers", "torch", "datasets")
-# Imports that run up, each with the reason why it is still there.
+# Test files whose subject is no single module.
+SUBJECTS = {
+    "architecture": "the import graph",
+    "contract": "whatever sentence-transformers' models take, by `encoding` and `models`",
+    "docs": "the documentation",
+    "examples": "the examples of README, docs and docstrings",
+    "hostile": "text that acts, through every command",
+    "mini": "the embedded benchmark's data",
+    "packaging": "the distribution",
+    "synthesis_cli": "the command of a room, beside the room's tests",
+    "synthesis_lexical": "BM25 of `synthesis.mine`",
+    "training_best": "the best checkpoint and the early stop, through `training.run`",
+    "training_cli": "the commands of a room, beside the room's tests",
+    "training_processes": "runs of `training.run` on several processes",
+    "user_tables": "a benchmark in one table, through every room",
+}
 
 
 @cache
@@ -144,6 +159,13 @@ def _libraries(tree: ast.Module) -> set[str]:
 def test_training_and_synthesis_meet_in_a_data_file() -> None:
     pairs = {(room(name), room(other)) for name, other in edges()}
     assert not pairs & {("training", "synthesis"), ("synthesis", "training")}
+
+
+def test_test_files_are_named_after_modules() -> None:
+    known = {name.rpartition(".")[2].strip("_") for name in modules()}
+    known |= {name.replace(".", "_") for name in modules()}
+    named = {file.stem.removeprefix("test_") for file in (ROOT / "tests").glob("test_*.py")}
+    assert named - known == SUBJECTS.keys()
 
 
 def test_no_public_name_is_in_two_modules() -> None:

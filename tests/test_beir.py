@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mteb
 import pytest
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.evaluation import record as records
 from reasonembed_mteb.evaluation.resolving import resolve_model
 from reasonembed_mteb.evaluation.runner import RunOptions, run
 from reasonembed_mteb.models.beir_encoder import BeirEncoder
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.plugin import register
 from reasonembed_mteb.retrieval.beir import read_folder, read_protected, write_folder
 from reasonembed_mteb.retrieval.beir_task import beir_task, export_beir
 from reasonembed_mteb.retrieval.rows import find
@@ -26,17 +23,15 @@ from reasonembed_mteb.retrieval.task import build_tasks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conftest import Command
+
+pytestmark = pytest.mark.usefixtures("registered")
+
 INSTRUCTION = "Given a question, retrieve passages that answer it."
 TEXT = "sky blue sun light wave long short cell leaf root water soil salt acid iron gold star moon"
 WORDS = TEXT.split()
 HEAD = "query-id\tcorpus-id\tscore\n"
 EXCLUDED_HEAD = "query-id\tcorpus-id\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    register()
 
 
 def words(*indices: int) -> str:
@@ -306,7 +301,7 @@ def test_texts_that_are_missing_or_twice_are_counted(
         "text": ["x", "", "", "1984", "half \ufffd"],
     }
     assert "2 lines have no text" in caplog.text
-    assert "1 lines stand there twice" in caplog.text
+    assert "1 lines are there twice" in caplog.text
 
 
 def many(*extra: str) -> str:
@@ -442,11 +437,11 @@ def test_an_option_that_does_not_fit_is_refused(
 def test_what_decides_a_score_is_recorded(tmp_path: Path) -> None:
     folder = write(tmp_path / "data")
     meta = resolve_model("mteb/baseline-random-encoder")
-    plain = records.causes(meta, beir_task(folder))
-    assert plain["data_revision"].startswith("xxh3:")
-    assert plain["max_tokens"] == 8192
-    assert records.causes(meta, beir_task(folder, INSTRUCTION))["instruction"] != plain["instruction"]
-    assert records.causes(meta, beir_task(folder, max_tokens=512))["max_tokens"] == 512
+    plain = records.find_causes(meta, beir_task(folder))
+    assert str(plain.data_revision).startswith("xxh3:")
+    assert plain.max_tokens == 8192
+    assert records.find_causes(meta, beir_task(folder, INSTRUCTION)).instruction != plain.instruction
+    assert records.find_causes(meta, beir_task(folder, max_tokens=512)).max_tokens == 512
 
 
 def test_a_run_is_cached_until_the_folder_changes(tmp_path: Path) -> None:
@@ -531,48 +526,7 @@ def test_a_task_that_beir_cannot_hold_is_refused(tmp_path: Path) -> None:
         export_beir(mteb.get_task("STS12"), tmp_path / "out")
 
 
-def test_an_encoder_takes_the_instruction_on_queries_only(qwen3_dir: Path) -> None:
-    import torch
-
-    model = ReasonEmbed(str(qwen3_dir), device="cpu")
-    encoder = BeirEncoder(model, task="biology")
-    options = {"convert_to_tensor": True, "show_progress_bar": False}
-    query = encoder.encode_queries(["sky"], **options)
-    torch.testing.assert_close(query, model.encode_query(["sky"], task="biology", **options))
-    document = encoder.encode_corpus([{"title": "blue", "text": "sky "}], **options)
-    torch.testing.assert_close(document, model.encode(["blue sky"], prompt="", **options))
-    columns = encoder.encode_corpus({"title": ["blue"], "text": ["sky "]}, **options)
-    torch.testing.assert_close(columns, document)
-    short = BeirEncoder(model, task="biology", max_tokens=3).encode_corpus(
-        [{"text": "sky blue sun light"}], **options
-    )
-    assert not torch.allclose(short, encoder.encode_corpus([{"text": "sky blue sun light"}], **options))
-    with pytest.raises(ReasonEmbedError, match="not both"):
-        BeirEncoder(model, INSTRUCTION, task="biology")
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs ``reasonembed`` and returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
-    for group in ("running", "sharing"):
-        # It would change the loggers of the whole process.
-        monkeypatch.setattr(f"reasonembed_mteb.cli.{group}.connect", lambda debug: None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        sys.argv = ["reasonembed", *arguments]
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-def test_the_commands_go_there_and_back(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_the_commands_go_there_and_back(command: Command, tmp_path: Path) -> None:
     status, out, err = command("export-beir", "ReasonMiniAops", "out")
     assert (status, out) == (0, "out: 43 documents, 8 queries, 16 labels, 11 excluded\n")
     assert f"--beir out --instruction '{find('ReasonMiniAops').instruction}'" in err
@@ -611,7 +565,7 @@ def digits(folder: str) -> str:
     ],
 )
 def test_a_wrong_command_is_one_line(
-    command: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: tuple[str, ...], message: str
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     status, _, err = command(*arguments)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,58 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import mteb
 import pytest
+import typer
 from mteb.models.model_meta import ModelMeta
 
 from reasonembed_mteb import cli
 from reasonembed_mteb.cli import show as console
-from reasonembed_mteb.evaluation import doctor, runner
+from reasonembed_mteb.evaluation import runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    Command = Callable[..., tuple[int, str, str]]
+    from conftest import Command
+
+pytestmark = pytest.mark.usefixtures("undone")
 
 BIOLOGY, ECONOMICS = "ReasonEmbedBrightBiology", "ReasonEmbedBrightEconomics"
 RANDOM = "mteb/baseline-random-encoder"
-
-
-@pytest.fixture(autouse=True)
-def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what the command does to the process: its environment and its loggers."""
-    names = (
-        "",
-        "mteb",
-        "sentence_transformers",
-        "reasonembed_mteb",
-        "reasonembed_mteb.models.instructions",
-        "bm25s",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
-    environment = dict(os.environ)
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    yield
-    for logger, (level, disabled, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.disabled, logger.handlers = disabled, handlers
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Return a function that runs ``reasonembed`` and returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        sys.argv = ["reasonembed", *arguments]
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -192,7 +155,7 @@ def test_interrupt_is_one_line_and_130(command: Command, monkeypatch: pytest.Mon
     monkeypatch.setattr(mteb, "evaluate", interrupted)
     status, _, err = command("run", "-m", RANDOM, "-t", BIOLOGY)
     assert status == 130
-    assert one_line(err) == "reasonembed: interrupted; the same command goes on where this one stopped"
+    assert one_line(err) == "reasonembed: interrupted; the same command continues where this one stopped"
 
 
 @pytest.mark.usefixtures("data")
@@ -241,27 +204,6 @@ def test_tasks_and_models_are_listed(command: Command) -> None:
     assert "43.18" in out
 
 
-def test_doctor_names_what_is_broken(
-    command: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, _ = command("doctor")
-    assert status == 0
-    assert "1 tasks: ReasonEmbedBrightBiology" in out
-    assert "BROKEN" not in out
-    monkeypatch.setenv("REASONEMBED_R2MED_PATH", str(tmp_path / "gone"))
-    status, out, _ = command("doctor")
-    assert status == 1
-    assert out.count("BROKEN") == 1
-    assert "no folder" in out
-    del data
-
-
-def test_doctor_names_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKAGES", ("no-such-package",))
-    broken = [finding for finding in doctor.examine() if not finding.ok]
-    assert [finding.found for finding in broken] == ["missing: pip install no-such-package"]
-
-
 def test_mteb_gets_every_argument_and_its_status_comes_back(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +248,17 @@ def test_mean_is_by_benchmark_and_never_over_fewer_tasks(capsys: pytest.CaptureF
     assert console.failure_lines(outcomes) == ["FAILED c/d on T2: broken"]
 
 
+@pytest.mark.parametrize("cells", [("9.5%", "100.0%"), ("~7", "~1,234"), ("0.5", "-"), ("1", "failed")])
+def test_columns_of_numbers_stand_to_the_right(
+    capsys: pytest.CaptureFixture[str], cells: tuple[str, str]
+) -> None:
+    console.show_table(["name", "number", "word"], [["a", cells[0], "x"], ["b", cells[1], "longer"]], "title")
+    _, head, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.strip())
+    ends = [line.index(cell) + len(cell) for line, cell in zip(rows, cells, strict=True)]
+    assert ends == [head.index("number") + len("number")] * 2
+    assert rows[0].index("x") == rows[1].index("longer") == head.index("word")
+
+
 def test_mixed_metrics_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = [outcome("a/b", "T1", 0.5), outcome("a/b", "T2", 0.25, "recall_at_1")]
     console.show_outcomes(outcomes, {"BENCH": ["T1", "T2"]}, "title")
@@ -342,3 +295,40 @@ def test_demo_tells_models_apart(command: Command) -> None:
     chance, bm25, minilm = map(float, mean[-3:])
     assert chance < bm25 < minilm - 10
     assert minilm < 90
+
+
+def options() -> Iterator[tuple[str, Any]]:
+    """Yield every command with each of its parameters."""
+    groups: list[tuple[str, Any]] = [("", typer.main.get_command(cli.app))]
+    while groups:
+        path, group = groups.pop()
+        for name, found in group.commands.items():
+            if hasattr(found, "commands"):
+                groups.append((f"{path} {name}", found))
+            yield from ((f"{path} {name}".strip(), parameter) for parameter in found.params)
+
+
+def test_help_shows_what_it_says() -> None:
+    """Rich takes square brackets for markup and leaves them out."""
+    texts = [(name, getattr(one, "help", None)) for name, one in options()]
+    assert len(texts) > 80
+    assert [(name, text) for name, text in texts if text and "[" in text] == []
+    assert [name for name, text in texts if text is None] == []
+
+
+def test_options_of_run_stand_in_panels() -> None:
+    panels = {one.name: getattr(one, "rich_help_panel", None) for name, one in options() if name == "run"}
+    without = {name for name, panel in panels.items() if panel is None}
+    assert without == {"debug"}
+    assert set(panels.values()) - {None} == {
+        "Models and tasks",
+        "Protocol",
+        "Variants of the models",
+        "Output",
+        "Speed",
+    }
+
+
+def test_exit_statuses_are_in_the_help(command: Command) -> None:
+    said = " ".join(command("--help")[1].split())
+    assert "Exit status: 0 all went well; 1 something failed" in said

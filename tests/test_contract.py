@@ -126,12 +126,34 @@ def test_every_parameter_of_encode_is_called() -> None:
 @pytest.mark.parametrize("ours", [FastSentenceTransformer, ReasonEmbed])
 def test_every_public_method_takes_what_the_parents_takes(ours: type) -> None:
     for name, member in inspect.getmembers(SentenceTransformer, callable):
-        if name.startswith("_") or getattr(ours, name) is member or name == "save":
+        if name.startswith("_") or getattr(ours, name) is member:
             continue
         parent = inspect.signature(member).parameters
         own = inspect.signature(getattr(ours, name)).parameters
-        assert [key for key in own if key not in ADDED.get(name, ())] == list(parent), name
+        added = ADDED.get(name, ())
+        # Defaults and what may be given by position, too.
+        assert [(one.name, one.kind, one.default) for one in own.values() if one.name not in added] == [
+            (one.name, one.kind, one.default) for one in parent.values()
+        ], name
     assert inspect.signature(ours) == inspect.signature(SentenceTransformer)
+
+
+@pytest.mark.parametrize("method", ["save", "save_pretrained"])
+def test_saving_takes_what_the_parent_takes(
+    method: str, pair: tuple[SentenceTransformer, ReasonEmbed], tmp_path: Path
+) -> None:
+    plain, ours = pair
+    for number, given in enumerate(
+        [("x/name",), (None, False), ("x/name", True, ["one"]), (None, False, None, True)]
+    ):
+        written = []
+        for model in (plain, ours):
+            folder = tmp_path / f"{type(model).__name__}-{number}"
+            getattr(model, method)(str(folder), *given)
+            written.append({str(file.relative_to(folder)) for file in folder.rglob("*")})
+        assert written[0] == written[1]
+        assert ("README.md" in written[1]) is (len(given) != 2 and given != (None, False, None, True))
+    assert getattr(ours, method)(None) is None
 
 
 def test_overridden_private_methods_take_what_the_library_passes() -> None:

@@ -1,4 +1,4 @@
-"""Errors: one line, and the first of many names."""
+"""Errors: one line, the first of many names."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def test_the_first_names() -> None:
     assert first_names(iter("abc"), 3) == "a, b, c"
     assert first_names([Ellipsis, 1, "x"], 2) == "Ellipsis, 1 and 1 more"
     assert first_names(map(str, range(2000))) == "0, 1, 2, 3, 4 and 1,995 more"
+
+
+def test_errors_become_one_line() -> None:
+    assert one_line(ReasonEmbedError("a; b")) == "a; b"
+    assert one_line(ValueError("first\nsecond")) == "ValueError: first"
+    assert one_line(MemoryError()) == "MemoryError"

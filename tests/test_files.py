@@ -10,7 +10,9 @@ import pytest
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import (
     content_hash,
+    file_blocks,
     fingerprint,
+    json_hash,
     package_versions,
     read_json_lines,
     read_json_object,
@@ -94,6 +96,16 @@ def test_hashes_that_stand_in_old_folders(tmp_path: Path) -> None:
     assert content_hash([tmp_path / "b", tmp_path / "a"]) == content_hash([tmp_path / "a", tmp_path / "b"])
     assert content_hash([tmp_path / "a", tmp_path / "b"]) == golden
     assert fingerprint("a", [1, {"ä": None}]) == "cf362f88b0b69b6596dbac9d045c803f"
+    assert json_hash({"b": [1, None], "a": "ä"}) == "76631e7fd1109825b7a3d04ad84808f0"
+    assert json_hash({"a": tmp_path}, default=lambda _: "ä") == json_hash({"a": "ä"})
+
+
+def test_a_file_comes_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasonembed_mteb.files._BLOCK", 3)
+    write_whole(tmp_path / "x", b"abcdefgh")
+    write_whole(tmp_path / "empty", b"")
+    assert list(file_blocks(tmp_path / "x")) == [b"abc", b"def", b"gh"]
+    assert list(file_blocks(tmp_path / "empty")) == []
 
 
 def test_versions_of_what_is_installed() -> None:

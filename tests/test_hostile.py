@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shlex
-import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,13 @@ from reporting_data import write_run
 from stub_server import StubServer
 from training_data import make_rows, write_rows
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.store.vectors import LAYOUT, MANIFEST, MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from conftest import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -218,6 +218,9 @@ COMMANDS: dict[str, Callable[[World], list[Any]]] = {
     "synthesize --dry-run": lambda w: ["synthesize", w.config, "--dry-run"],
     "synthesize": lambda w: ["synthesize", w.config],
     "synthesize an unknown step": lambda w: ["synthesize", w.config, "--step", w.word],
+    "samples": lambda w: ["samples", w.rows, "--output", "out/page.html"],
+    "samples of nothing": lambda w: ["samples", w.word, "--output", "out/page.html"],
+    "export-judgements": lambda w: ["export-judgements", w.config, "--output", "out/chats.jsonl"],
     "train --dry-run": lambda w: [
         "train",
         w.recipe,
@@ -256,24 +259,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def check(
-    name: str, world: World, top: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def check(name: str, world: World, top: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     """Run a command, and assert that nothing acted."""
     (world.root / "out").mkdir(exist_ok=True)
     monkeypatch.chdir(world.root)
     # A shell can hand over neither.
     arguments = [utf8(str(one)).replace("\0", "") for one in COMMANDS[name](world)]
     before = files_of(top)
-    monkeypatch.setattr(sys, "argv", ["reasonembed", *arguments])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    shown = capsys.readouterr()
-    told = f"{name}: {arguments!r}\n{shown.out}\n{shown.err}"
-    assert ended.value.code in (0, 1, 2), told
-    assert not acts(shown.out + shown.err), told
-    assert "Traceback" not in shown.out + shown.err, told
+    status, out, err = command(*arguments)
+    told = f"{name}: {arguments!r}\n{out}\n{err}"
+    assert status in (0, 1, 2), told
+    assert not acts(out + err), told
+    assert "Traceback" not in out + err, told
     own = [str(world.root / part) + "/" for part in ("out", "store", "synthesis/out")]
     after = files_of(top)
     touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
@@ -287,11 +284,11 @@ def test_every_command_shows_what_would_act(
     qwen3_dir: Path,
     server: StubServer,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command,
 ) -> None:
     source = random.Random(0)
     world = World(tmp_path / "a" / "b" / "work", source, server.base_url, qwen3_dir)
-    check(name, world, tmp_path, monkeypatch, capsys)
+    check(name, world, tmp_path, monkeypatch, command)
 
 
 @pytest.mark.parametrize("seed", range(1, 201))
@@ -301,8 +298,8 @@ def test_a_hostile_input_at_random(
     qwen3_dir: Path,
     server: StubServer,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command,
 ) -> None:
     source = random.Random(seed)
     world = World(tmp_path / "a" / "b" / "work", source, server.base_url, qwen3_dir)
-    check(source.choice(list(COMMANDS)), world, tmp_path, monkeypatch, capsys)
+    check(source.choice(list(COMMANDS)), world, tmp_path, monkeypatch, command)

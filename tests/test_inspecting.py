@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from reporting_data import write_result, write_run
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.reporting.inspecting import differ, inspect_query, worst
 from reasonembed_mteb.reporting.queries import local_texts
@@ -17,6 +15,8 @@ from reasonembed_mteb.reporting.results import read_results
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import Command
 
     from reasonembed_mteb.reporting.results import ResultSet
 
@@ -106,19 +106,9 @@ def test_texts_come_from_the_data_or_say_why_not(monkeypatch: pytest.MonkeyPatch
     assert "nowhere" in local_texts("ReasonEmbedBrightPony", ["1"], []).missing
 
 
-def test_the_command(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reasonembed_mteb.cli.reporting.set_up_logging", lambda _: None)
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-
+def test_the_command(folder: Path, command: Command) -> None:
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reasonembed", "inspect", str(folder), *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return command("inspect", str(folder), *arguments)
 
     status, out, _ = call("--task", MINI, "--query", "5", "--top", "2")
     assert status == 0

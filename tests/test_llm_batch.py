@@ -173,7 +173,9 @@ def test_answers_that_are_errors(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_files_that_hold_no_answers(line: str, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text(f"\n{line}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"answers.jsonl, line 2: not an answer in OpenAI's batch format"):
+    with pytest.raises(
+        DataError, match=r"answers\.jsonl:2(: not an answer in OpenAI's batch format| is not JSON)"
+    ):
         BatchFiles(ENDPOINT, tmp_path, tmp_path / "requests.jsonl", [file])
     with pytest.raises(ReasonEmbedError, match=r"cannot read .*absent.jsonl: No such file"):
         BatchFiles(ENDPOINT, tmp_path, tmp_path / "requests.jsonl", [tmp_path / "absent.jsonl"])
@@ -185,3 +187,16 @@ def test_a_changed_prompt_finds_no_old_answer(tmp_path: Path) -> None:
     changed = Request("item 0", ({"role": "user", "content": "another prompt"},), 0.7, 0.95, 100, 3)
     error, _ = missing(tmp_path, [changed], answers)
     assert error.keys == ["item 0"]
+
+
+def test_a_key_in_an_answer_that_is_none_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef")
+    missing(tmp_path, [ask(0)])
+    (line,) = read(tmp_path / "requests.jsonl")
+    error = {"message": "wrong key sk-0123456789abcdef"}
+    write(tmp_path / "answers.jsonl", [answered(line, status=500, error=error)])
+    missing(tmp_path, [ask(0)], tmp_path / "answers.jsonl")
+    assert "status 500: wrong key ***" in caplog.text
+    assert "0123456789abcdef" not in caplog.text

@@ -13,9 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from stub_server import Reply, Seen, StubServer, chat, failure
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
 
-KEY = "sk-1234567890abcdef"
+KEY = "sk-1234567890/abcdef=="
 
 
 def ask(number: int | str, *, n_sample: int = 0, **changed: Any) -> Request:
@@ -412,6 +415,99 @@ def test_a_wrong_key_is_said_and_never_written(
     assert KEY.encode() not in written
 
 
+def hides(server: StubServer, folder: Path, **changed: Any) -> str:
+    """Ask once or more in vain; return all that was said."""
+    with (
+        LLMClient(endpoint(server, api_key_env="THE_KEY", max_attempts=2, **changed), folder) as client,
+        pytest.raises(EndpointError) as caught,
+    ):
+        answers(client, map(ask, range(3)))
+    return "".join(traceback.format_exception(caught.value))
+
+
+# As it is, in JSON's spelling, in an address, and where a message is cut in the key's middle.
+ECHOES = [
+    pytest.param(Reply(f"<html>You sent Bearer {KEY}</html>".encode()), id="200-no-json"),
+    pytest.param(Reply(json.dumps({"headers": {"authorization": KEY}}).encode()), id="200-json"),
+    pytest.param(Reply(json.dumps({"x": "x" * 270 + KEY}).encode()), id="200-cut"),
+    pytest.param(Reply(quote(KEY).encode(), status=502), id="502-quoted"),
+    pytest.param(failure(500, "x" * 285 + KEY), id="500-cut"),
+    pytest.param(failure(503, f"Bearer {KEY}"), id="503"),
+    pytest.param(failure(404, f"no {KEY} here"), id="404"),
+    pytest.param(failure(400, f"bad header {KEY}"), id="400"),
+    pytest.param(failure(401, f"wrong {KEY}"), id="401"),
+    pytest.param(failure(429, KEY, headers={"Retry-After": "9999"}), id="429"),
+]
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.usefixtures("_backend")
+def test_a_key_that_a_server_sends_back_is_hidden(
+    echo: Reply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("THE_KEY", KEY)
+    with StubServer(lambda seen: echo) as server:
+        said = hides(server, tmp_path) + caplog.text
+    # Nor any part of it that would be long enough to go on from.
+    assert not [part for part in (KEY, quote(KEY), KEY[:9], KEY[3:12]) if part in said]
+
+
+@pytest.mark.parametrize("kind", ["LibraryError", "OpenAIError", "RuntimeError"])
+@pytest.mark.parametrize("where", ["post", "client"])
+def test_a_key_in_an_error_of_the_library_is_hidden(
+    kind: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import openai
+
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("THE_KEY", KEY)
+    known = {"OpenAIError": openai.OpenAIError, "RuntimeError": RuntimeError}
+    error = known.get(kind, type(kind, (Exception,), {}))
+
+    def leak(*_: object, **__: object) -> None:
+        try:
+            raise ValueError(KEY)
+        except ValueError as cause:
+            logging.getLogger("openai._base_client").debug("sends %s", {"Authorization": KEY})
+            logging.getLogger("httpx").exception("no luck with %s", KEY)
+            msg = f"illegal header value b'Bearer {KEY}'"
+            raise error(msg) from cause
+
+    target = openai.AsyncOpenAI
+    monkeypatch.setattr(target, "post" if where == "post" else "__init__", leak)
+    with StubServer() as server:
+        said = hides(server, tmp_path)
+    assert f"cannot be asked ({kind}: illegal header value b'Bearer ***')" in said
+    assert "no luck with ***" in caplog.text
+    assert KEY not in said + caplog.text
+
+
+def test_a_key_is_in_no_stored_answer_but_a_word_in_its_place_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(seen: Seen) -> Reply:
+        return chat(f"{seen.headers['authorization']} was sent", finish_reason="length")
+
+    for key, kept in ((KEY, "Bearer *** was sent"), ("EMPTY", "Bearer EMPTY was sent")):
+        monkeypatch.setenv("THE_KEY", key)
+        with StubServer(script) as server:
+            assert one(server, tmp_path / key, api_key_env="THE_KEY").text == kept
+
+
+def test_waits_between_attempts_are_those_of_the_endpoint(tmp_path: Path) -> None:
+    came: list[float] = []
+
+    def script(seen: Seen) -> Reply:
+        came.append(time.monotonic())
+        return failure(500, "oops") if seen.attempt < 4 else chat("fine")
+
+    with StubServer(script) as server:
+        assert one(server, tmp_path, backoff=0.2, longest_wait=0.2).text == "fine"
+    # Never doubled, since the longest wait forbids it; half of the first one at most is drawn on top.
+    assert all(0.2 <= later - sooner < 0.45 for sooner, later in pairwise(came))
+
+
 def test_a_key_that_is_not_set(tmp_path: Path) -> None:
     with StubServer(key=KEY) as server, pytest.raises(EndpointError, match="OPENAI_API_KEY is not set"):
         one(server, tmp_path)
@@ -452,6 +548,9 @@ def test_an_unknown_model(tmp_path: Path) -> None:
         ({"api_key_env": KEY}, "name of an environment variable"),
         ({"concurrency": 0}, "concurrency is 0: it must be above 0"),
         ({"timeout": float("nan")}, "timeout is nan"),
+        ({"backoff": float("nan")}, "backoff is nan"),
+        ({"longest_wait": float("inf")}, "longest_wait is inf"),
+        ({"model": ""}, "model is empty"),
         ({"price_in": -1.0}, r"price_in is -1.0: it must not be below 0"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reasonembed_mteb.files import content_hash
-from reasonembed_mteb.retrieval.labels import load_split
+from reasonembed_mteb.retrieval.layouts import load_split
 from reasonembed_mteb.retrieval.rows import benchmarks
 
 ROWS = benchmarks()["ReasonMini"]

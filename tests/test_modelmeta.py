@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mteb.models import ModelMeta
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
@@ -22,6 +21,8 @@ from reasonembed_mteb.sharing.modelmeta import MODULE, PROMPTS, REQUEST, export_
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import Command
 
 NAME = "hanhainebula/reason-embed-qwen3-4b-0928"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -105,28 +106,18 @@ def test_the_file_is_formatted_as_mteb_formats() -> None:
     assert done.stdout == text
 
 
-def command(*arguments: str) -> int:
-    sys.argv = ["reasonembed", *arguments]
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
-def test_the_command_prints_or_writes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr("reasonembed_mteb.cli.sharing.set_up_logging", lambda debug: None)
-    assert command("export-modelmeta", NAME) == 0
-    assert capsys.readouterr().out == export_modelmeta([NAME])[MODULE]
+def test_the_command_prints_or_writes(tmp_path: Path, command: Command) -> None:
+    status, out, _ = command("export-modelmeta", NAME)
+    assert (status, out) == (0, export_modelmeta([NAME])[MODULE])
     folder = tmp_path / "out"
-    assert command("export-modelmeta", NAME, "--output", str(folder), "--revision", f"{NAME}={COMMIT}") == 0
+    arguments = ("export-modelmeta", NAME, "--output", str(folder))
+    assert command(*arguments, "--revision", f"{NAME}={COMMIT}")[0] == 0
     written = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
     assert written == export_modelmeta([NAME], revisions={NAME: COMMIT})
-    assert command("export-modelmeta", NAME, "--output", str(folder)) == 2
-    assert "already" in capsys.readouterr().err
-    assert command("export-modelmeta", NAME, "--revision", "abc") == 2
-    assert "NAME=COMMIT" in capsys.readouterr().err
+    status, _, err = command(*arguments)
+    assert (status, "already" in err) == (2, True)
+    status, _, err = command("export-modelmeta", NAME, "--revision", "abc")
+    assert (status, "NAME=COMMIT" in err) == (2, True)
 
 
 # What merging the file does: mteb imports every module of that package and gathers its entries.

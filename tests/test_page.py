@@ -98,15 +98,15 @@ def test_text_of_the_data_ends_no_element(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     parser.feed(text)
     assert parser.scripts == 2
-    board = data_of(text)["boards"][1]
-    assert any(row["label"] == f"y/{SCRIPT}" for row in board["rows"])
+    table = data_of(text)["tables"][1]
+    assert any(row["label"] == f"y/{SCRIPT}" for row in table["rows"])
     assert SCRIPT not in text
 
 
 def test_half_a_surrogate_pair_is_written(tmp_path: Path) -> None:
     write_run(tmp_path, "x/a", BIOLOGY, {"1": 0.5}, found={"1": [("d1", 0.5)]})
-    boards = score_tables(read_results([tmp_path]))
-    text, _ = render_page(boards, ["broken \ud800 name"])
+    tables = score_tables(read_results([tmp_path]))
+    text, _ = render_page(tables, ["broken \ud800 name"])
     assert r"broken \ud800 name" in data_of(text.encode("utf-8").decode("utf-8"))["problems"]
 
 
@@ -115,9 +115,9 @@ def test_texts_stop_at_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for model in ("x/a", "x/b"):
         scores = {query: score if model == "x/a" else 0.5 for query, score in queries.items()}
         write_run(tmp_path, model, BIOLOGY, scores)
-    boards = score_tables(read_results([tmp_path]))
-    full, _ = explorer.explore(boards)
-    some, _ = explorer.explore(boards, budget=1500)
+    tables = score_tables(read_results([tmp_path]))
+    full, _ = explorer.explore(tables)
+    some, _ = explorer.explore(tables, budget=1500)
     assert full[0] is not None
     assert some[0] is not None
     (all_kept,), (some_kept,) = full[0]["subsets"], some[0]["subsets"]
@@ -175,7 +175,7 @@ def opened(browser: Any, page: Path) -> Iterator[Any]:
     from selenium.webdriver.support.ui import Select
 
     browser.get(page.as_uri())
-    select = Select(browser.find_element("id", "board"))
+    select = Select(browser.find_element("id", "table"))
     select.select_by_visible_text("ReasonMini")
     yield browser
     assert browser.title == "Retrieval report"
@@ -283,7 +283,7 @@ def test_published_scores_are_drawn_with_a_verdict(opened: Any) -> None:
     from selenium.webdriver.support.ui import Select
 
     assert "Nobody published" in opened.find_element("id", "published-bars").text
-    Select(opened.find_element("id", "board")).select_by_visible_text("BRIGHT(ReasonEmbed)")
+    Select(opened.find_element("id", "table")).select_by_visible_text("BRIGHT(ReasonEmbed)")
     bars = opened.find_elements("css selector", "#published-bars .pair")
     assert "36.00, published 38.10" in bars[0].text
     assert "outside noise" in bars[0].text
@@ -303,7 +303,7 @@ def test_everything_is_reached_by_keyboard(opened: Any) -> None:
         focused = opened.switch_to.active_element
         reached.add(focused.get_attribute("id") or focused.get_attribute("data-key") or focused.tag_name)
         focused.send_keys(Keys.TAB)
-    wanted = {"board", "filter", "theme", "mean", "scores-table", "heat-scale", "published-of", "cost-axis"}
+    wanted = {"table", "filter", "theme", "mean", "scores-table", "heat-scale", "published-of", "cost-axis"}
     assert wanted | {"first", "second", "subset", "search", "summary", "circle"} <= reached
 
 

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 GET_TASKS = importlib.import_module("mteb.get_tasks") and sys.modules["mteb.get_tasks"]
 
 
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    """Register; with the start-up hook installed this finds its work done."""
-    plugin.register()
+# With the start-up hook installed this finds its work done.
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +45,14 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_mteb_knows_every_task() -> None:
     for row in load_rows():
         task = mteb.get_task(row.name)
-        assert task.metadata.prompt == {"query": row.instruction}
         assert task.metadata.main_score == row.main_score
-        assert task.metadata.is_filled(), row.name
+        if row.is_mtebs:
+            continue
+        assert task.metadata.prompt == ({"query": row.instruction} if row.instruction else None)
+        if row.family in ("BRIGHT", "R2MED", "ReasonMini"):
+            assert task.metadata.is_filled(), row.name
+        # Of the others nobody says when the data were written, nor always under which licence they are.
+        assert task.metadata.task_subtypes, row.name
         assert task.metadata.adapted_from == ([row.mteb_name] if row.mteb_name else None)
 
 

@@ -41,6 +41,9 @@ def test_means_of_rows_equal_the_published_means() -> None:
             assert len(row) < len(benchmarks().get(benchmark, range(12)))
             continue
         values = [value for subset, value in row.items() if subset != MEAN]
+        if len(values) < len(benchmarks().get(benchmark, values)):
+            # The mean was published, and not every subset.
+            continue
         # Numbers of one or two digits, each rounded, and their mean rounded too.
         rounding = 0.0501 if benchmark == BRIGHT and "2510" in source else 0.0051
         assert row[MEAN] == pytest.approx(
@@ -63,10 +66,8 @@ def test_every_score_names_a_task_that_mteb_or_we_have() -> None:
     assert None not in names
     for name in names - ours:
         assert mteb.get_task(str(name)).metadata.name == name
-    assert {name for name in names if name not in ours} >= {
-        "BrightAopsRetrieval",
-        "BrightProRoboticsRetrieval",
-    }
+    assert "BrightProRoboticsRetrieval" in names
+    assert "BrightAopsRetrieval" in names - ours
 
 
 def test_values_are_percentages_with_a_source() -> None:

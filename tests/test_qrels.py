@@ -192,4 +192,4 @@ def test_what_is_written_is_read_back(tmp_path: Path, seed: int) -> None:
 
 def test_repeated_labels_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_qrels(given(tmp_path, "q 0 d 1\nq 0 d 1\n"))
-    assert "1 labels stand there twice; each counts once" in caplog.text
+    assert "1 labels are there twice; each counts once" in caplog.text

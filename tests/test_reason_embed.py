@@ -180,7 +180,8 @@ def test_truncation_keeps_the_eos_token(tmp_path: Path) -> None:
 def test_saved_prompts_hold_every_task(saved: Path) -> None:
     config = json.loads((saved / "config_sentence_transformers.json").read_text())
     for name, instruction in task_instructions().items():
-        assert config["prompts"][f"{name}-query"] == f"Instruct: {instruction}\nQuery: "
+        prefix = f"Instruct: {instruction}\nQuery: " if instruction else None
+        assert config["prompts"].get(f"{name}-query") == prefix
     assert config["prompts"]["document"] == ""
     assert config["default_prompt_name"] is None
     assert config["model_type"] == "SentenceTransformer"
@@ -374,23 +375,44 @@ def test_decoders_are_told_by_the_model(
 
 @pytest.mark.parametrize("where", ["end", "start"])
 @pytest.mark.parametrize("said", [True, False])
-@pytest.mark.parametrize("kind", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
-def test_special_tokens_are_what_the_configuration_says(
+@pytest.mark.parametrize(
+    "kind", ["LlamaTokenizer", "GPTNeoXTokenizer", "PreTrainedTokenizerFast", "Qwen2Tokenizer"]
+)
+def test_special_tokens_are_those_of_transformers_4(
     where: str, said: bool, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key, token = ("add_eos_token", "eos") if where == "end" else ("add_bos_token", "bos")
-    save_decoder(tmp_path, "mistral", **({token: True} if not said else {}))
-    file = tmp_path / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    config |= {key: said, "tokenizer_class": kind, "eos_token": "<|endoftext|>", "bos_token": "<|begin|>"}
-    file.write_text(json.dumps(config))
+    key = save_contradiction(tmp_path, where, said, kind)
     model = ReasonEmbed(str(tmp_path), device="cpu")
     ids = model.tokenizer("x")["input_ids"]
     place = -1 if where == "end" else 0
     wanted = model.tokenizer.eos_token_id if where == "end" else model.tokenizer.bos_token_id
-    assert (ids[place] == wanted) == (said or kind == "PreTrainedTokenizerFast")
+    # transformers 4.57.6 obeyed the configuration for Llama and GPT-NeoX, tokenizer.json for all others.
+    obeyed = kind in ("LlamaTokenizer", "GPTNeoXTokenizer")
+    assert (ids[place] == wanted) == (said if obeyed else not said)
     warned = [message for message in caplog.messages if f"{key}={str(said).lower()}" in message]
     assert len(warned) == 1
+
+
+def save_contradiction(folder: Path, where: str, said: bool | None, kind: str) -> str:
+    """Save a decoder whose tokenizer's two files disagree, about one token only; return the key."""
+    key, token = ("add_eos_token", "eos") if where == "end" else ("add_bos_token", "bos")
+    save_decoder(folder, "mistral", **({token: True} if not said else {}))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {"tokenizer_class": kind, "eos_token": "<|endoftext|>", "bos_token": "<|begin|>"}
+    config |= {"add_bos_token": False, "add_eos_token": False, key: said}
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return key
+
+
+def test_a_default_of_transformers_4_that_differs_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_contradiction(tmp_path, "end", None, "LlamaTokenizer")
+    model = ReasonEmbed(str(tmp_path), device="cpu")
+    assert model.tokenizer("x")["input_ids"][-1] == model.tokenizer.eos_token_id
+    (said,) = [message for message in caplog.messages if "add_eos_token" in message]
+    assert "does not say add_eos_token, for which transformers 4 takes false; <|endoftext|> is added" in said
 
 
 # peft asks transformers by the older name.

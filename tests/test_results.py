@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.evaluation.record import Causes, Record, RunCost, read_record, write_record
+from reasonembed_mteb.files import file_hash
 from reasonembed_mteb.reporting.queries import read_columns, read_rankings, read_scores_by_query
 from reasonembed_mteb.reporting.results import read_results
 
@@ -35,7 +40,77 @@ def test_others_results_need_no_record_or_metadata(tmp_path: Path) -> None:
     (file.parent / "model_meta.json").unlink()
     (found,) = read_results([tmp_path]).found
     assert (found.model.name, found.model.revision) == ("org/model", "r1")
-    assert (found.record, found.scores_file, found.seconds) == ({}, None, 2.0)
+    assert (found.record, found.scores_file, found.seconds) == (None, None, 2.0)
+
+
+def test_a_folder_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """Records and scores by query as 0.1.0 wrote them, key by key."""
+    file = write_result(tmp_path, "a/m", BIOLOGY, 0.25)
+    causes = {
+        "protocol": "ReasonEmbed",
+        "instruction": "Given a Biology post, retrieve relevant passages that help answer the post",
+        "max_tokens": 32768,
+        "data_revision": "d1",
+        "model_revision": "r1",
+        "loader": {"no_instruction": True},
+        "rerank": "0123abcd top 50",
+        "limit": 7,
+    }
+    old = {
+        "model": "a/m",
+        "task": BIOLOGY,
+        "query_prefix": "Instruct: ",
+        "max_tokens_in_force": 512,
+        "main_score": 0.25,
+        "dataset_revision": "d1",
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "seed": None,
+        "cost": {
+            "seconds": 7.5,
+            "texts": 3,
+            "tokens": 90,
+            "truncated": 1,
+            "dimensions": 8,
+            "device_name": None,
+        },
+        "versions": {"mteb": "2.26.24"},
+        "date": "2026-10-01T00:00:00+00:00",
+        "predictions": None,
+        "scores": "ab",
+    }
+    beside = record(file, causes=causes, **old)
+    columns = {"split": ["standard"], "subset": ["default"], "query_id": ["q1"], "ndcg_at_10": [0.25]}
+    columns |= {"gold_ids": [["d1"]], "document_ids": [["d1", "d2"]], "scores": [[0.5, 0.25]]}
+    metadata = {b"reasonembed": json.dumps({"format": 1, "task": BIOLOGY}).encode()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), beside.with_suffix(".parquet"))
+    (found,) = read_results([tmp_path]).found
+    assert found.record is not None
+    assert asdict(found.record) == old | {"causes": causes, "result": found.record.result}
+    assert (found.seconds, found.limit, found.model.options) == (7.5, 7, "reranks the top 50")
+    assert read_scores_by_query(found) == {"q1": 0.25}
+    assert read_rankings(found, ["q1"])["q1"].hits == [("d1", 0.5), ("d2", 0.25)]
+
+
+def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
+    file = write_result(tmp_path, "a/m", BIOLOGY, 0.25)
+    record(file, causes={"limit": 3, "weather": "fine"}, cost={"seconds": 1.0, "watts": 3}, new=[1])
+    (found,) = read_results([tmp_path]).found
+    assert (found.limit, found.seconds) == (3, 1.0)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    made = Record(
+        Causes("p", "i", 5, loader={"a": [1]}), "a/m", "t", cost=RunCost(1.5, 2), versions={"mteb": "2"}
+    )
+    write_record(tmp_path / "r.json", made, result)
+    assert read_record(tmp_path / "r.json") == replace(made, result=file_hash(result))
+    for damaged in ("", "[]", "{}", '{"result": 3}', '{"result": "a", "causes": 5}'):
+        (tmp_path / "r.json").write_text(damaged)
+        with pytest.raises(DataError, match="damaged; run the task again"):
+            read_record(tmp_path / "r.json")
 
 
 def test_a_folder_without_revisions_is_read(tmp_path: Path) -> None:

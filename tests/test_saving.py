@@ -193,6 +193,39 @@ def test_the_card_says_who_reads_it_and_how(tmp_path: Path) -> None:
     assert f"`Instruct: {INSTRUCTION}\\nQuery: `" in card
 
 
+def save_router(folder: Path) -> ReasonEmbed:
+    """Save a model that reads queries by static vectors and documents by a decoder, in ``folder/saved``."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Router
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    decoder = save(folder, "Qwen3", DEFAULT)
+    static = StaticEmbedding(make_tokenizer().backend_tokenizer, embedding_dim=16)
+    documents = [decoder[0], decoder[1], Dense(32, 16)]
+    routed = Router.for_query_document(query_modules=[static], document_modules=documents)
+    plain = SentenceTransformer(modules=[routed], device="cpu")
+    plain.save(str(folder / "plain"))
+    model = ReasonEmbed(str(folder / "plain"), device="cpu")
+    for method in ("encode_query", "encode_document"):
+        np.testing.assert_allclose(getattr(model, method)(TEXTS), getattr(plain, method)(TEXTS), atol=1e-6)
+    model.save_pretrained(str(folder / "saved"))
+    return model
+
+
+def test_every_route_of_a_router_is_written_for_older_readers(tmp_path: Path) -> None:
+    model = save_router(tmp_path)
+    held = read(tmp_path, "router_config.json")
+    assert set(held["types"].values()) == {
+        f"sentence_transformers.models.{name}"
+        for name in ("StaticEmbedding", "Transformer", "Pooling", "Dense")
+    }
+    assert set(held["parameters"]) == {"default_route", "allow_empty_key"}
+    assert read(tmp_path, "document_0_Transformer/config.json")["rope_theta"] == DEFAULT["rope_theta"]
+    assert read(tmp_path, "document_1_Pooling/config.json")["pooling_mode_lasttoken"] is True
+    again = ReasonEmbed(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(again.encode_document(TEXTS), model.encode_document(TEXTS), atol=1e-6)
+
+
 READ_BY_SENTENCE_TRANSFORMERS = """
 import json, sys
 import numpy

@@ -168,7 +168,7 @@ def test_the_result_does_not_depend_on_the_order_of_chunks() -> None:
     case = Case(50, levels=2)
     ids = pa.array(case.documents, pa.large_string())
     scores = torch.from_numpy(case.query_vectors @ case.document_vectors.T)
-    forward, backward = RunningTopK(3, 10, ids), RunningTopK(3, 10, ids)
+    forward, backward = (RunningTopK(3, 10, id_ranks(ids)) for _ in range(2))
     for start in range(0, 50, 10):
         forward.add(scores[:, start : start + 10].clone(), start)
         backward.add(scores[:, 40 - start : 50 - start].clone(), 40 - start)

@@ -346,18 +346,6 @@ def test_a_start_of_python_loads_two_small_modules(loaded_with_hook: set[str], u
     assert added - {"__future__"} == {"reasonembed_mteb", "reasonembed_mteb._startup"}
 
 
-def test_a_start_of_python_pays_less_than_two_milliseconds(unhooked: Sandbox) -> None:
-    code = f"""
-    import time
-    started = time.perf_counter()
-    exec({startup_file("reasonembed_mteb.pth")!r})
-    print(time.perf_counter() - started)
-    """
-    # The first start compiles the modules. The least of many: the machine may be busy with other things.
-    seconds = [float(unhooked.run("-c", textwrap.dedent(code)).stdout) for _ in range(20)]
-    assert min(seconds) < 0.002
-
-
 def test_the_start_file_names_the_function() -> None:
     module, _, function = startup_file("reasonembed_mteb.start").strip().partition(":")
     assert callable(getattr(importlib.import_module(module), function))

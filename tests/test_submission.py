@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import mteb
 import pytest
 
-from reasonembed_mteb import cli
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.plugin import register
 from reasonembed_mteb.retrieval import rows as tables
 from reasonembed_mteb.sharing.modelmeta import mteb_training_tasks
 from reasonembed_mteb.sharing.submission import check_submission, submit_command
@@ -20,14 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from conftest import Command
+
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 TASKS = ("SciFact", "ArguAna")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks and models, as the command does."""
-    register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture
@@ -439,28 +434,18 @@ def test_broken_metadata_is_a_finding(output: Path, content: str) -> None:
     assert ("metadata", True) in kinds(output)
 
 
-def command(*arguments: str) -> int:
-    sys.argv = ["reasonembed", *arguments]
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
-def test_the_command_says_it_and_sends_nothing(
-    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr("reasonembed_mteb.cli.sharing.connect", lambda debug: None)
-    assert command("submit", "--check", str(output)) == 0
-    assert "is now `reasonembed check-submission`" in capsys.readouterr().err
-    assert command("check-submission", str(output)) == 0
-    assert f"mteb submit-results --output-folder {output}" in capsys.readouterr().err
-    assert command("submit", str(output)) == 2
-    assert "use `reasonembed check-submission` first" in capsys.readouterr().err
+def test_the_command_says_it_and_sends_nothing(output: Path, command: Command) -> None:
+    status, _, err = command("submit", "--check", str(output))
+    assert (status, "is now `reasonembed check-submission`" in err) == (0, True)
+    status, _, err = command("check-submission", str(output))
+    assert status == 0
+    assert f"mteb submit-results --output-folder {output}" in err
+    status, _, err = command("submit", str(output))
+    assert (status, "use `reasonembed check-submission` first" in err) == (2, True)
     for name in TASKS:
         edit(revision_of(output) / f"{name}.json", lambda r: r.update(dataset_revision="x"))
         (revision_of(output) / f"{name}.parquet").touch()
-    assert command("check-submission", str(output)) == 1
-    shown = capsys.readouterr()
-    assert "ArguAna.parquet and 1 more" in " ".join(shown.out.split())
-    assert "Nothing would be refused" not in shown.err
+    status, out, err = command("check-submission", str(output))
+    assert status == 1
+    assert "ArguAna.parquet and 1 more" in " ".join(out.split())
+    assert "Nothing would be refused" not in err

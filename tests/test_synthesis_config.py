@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from remixer_script import make_config, write_config, write_corpus
 
+from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.synthesis.config import GROUPS, LEVEL_WEIGHTS, WORD_WEIGHTS, read_config
@@ -75,6 +76,13 @@ def test_the_example_is_valid_and_shows_every_key() -> None:
         ("[[subset]]\nname = '../x'", "subset.1.name"),
         ("[endpoints.other]\nbase_url = 'localhost:1'\nmodel = 'x'", "base_url"),
         ("[endpoints.other]\nbase_url = 'http://x'", "endpoints.other.model is missing"),
+        ("[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nbackof = 1.0", "did you mean 'backoff'?"),
+        ("[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nbackoff = '1'", "endpoints.other.backoff"),
+        (
+            "[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nlongest_wait = nan",
+            "endpoints.other: longest_wait is nan: it must not be below 0",
+        ),
+        ("[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nconcurrency = true", "concurrency"),
     ],
 )
 def test_what_is_wrong_is_said(more: str, said: str, tmp_path: Path) -> None:
@@ -107,3 +115,9 @@ def test_a_digest_follows_every_value() -> None:
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
     given = [("a", "b"), ("ab",), ("a", ["b"]), ("b", "a")]
     assert len({fingerprint(*values) for values in given}) == 4
+
+
+def test_an_endpoint_has_the_fields_of_the_client(tmp_path: Path) -> None:
+    more = "[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nbackoff = 2\nlongest_wait = 600.0"
+    found = make_config(tmp_path, more=more).endpoint("other")
+    assert found == Endpoint("http://x", "m", backoff=2.0, longest_wait=600.0)

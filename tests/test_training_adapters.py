@@ -1,25 +1,137 @@
-"""QLoRA's two halves that need no GPU: how weights are held, and how adapters come back to whole ones."""
+"""Training on packed texts: the same loss and gradients as on padded ones; adapters upon 4-bit weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from training_data import tiny_recipe
+from conftest import save_decoder
+from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+from training_data import checked_rows, tiny_recipe, write_folder
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
+from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
 from reasonembed_mteb.training.adapters import (
     four_bits,
     load_model,
     merge_adapters,
     on_whole_weights,
+    pack_texts,
+    recompute_activations,
     save_adapters,
 )
+from reasonembed_mteb.training.collator import GroupCollator
+from reasonembed_mteb.training.metrics import read_metrics
 from reasonembed_mteb.training.recipes import check_recipe
+from reasonembed_mteb.training.run import train
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+CPU = torch.device("cpu")
+LOSSES: dict[str, Any] = {
+    "plain": RedapterLoss,
+    "rows": lambda model, **options: CachedRedapterLoss(model, mini_batch_size=3, **options),
+    "tokens": lambda model, **options: CachedRedapterLoss(model, mini_batch_num_tokens=200, **options),
+}
+
+
+def gradients(folder: Path, loss: str, *, packed: bool, recompute: bool) -> tuple[float, dict[str, Any]]:
+    """Take one backward pass of a batch in fp64."""
+    model = ReasonEmbed(str(folder), device="cpu", model_kwargs={"dtype": torch.float64})
+    if recompute:
+        recompute_activations(model)
+    if packed:
+        pack_texts(model, CPU, half=False)
+    collator = GroupCollator(
+        preprocess_fn=model.preprocess, groups={"biology": 4}, template="Instruct: {instruction}\nQuery: "
+    )
+    batch = collator(checked_rows(3))
+    assert ("documents_cu_seq_lens_q" in batch) is packed
+    columns, _ = SentenceTransformerTrainer.collect_features(None, batch)  # type: ignore[arg-type]
+    model.train()
+    value = LOSSES[loss](model, start_step=0)(columns, None)
+    value.backward()
+    return value.item(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_gradients_are_those_of_padded_texts(family: str, loss: str, recompute: bool, tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path, family)
+    expected, wanted = gradients(folder, "plain", packed=False, recompute=False)
+    value, found = gradients(folder, loss, packed=True, recompute=recompute)
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12 * max(1, gradient.abs().max()))
+
+
+def test_a_run_counts_the_same_and_ends_alike(qwen3_dir: Path, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", biology=8)
+    runs = {}
+    for packed in (False, True):
+        recipe = check_recipe(tiny_recipe(qwen3_dir, training={"packed": packed}), "tiny")
+        output = tmp_path / f"packed-{packed}"
+        train(recipe, [data], output, cache=tmp_path / "cache")
+        runs[packed] = read_metrics(output)
+    assert len(runs[False]) == len(runs[True]) > 0
+    for padded, packed_row in zip(runs[False], runs[True], strict=True):
+        for name in ("queries", "documents", "tokens"):
+            assert padded[name] == packed_row[name] > 0
+        assert padded["loss"] == pytest.approx(packed_row["loss"], abs=1e-4)
+
+
+def test_a_trained_directory_is_plain(qwen3_dir: Path, tmp_path: Path) -> None:
+    recipe = check_recipe(tiny_recipe(qwen3_dir, training={"packed": True}), "tiny")
+    done = train(recipe, [write_folder(tmp_path / "data", biology=8)], tmp_path / "run", cache=tmp_path / "c")
+    assert "reasonembed_" not in (done.model / "config.json").read_text(encoding="utf-8")
+
+
+def test_an_encoder_is_refused(encoder: Any) -> None:
+    with pytest.raises(ReasonEmbedError, match=r"training\.packed: a bert cannot be packed"):
+        pack_texts(encoder, CPU, half=False)
+
+
+def test_a_device_without_kernel_is_refused(qwen3_dir: Path) -> None:
+    model = ReasonEmbed(str(qwen3_dir), device="cpu")
+    with pytest.raises(ReasonEmbedError, match="no packed attention on mps"):
+        pack_texts(model, torch.device("mps"), half=True)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_dropout_of_attention_is_refused(family: str, tmp_path: Path) -> None:
+    model = ReasonEmbed(str(save_decoder(tmp_path, family)), device="cpu")
+    pack_texts(model, CPU, half=False)
+    model = ReasonEmbed(str(tmp_path), device="cpu", config_kwargs={"attention_dropout": 0.1})
+    with pytest.raises(
+        ReasonEmbedError, match=r"attention_dropout is 0\.1, which packed attention does not have"
+    ):
+        pack_texts(model, CPU, half=False)
+
+
+def test_another_attention_beside_it_is_refused(qwen3_dir: Path, tmp_path: Path) -> None:
+    content = tiny_recipe(qwen3_dir, training={"packed": True, "attention": "eager"})
+    with pytest.raises(ReasonEmbedError, match=r"training\.attention='eager' another one"):
+        train(check_recipe(content, "tiny"), [write_folder(tmp_path / "d", biology=8)], tmp_path / "run")
+
+
+def test_dropout_of_adapters_is_kept(qwen3_dir: Path) -> None:
+    from reasonembed_mteb.training.adapters import load_model
+
+    content = tiny_recipe(qwen3_dir, lora={"dropout": 0.5, "targets": ["q_proj"]})
+    model = load_model(check_recipe(content, "tiny"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(weight)
+    pack_texts(model, CPU, half=False)
+    features = model.preprocess(["Why is the sky blue?", "Post"])
+    model.train()
+    one, other = (model(dict(features))["sentence_embedding"] for _ in range(2))
+    assert not torch.equal(one, other)
 
 
 def test_weights_are_held_as_qlora_holds_them() -> None:

@@ -55,12 +55,26 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(
     assert call(monkeypatch, "train", recipe, *options, "--dry-run", "--set", "training.epochs=3") == 0
     shown = " ".join(capsys.readouterr().out.split())
     # Nine rows, one left out, groups of 7 from 5 negatives.
-    assert "biology 9 1 7 4 x 1 2 " in shown
-    assert shown.split("biology 9 1 7 4 x 1 2 ")[1].split()[4] == "9"
+    assert "biology 9 8 100.0% 1 7 4 x 1 2 " in shown
+    assert shown.split("biology 9 8 100.0% 1 7 4 x 1 2 ")[1].split()[4] == "9"
     assert "rows dropped: empty query: 1" in shown
     assert "6 steps (2 batches an epoch), 10% of them warm-up, weighs from step 2" in shown
     assert "memory a device, estimated, GiB: weights " in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_the_mix(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "rows" / "biology.jsonl", make_rows(12))
+    write_rows(tmp_path / "rows" / "general.jsonl", make_rows(40, seed=1))
+    options = ["--data", tmp_path / "rows", "--data-cache", tmp_path / "cache", "--dry-run"]
+    assert call(monkeypatch, "train", recipe, *options, "--set", "data.mix.general.weight=0.25") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "biology 12 12 75.0% 0 " in shown
+    assert "general 40 4 25.0% 36 " in shown
+    assert call(monkeypatch, "train", recipe, *options, "--set", "data.mix.genral.weight=0.25") == 2
+    assert "did you mean 'general'" in capsys.readouterr().err
 
 
 def test_a_dry_run_knows_the_processes(

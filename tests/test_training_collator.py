@@ -145,3 +145,13 @@ def test_instructions_have_an_order(
 def test_no_instruction_is_no_prefix(model: ReasonEmbed) -> None:
     row = rows(1, "my_own", instruction=None)
     assert collator(model, groups={"my_own": 2}).texts(row)["query"] == [row[0]["query"]]
+
+
+def test_a_row_that_comes_again_draws_other_documents(model: ReasonEmbed) -> None:
+    made = collator(model)
+    first, same = (made.texts([row | again for row in rows(8)]) for again in ({}, {"pass": 0}))
+    assert first == same
+    again = made.texts([row | {"pass": 1} for row in rows(8)])
+    assert again["query"] == first["query"]
+    changed = sum(a != b for a, b in zip(first["documents"], again["documents"], strict=True))
+    assert changed > 10

@@ -85,13 +85,17 @@ def test_no_model_is_given_more_than_it_takes(encoder: Any) -> None:
 def test_the_default_chain_loses_nothing(encoder: Any, qwen3_dir: Path, caplog: Any) -> None:
     from reasonembed_mteb.training.recipes import load_recipe
 
-    # ReMixer's longest: a query of 600 words and 400 words of reasoning, at 3.5 tokens a word, and the
+    # ReMixer's longest: a query of 1,000 words and 400 words of reasoning, at 2.8 tokens a word, and the
     # instruction. Nothing of it is lost in any recipe for a decoder.
-    longest = round(3.5 * 1000) + 64
+    longest = round(2.8 * 1400) + 64
+    from reasonembed_mteb.synthesis.config import ReasonSection
+
     for name in ("qwen3-8b", "qwen3-4b", "llama-3.1-8b"):
         recipe = load_recipe(name)
+        # Where it counts tokens, it counts up to what training takes.
+        assert recipe.data.reasoning_limit == ReasonSection(endpoint="x").train_tokens
         assert recipe.data.query_tokens == 512
-        assert cut_share(longest, 64 + round(3.5 * 600), recipe.data.reasoning_limit) == 0
+        assert cut_share(longest, 64 + round(2.8 * 1000), recipe.data.reasoning_limit) == 0
     # And a longer query never cuts its own reasoning query shorter.
     assert load_recipe("qwen3-8b", ["data.query_tokens=8192"]).data.reasoning_limit == 8192
 

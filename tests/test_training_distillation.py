@@ -13,8 +13,8 @@ from training_data import checked_rows, make_rows, tiny_recipe, write_rows
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training.building import make_loss, shortened
 from reasonembed_mteb.training.collator import GroupCollator
+from reasonembed_mteb.training.columns import LossError
 from reasonembed_mteb.training.distillation import grade_divergences
-from reasonembed_mteb.training.features import LossError
 from reasonembed_mteb.training.losses import RedapterLoss
 from reasonembed_mteb.training.recipes import check_recipe
 from reasonembed_mteb.training.run import train

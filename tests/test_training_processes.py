@@ -133,6 +133,19 @@ def test_two_processes_go_on_exactly(work: Path) -> None:
     assert metrics(work / "cut") == metrics(work / "two")
 
 
+def test_processes_stop_together_where_one_diverges(work: Path) -> None:
+    done = torchrun(work, "spoiled", "--spoil", "5", recipe="recipe")
+    assert done.returncode != 0
+    # Steps 6 to 8 are left out by both, and the ninth ends both.
+    assert done.stderr.count("the training diverged: step 9 is not finite") == 2
+    kept = sorted((work / "spoiled" / "checkpoints").iterdir())
+    assert [folder.name for folder in kept] == ["checkpoint-6", "checkpoint-8"]
+    for folder in kept:
+        assert all(
+            value.isfinite().all() for value in load_file(folder / "adapter_model.safetensors").values()
+        )
+
+
 # On CPUs accelerate starts several processes by MPI only.
 @pytest.mark.parametrize(
     ("launcher", "processes"), [("torch.distributed.run", 2), ("accelerate.commands.launch", 1)]

@@ -293,6 +293,21 @@ def test_rows_without_reasoning_train_and_are_counted(qwen3_dir: Path, tmp_path:
     assert all(row["ri_mean"] for row in found)
 
 
+def test_a_mixed_run_takes_what_the_plan_says(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
+    mix = {"pony": {"repeats": 3}, "biology": {"cap": 8}}
+    done = run(qwen3_dir, folder, tmp_path / "run", data={"mix": mix})
+    rows = rows_of(done.model.parent / "metrics.csv")
+    taken = {
+        name: sum(int(row["queries"]) for row in rows if row["subset"] == name)
+        for name in ("biology", "pony")
+    }
+    # Three times five rows of pony fill seven batches of two.
+    assert taken == {"biology": 8, "pony": 14}
+    assert "[data.mix.pony]\ncap = 0\nrepeats = 3.0" in (done.model / "README.md").read_text("utf-8").replace(
+        "weight = 0.0\n", ""
+    )
+
+
 def test_accumulated_batches_share_a_step(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     done = run(qwen3_dir, folder, tmp_path / "run", training={"accumulation": 2}, loss={"start_step": 1})
     rows = rows_of(done.model.parent / "metrics.csv")

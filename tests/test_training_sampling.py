@@ -9,7 +9,16 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import ConcatDataset
 
-from reasonembed_mteb.training.sampling import SubsetBatchSampler, SubsetPlan, draw_group, generator
+from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.training.sampling import (
+    SubsetBatchSampler,
+    SubsetPlan,
+    draw_group,
+    generator,
+    mixed_rows,
+    repeated,
+)
+from reasonembed_mteb.training.schema import SubsetMix
 
 SIZES = {"biology": 45, "leetcode": 50, "pony": 9}
 JOINED = {"biology": 12, "leetcode": 24, "pony": 6}
@@ -118,3 +127,101 @@ def test_too_few_negatives_are_repeated_evenly_and_counted() -> None:
     counts = sorted(found.count(f"n{i}") for i in range(5))
     assert counts == [2, 2, 2, 3, 3]
     assert draw(1)[0] == draw(1)[0][:1]
+
+
+MIX_SIZES = {"biology": 400, "pony": 100, "general": 5000}
+
+
+@pytest.mark.parametrize(
+    ("mix", "taken"),
+    [
+        ({}, MIX_SIZES),
+        ({"general": {"cap": 200}}, MIX_SIZES | {"general": 200}),
+        ({"pony": {"repeats": 3}, "biology": {"repeats": 0.5}}, MIX_SIZES | {"pony": 300, "biology": 200}),
+        ({"pony": {"repeats": 3, "cap": 250}}, MIX_SIZES | {"pony": 250}),
+        # 30 % general: the others give all they have, in their own proportion.
+        ({"general": {"weight": 0.3}}, {"biology": 400, "pony": 100, "general": 214}),
+        # General data that is short of its share holds the others back ...
+        ({"general": {"weight": 0.5, "cap": 100}}, {"biology": 80, "pony": 20, "general": 100}),
+        # ... unless it may come again.
+        (
+            {"general": {"weight": 0.5, "cap": 0, "repeats": 0.02}},
+            {"biology": 80, "pony": 20, "general": 100},
+        ),
+        # Weights of all subsets are relative, whatever they sum to.
+        (
+            {"biology": {"weight": 2}, "pony": {"weight": 1}, "general": {"weight": 1}},
+            {"biology": 200, "pony": 100, "general": 100},
+        ),
+        ({"pony": {"repeats": 0.001}}, MIX_SIZES | {"pony": 1}),
+    ],
+)
+def test_a_mix_says_what_an_epoch_takes(mix: dict[str, dict[str, float]], taken: dict[str, int]) -> None:
+    parts = {name: SubsetMix.model_validate(part) for name, part in mix.items()}
+    assert mixed_rows(MIX_SIZES, parts) == taken
+
+
+def test_the_shares_are_those_asked_for() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = {name: int(random.integers(50, 5000)) for name in "abc"}
+        weights = random.dirichlet(np.ones(3))
+        mix = {n: SubsetMix(weight=float(w), repeats=2) for n, w in zip("abc", weights, strict=True)}
+        taken = mixed_rows(sizes, mix)
+        total = sum(taken.values())
+        for name, weight in zip("abc", weights, strict=True):
+            assert abs(taken[name] - total * weight) <= 2
+            assert taken[name] <= 2 * sizes[name]
+
+
+def test_a_mix_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'general'"):
+        mixed_rows(MIX_SIZES, {"genral": SubsetMix(weight=0.3)})
+    for weight in (1.0, 2.5):
+        with pytest.raises(ReasonEmbedError, match=f"sum to {weight:g} and leave nothing for biology, pony"):
+            mixed_rows(MIX_SIZES, {"general": SubsetMix(weight=weight)})
+
+
+def mixed_sampler(taken: int, epoch: int = 0, world: int = 1) -> SubsetBatchSampler:
+    plans = [
+        SubsetPlan("a", 10, 4 // world, world, False, 2, taken),
+        SubsetPlan("b", 8, 4 // world, world, False, 2),
+    ]
+    rows = ConcatDataset([list(range(10 * plans[0].passes)), list(range(8))])
+    made = SubsetBatchSampler(rows, plans, 3)
+    made.set_epoch(epoch)
+    return made
+
+
+@pytest.mark.parametrize("taken", [4, 10, 12, 28])
+def test_a_mixed_subset_comes_as_often_as_planned(taken: int) -> None:
+    made = mixed_sampler(taken)
+    passes = made.plans[0].passes
+    found = [row for batch in made for row in batch if row < 10 * passes]
+    assert len(found) == made.plans[0].seen == taken
+    assert len(set(found)) == taken
+    # No row comes again before all have come.
+    times = np.bincount([row % 10 for row in found], minlength=10)
+    assert times.max() - times.min() <= 1
+    # The other subset is as it was.
+    assert sorted(row - 10 * passes for batch in made for row in batch if row >= 10 * passes) == list(
+        range(8)
+    )
+    joined = [
+        row for step in zip(*shards(mixed_sampler(taken, world=2), 2), strict=True) for b in step for row in b
+    ]
+    assert joined == [row for batch in made for row in batch]
+
+
+def test_capped_rows_are_others_in_each_epoch() -> None:
+    seen = {row for epoch in range(12) for batch in mixed_sampler(4, epoch) for row in batch if row < 10}
+    assert seen == set(range(10))
+
+
+def test_a_row_that_comes_again_is_told_from_its_first_time() -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"row": number, "query": f"q{number}"} for number in range(3)])
+    assert repeated(rows, 1) is rows
+    twice = repeated(rows, 2)
+    assert [(row["row"], row["pass"]) for row in twice] == [(n, k) for k in range(2) for n in range(3)]

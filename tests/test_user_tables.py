@@ -154,8 +154,8 @@ def test_reports_and_the_submission_check_know_it(
     use(folder, monkeypatch)
     for task, score in (("NewBenchAlpha", 0.5), ("NewBenchBeta", 0.25)):
         write_result(tmp_path / "out", "x/model", task, score)
-    (board,) = score_tables(read_results([tmp_path / "out"]))
-    grid = formats.score_grid(board)
+    (table,) = score_tables(read_results([tmp_path / "out"]))
+    grid = formats.score_grid(table)
     assert grid.title == "NewBench: recall@1 in % (original queries; our tasks)"
     assert grid.head == ("rank", "model", "mean", "Al.", "beta")
     assert grid.rows == (("1", "x/model", "37.50", "50.00", "25.00"),)
@@ -173,7 +173,7 @@ def test_the_local_copy_is_looked_up(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_data_may_lie_beside_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
     from reasonembed_mteb.retrieval.sources import data_revision
 
     text = TABLE.replace('path = "someone/newbench"', 'data = "../data"')
@@ -186,8 +186,8 @@ def test_data_may_lie_beside_the_table(folder: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"NewBenchAlpha"', '"ReasonMiniPony"', "task ReasonMiniPony stands in mini.toml already"),
-        ('"NewBench"', '"ReasonMini"', "benchmark ReasonMini stands in mini.toml already"),
+        ('"NewBenchAlpha"', '"ReasonMiniPony"', "task ReasonMiniPony is in mini.toml already"),
+        ('"NewBench"', '"ReasonMini"', "benchmark ReasonMini is in mini.toml already"),
         ("max_tokens", "max_tokns", "NewBenchAlpha: unknown key 'max_tokns'; did you mean 'max_tokens'"),
         ('"bright"', '"brigt"', "NewBenchAlpha: unknown layout 'brigt'; did you mean 'bright'"),
         ("recall_at_1", "ndcg@10", "unknown main_score 'ndcg@10'; did you mean 'ndcg_at_10'"),

@@ -12,20 +12,16 @@ import pytest
 import torch
 from mteb.types import PromptType
 
-from reasonembed_mteb import plugin
 from reasonembed_mteb.errors import UnknownNameError
 from reasonembed_mteb.models import zoo
 from reasonembed_mteb.models.mteb_encoder import ReasonEmbedEncoder, load_other
-from reasonembed_mteb.retrieval.rows import load_rows, max_tokens_for, task_instructions
+from reasonembed_mteb.retrieval.rows import find, load_rows, max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """Let mteb know our tasks."""
-    plugin.register()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +65,11 @@ def seen_texts(
     return found
 
 
-OURS = [row.name for row in load_rows() if row.kind != "mini"]
-MTEBS = sorted(name for name in task_instructions() if name.endswith("Retrieval"))
+PAPERS = [row for row in load_rows() if row.family in ("BRIGHT", "BRIGHT-Pro", "R2MED")]
+OURS = [row.name for row in PAPERS if not row.is_mtebs]
+MTEBS = sorted({name for row in PAPERS for name in row.all_names} - set(OURS))
+# One of each other benchmark.
+OTHERS = list({row.benchmark: row.name for row in load_rows() if row not in PAPERS}.values())
 
 
 def test_there_are_as_many_names_as_the_protocol_has() -> None:
@@ -78,14 +77,17 @@ def test_there_are_as_many_names_as_the_protocol_has() -> None:
     assert len(MTEBS) == 12 + 8 + 7 + 8
 
 
-@pytest.mark.parametrize("name", OURS + MTEBS)
+@pytest.mark.parametrize("name", OURS + MTEBS + OTHERS)
 def test_the_text_at_the_tokenizer(
     name: str, encoder: ReasonEmbedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The instructions themselves are compared with the protocol in test_tables.
     instruction = task_instructions()[name]
-    expected = f"Instruct: {instruction}\nQuery: Why is the sky blue?"
-    length = 512 if "R2MED" in name else 8192
+    # A protocol without an instruction has nothing before the query.
+    expected = (
+        f"Instruct: {instruction}\nQuery: Why is the sky blue?" if instruction else "Why is the sky blue?"
+    )
+    length = {"R2MED": 512, "MIRB": 4096, "FreshStack": 2048}.get(find(name).family, 8192)
     model_length = min(length, encoder.model.max_seq_length)
     assert seen_texts(encoder, name, PromptType.query, monkeypatch) == ((expected,), model_length)
     documents = seen_texts(encoder, name, PromptType.document, monkeypatch)

@@ -1,6 +1,6 @@
 """A training run in a process of its own, which can be killed at a chosen moment.
 
-python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP]
+python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP] [--spoil STEP]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from reasonembed_mteb.training import checkpoints, trainer
+from reasonembed_mteb.training import checkpoints, losses, trainer
 from reasonembed_mteb.training.recipes import check_recipe
 from reasonembed_mteb.training.run import train
 
@@ -45,12 +45,26 @@ def arm(where: str, step: int) -> None:
     setattr(cls, name, armed)
 
 
+def spoil(step: int) -> None:
+    """Have the last process' losses be NaN from a step on, and the others' not."""
+    own = losses.RedapterLoss._loss_of  # type: ignore[attr-defined]
+
+    def spoiled(self: losses.RedapterLoss, *arguments: object, **options: object) -> object:
+        loss = own(self, *arguments, **options)
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        return loss + float("nan") if last and self.global_step >= step else loss
+
+    losses.RedapterLoss._loss_of = spoiled  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run."""
     recipe, data, output, cache, *options = sys.argv[1:]
     if "--kill" in options:
         index = options.index("--kill")
         arm(options[index + 1], int(options[index + 2]))
+    if "--spoil" in options:
+        spoil(int(options[options.index("--spoil") + 1]))
     content = json.loads(Path(recipe).read_text(encoding="utf-8"))
     done = train(
         check_recipe(content, "tiny"), [data], Path(output), cache=Path(cache), resume="--resume" in options

@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 # Imported for their commands.
+from reasonembed_mteb.cli import merging as _merging  # noqa: F401
+from reasonembed_mteb.cli import mining as _mining  # noqa: F401
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
 from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
@@ -60,10 +62,10 @@ def _main() -> int:
     except Exception as error:
         status = _report(error, debug)
     if status == INTERRUPTED:
-        # A training run is gone on with only when asked to, since its folder may hold another one.
+        # A training run is continued only when asked to, since its folder may hold another one.
         unasked = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
         how = "the same command" + (" with --resume" if unasked else "")
-        say(f"reasonembed: interrupted; {how} goes on where this one stopped")
+        say(f"reasonembed: interrupted; {how} continues where this one stopped")
     return status if isinstance(status, int) else 0
 
 

@@ -10,20 +10,46 @@ import typer
 from reasonembed_mteb.cli.show import set_up_logging
 from reasonembed_mteb.escaping import visible, visible_lines
 
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+# Typer makes one paragraph of lines without a blank one between them.
+EXIT_STATUSES = (
+    "Exit status: 0 all went well; 1 something failed, such as one model on one task; 2 a wrong option, name "
+    "or file, said in one line; 130 interrupted."
+)
+MODELS_AND_TASKS, PROTOCOL, OUTPUT, SPEED, VARIANTS = (
+    "Models and tasks",
+    "Protocol",
+    "Output",
+    "Speed",
+    "Variants of the models",
+)
+
 app = typer.Typer(
     help="Reasoning-intensive retrieval for MTEB: score models by one protocol, exactly.",
+    epilog=EXIT_STATUSES,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-
 Models = Annotated[
-    list[str], typer.Option("--model", "-m", help="Checkpoint, MTEB or hub name, or directory; repeatable.")
+    list[str],
+    typer.Option(
+        "--model",
+        "-m",
+        help="Checkpoint, MTEB or hub name, or directory; repeatable.",
+        rich_help_panel=MODELS_AND_TASKS,
+    ),
 ]
-Benchmarks = Annotated[list[str], typer.Option("--benchmark", "-b", help="Benchmark; repeatable.")]
-Tasks = Annotated[list[str], typer.Option("--task", "-t", help="Task; repeatable.")]
-OutputFolder = Annotated[Path, typer.Option("--output-folder", help="MTEB's result cache.")]
+Benchmarks = Annotated[
+    list[str],
+    typer.Option("--benchmark", "-b", help="Benchmark; repeatable.", rich_help_panel=MODELS_AND_TASKS),
+]
+Tasks = Annotated[
+    list[str], typer.Option("--task", "-t", help="Task; repeatable.", rich_help_panel=MODELS_AND_TASKS)
+]
+OutputFolder = Annotated[
+    Path, typer.Option("--output-folder", help="MTEB's result cache.", rich_help_panel=OUTPUT)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")]
 
 

@@ -1,4 +1,4 @@
-"""Reports over results, and single queries."""
+"""The commands ``report`` and ``inspect``: tables and pages of results, and single queries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Format(StrEnum):
 @app.command()
 def report(
     results: Folders,
-    published: Annotated[bool, typer.Option("--published", help="Add published scores beside ours.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Add published scores.")] = False,
     significance: Annotated[
         bool, typer.Option("--significance", help="Test every pair of models; needs scores by query.")
     ] = False,

@@ -11,6 +11,11 @@ import typer
 
 from reasonembed_mteb.cli.common import (
     FAILED,
+    MODELS_AND_TASKS,
+    OUTPUT,
+    PROTOCOL,
+    SPEED,
+    VARIANTS,
     Benchmarks,
     Debug,
     Models,
@@ -26,9 +31,7 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mteb.abstasks import AbsTask
-    from mteb.models import ModelMeta
-
+    from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import Outcome
 
 
@@ -61,84 +64,147 @@ def run(
     model: Models,
     benchmark: Benchmarks = [],  # noqa: B006 - typer reads the default
     task: Tasks = [],  # noqa: B006
-    output_folder: OutputFolder = Path("results"),
-    name: Annotated[
-        str | None, typer.Option(help="File a local directory's results under this org/name.")
-    ] = None,
-    beir: Annotated[list[Path], typer.Option(help="A BEIR folder, as a task; repeatable.")] = [],  # noqa: B006
+    beir: Annotated[
+        list[Path],
+        typer.Option(help="A BEIR folder, as a task; repeatable.", rich_help_panel=MODELS_AND_TASKS),
+    ] = [],  # noqa: B006
     beir_split: Annotated[
-        str | None, typer.Option(help="With --beir: the split of labels.  [default: test]")
+        str | None,
+        typer.Option(
+            help="With --beir: the split of labels.",
+            show_default="test",
+            rich_help_panel=MODELS_AND_TASKS,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="File a local directory's results under this org/name.", rich_help_panel=MODELS_AND_TASKS
+        ),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="With --beir: the sentence put before each query.")
+        str | None,
+        typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a batch.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.")] = None,
     instruction_template: Annotated[
         str | None,
-        typer.Option(help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '."),
+        typer.Option(
+            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
+            rich_help_panel=PROTOCOL,
+        ),
     ] = None,
     no_instruction: Annotated[
-        bool, typer.Option("--no-instruction", help="For models MTEB does not know: no prompt.")
+        bool,
+        typer.Option(
+            "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
+        ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, with token counts.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Smoke run over the first N queries.")] = None,
-    rerank_from: Annotated[
-        Path | None, typer.Option(help="Saved predictions of a first stage, to rerank.")
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
     ] = None,
-    rerank_top_k: Annotated[int, typer.Option(min=1, help="Candidates a query.")] = 100,
+    rerank_from: Annotated[
+        Path | None,
+        typer.Option(help="Saved predictions of a first stage, to rerank.", rich_help_panel=PROTOCOL),
+    ] = None,
+    rerank_top_k: Annotated[
+        int, typer.Option(min=1, help="Candidates a query.", rich_help_panel=PROTOCOL)
+    ] = 100,
+    truncate_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep the first dimensions of each vector.", rich_help_panel=VARIANTS),
+    ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(help="Compress vectors as MTEB does, such as int8 or binary.", rich_help_panel=VARIANTS),
+    ] = None,
+    hybrid_with: Annotated[
+        list[str],
+        typer.Option(
+            help="Fuse each model's ranking with this one's, such as bm25; repeatable.",
+            rich_help_panel=VARIANTS,
+        ),
+    ] = [],  # noqa: B006
+    fusion: Annotated[
+        str, typer.Option(help="How rankings are fused: rrf, dbsf or rsf.", rich_help_panel=VARIANTS)
+    ] = "rrf",
+    ablate_instruction: Annotated[
+        bool,
+        typer.Option(
+            "--ablate-instruction",
+            help="Score each model again with nothing before its queries; documents are encoded once.",
+            rich_help_panel=VARIANTS,
+        ),
+    ] = False,
+    output_folder: OutputFolder = Path("results"),
     prediction_folder: Annotated[
-        Path | None, typer.Option(help="Save predictions here (several models: a folder for each).")
+        Path | None,
+        typer.Option(
+            help="Save predictions here (several models: a folder for each).", rich_help_panel=OUTPUT
+        ),
     ] = None,
     run_file: Annotated[
         str | None,
-        typer.Option(help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several."),
+        typer.Option(
+            help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    truncate_dim: Annotated[
-        int | None, typer.Option(min=1, help="Keep the first dimensions of each vector.")
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Run again whatever is cached.", rich_help_panel=OUTPUT),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would run, with token counts.", rich_help_panel=OUTPUT),
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
     ] = None,
-    compress: Annotated[
-        str | None, typer.Option(help="Compress vectors as MTEB does, such as int8 or binary.")
-    ] = None,
-    hybrid_with: Annotated[
-        list[str], typer.Option(help="Fuse each model's ranking with this one's, such as bm25; repeatable.")
-    ] = [],  # noqa: B006
-    fusion: Annotated[str, typer.Option(help="How rankings are fused: rrf, dbsf or rsf.")] = "rrf",
-    store: Annotated[
-        Path | None, typer.Option(help="Keep vectors here.  [default: OUTPUT_FOLDER/vectors]")
-    ] = None,
-    no_store: Annotated[bool, typer.Option("--no-store", help="Compute every vector anew.")] = False,
-    store_dtype: Annotated[
-        str, typer.Option(help="float32, float16, bfloat16, or auto: the smallest that is exact.")
-    ] = "auto",
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an encoding batch.  [default: the device's own]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of an encoding batch.",
+            show_default="the device's own",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED),
     ] = None,
     attn: Annotated[
-        str, typer.Option(help="auto, packed, padded, flash, or off: the library's own encoding.")
+        str,
+        typer.Option(
+            help="auto, packed, padded, flash, or off: the library's own encoding.", rich_help_panel=SPEED
+        ),
     ] = "auto",
     compile_layers: Annotated[
-        str, typer.Option("--compile", help="Compile decoder layers: auto, on or off.")
+        str,
+        typer.Option("--compile", help="Compile decoder layers: auto, on or off.", rich_help_panel=SPEED),
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again whatever is cached.")] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
+    ] = None,
+    no_store: Annotated[
+        bool, typer.Option("--no-store", help="Compute every vector anew.", rich_help_panel=SPEED)
+    ] = False,
+    store_dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, float16, bfloat16, or auto: the smallest that is exact.", rich_help_panel=SPEED
+        ),
+    ] = "auto",
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
-    _check_tasks_given([*benchmark, *task], beir, instruction, beir_split)
-    if rerank_from is not None and not rerank_from.exists():
-        msg = (
-            f"--rerank-from {rerank_from} does not exist; make it with --prediction-folder and a first stage"
-        )
-        raise ReasonEmbedError(msg)
     connect(debug)
     from reasonembed_mteb.cli import show as console
-    from reasonembed_mteb.encoding.plan import check_options
-    from reasonembed_mteb.evaluation import limits, resolving, runner, variants
     from reasonembed_mteb.evaluation import plan as planning
+    from reasonembed_mteb.evaluation import resolving, runner
 
-    check_options(attn, batch_tokens, compile_layers)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,
@@ -156,74 +222,42 @@ def run(
         compile_layers=compile_layers,
         progress=debug or sys.stderr.isatty(),
     )
-    folders = _beir_tasks(beir, instruction, beir_split or "test")
-    tasks = resolving.resolve_tasks(benchmark, task) + folders
-    template = _unescaped(instruction_template)
-    metas = resolving.resolve_models(model, filed_as=name, template=template, no_instruction=no_instruction)
-    if truncate_dim is not None:
-        metas = [variants.truncated(meta, truncate_dim) for meta in metas]
-    if compress is not None:
-        metas = [variants.compressed(meta, compress) for meta in metas]
-    if hybrid_with:
-        others = resolving.resolve_models(hybrid_with)
-        metas = [variants.fused([*others, meta], fusion) for meta in metas]
+    options.check()
+    tasks = resolving.resolve_tasks(benchmark, task, resolving.BeirFolders(beir, beir_split, instruction))
+    metas = resolving.resolve_models(
+        model,
+        filed_as=name,
+        template=_unescaped(instruction_template),
+        no_instruction=no_instruction,
+        variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
+    )
     labels = resolving.model_labels(metas)
     if dry_run:
-        copies = [[limits.own_copy(one) for one in tasks] for _ in metas]
-        every = [planning.plan_tasks(meta, own, limit) for meta, own in zip(metas, copies, strict=True)]
-        for (plans, errors), label in zip(every, labels, strict=True):
-            console.show_plans(plans, label)
-            for line in errors:
-                say(f"FAILED {label} on {line}")
-        raise typer.Exit(FAILED if any(errors for _, errors in every) else 0)
+        _show_dry_run(labels, planning.plan_models(metas, tasks, limit))
+        return
     console.show_instructions(metas, labels, tasks)
-    _say_ignored(metas, labels, folders, instruction)
+    for place in planning.models_without_instruction(metas, tasks[-1:], instruction):
+        say(
+            f"{labels[place]} does not take --instruction; --instruction-template 'Instruct: {{instruction}}"
+            "\\nQuery: ' gives it to a directory or a model that MTEB does not know"
+        )
     outcomes = runner.run(metas, tasks, options, say)
     grouped = resolving.benchmark_tasks(benchmark)
     groups = {group: [one.metadata.name for one in members] for group, members in grouped.items()}
-    marks = [f"smoke run over the first {limit} queries, not a result"] if limit else []
-    if rerank_from is not None:
-        marks.append(f"top {rerank_top_k} of {rerank_from} reranked")
-    title = "; ".join(["Main scores in %", *marks])
+    title = "; ".join(["Main scores in %", *options.caveats])
     _finish(outcomes, groups, title, runner.output_folder(options))
 
 
-def _check_tasks_given(
-    names: Sequence[str], folders: Sequence[Path], instruction: str | None, split: str | None
-) -> None:
-    if not names and not folders:
-        msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
-        raise ReasonEmbedError(msg)
-    if instruction is not None and not folders:
-        msg = "--instruction goes with --beir: the other tasks have instructions of their own"
-        raise ReasonEmbedError(msg)
-    if split is not None and not folders:
-        msg = "--beir-split goes with --beir: the other tasks have one split each"
-        raise ReasonEmbedError(msg)
+def _show_dry_run(labels: Sequence[str], plans: Sequence[tuple[list[TaskPlan], list[str]]]) -> None:
+    """Print what would run; exit with 1 if something could not be planned."""
+    from reasonembed_mteb.cli import show as console
 
-
-def _beir_tasks(folders: Sequence[Path], instruction: str | None, split: str) -> list[AbsTask]:
-    if not folders:
-        return []
-    from reasonembed_mteb.retrieval.beir_task import beir_task
-
-    return [beir_task(folder, instruction, split=split) for folder in folders]
-
-
-def _say_ignored(
-    metas: Sequence[ModelMeta], labels: Sequence[str], tasks: Sequence[AbsTask], instruction: str | None
-) -> None:
-    """Say which models do not take the instruction that was given."""
-    from reasonembed_mteb.models.instructions import planned_prefix
-
-    for meta, label in zip(metas, labels, strict=True) if instruction is not None and tasks else ():
-        prefix = planned_prefix(meta, tasks[0].metadata)
-        dense = "dense" in (meta.model_type or ())
-        if dense and prefix is not None and str(instruction) not in prefix:
-            say(
-                f"{label} does not take --instruction; --instruction-template 'Instruct: {{instruction}}"
-                "\\nQuery: ' gives it to a directory or a model that MTEB does not know"
-            )
+    for (found, errors), label in zip(plans, labels, strict=True):
+        console.show_plans(found, label)
+        for line in errors:
+            say(f"FAILED {label} on {line}")
+    if any(errors for _, errors in plans):
+        raise typer.Exit(FAILED)
 
 
 def _unescaped(template: str | None) -> str | None:
@@ -311,7 +345,7 @@ def download(
     from reasonembed_mteb.evaluation.resolving import download as fetch
     from reasonembed_mteb.evaluation.resolving import resolve_tasks
 
-    fetch(resolve_tasks(benchmark, task), model, say)
+    fetch(resolve_tasks(benchmark, task) if benchmark or task else [], model, say)
 
 
 @app.command(

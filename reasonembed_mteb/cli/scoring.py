@@ -1,4 +1,4 @@
-"""Scoring run files."""
+"""The command ``score``: TREC runs, scored by the protocol."""
 
 from __future__ import annotations
 

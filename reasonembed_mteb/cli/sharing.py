@@ -1,4 +1,4 @@
-"""Sharing: BEIR folders, submissions to MTEB, and its entries of the checkpoints."""
+"""Sharing: ``export-beir``, ``check-submission`` and ``export-modelmeta``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def export_beir(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     debug: Debug = False,
 ) -> None:
-    """Write a task as a BEIR folder, with its exclusions beside it."""
+    """Write a task as a BEIR folder, with a file of its exclusions."""
     connect(debug)
     import shlex
 

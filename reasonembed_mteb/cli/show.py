@@ -1,4 +1,4 @@
-"""What the command line shows: tables, and how much of the libraries' own chatter."""
+"""What the command line shows: tables, plans and instructions; text that cannot act."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import Outcome
 
-# Columns of a table that goes into a pipe, which has no width of its own.
+# Columns of a table that goes into a pipe, which has no width.
 _PIPE_WIDTH = 200
 # What progress bars and tables draw with: colours, and moves of the cursor within what is shown.
 _DRAWING = re.compile(r"(\x1b\[[0-9;?]*[A-HJKmhl]|\r)")

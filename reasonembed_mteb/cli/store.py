@@ -1,4 +1,4 @@
-"""Looking into the embedding store, checking it, and removing from it."""
+"""The commands of ``store``: looking into the embedding store, checking it, removing from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Folder = Annotated[Path, typer.Argument(help="The store's folder, or a run's out
 
 
 def _root(folder: Path) -> Path:
-    """Let a run's output folder stand for the store in it."""
+    """Take a run's output folder for the store in it."""
     return folder / "vectors" if (folder / "vectors").is_dir() else folder
 
 

@@ -1,4 +1,4 @@
-"""Making training data."""
+"""Making training data, looking at it, and handing on the judgements of its annotator."""
 
 from __future__ import annotations
 
@@ -62,6 +62,51 @@ def synthesize(
     show_table(["step", "subset", "state", "rows", "kept", ""], rows, f"Made in {content.output_folder}")
     if any(one.state == "failed" for one in outcomes):
         raise typer.Exit(FAILED)
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+
+@app.command()
+def samples(
+    data: Annotated[Path, typer.Argument(help="Output of synthesize, a folder of samples, or one file.")],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows a subset, at most.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 42,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write a page of samples: rows of every subset, and what was dropped by which reason."""
+    set_up_logging(debug)
+    from reasonembed_mteb.files import write_whole
+    from reasonembed_mteb.synthesis.samples import samples_page
+
+    _check_new(output, overwrite)
+    write_whole(output, samples_page(data, rows, seed))
+    say(f"wrote {output}")
+
+
+@app.command()
+def export_judgements(
+    config: Annotated[Path, typer.Argument(help="TOML file of a run whose step annotate is finished.")],
+    output: Annotated[Path, typer.Option(help="JSON Lines to write, one chat a judgement.")],
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write the annotator's judgements as chats, to tune a small annotator on by any SFT tool."""
+    set_up_logging(debug)
+    from reasonembed_mteb.synthesis import judgements
+    from reasonembed_mteb.synthesis.config import read_config
+
+    _check_new(output, overwrite)
+    written, left_out = judgements.export_judgements(read_config(config), output)
+    say(f"wrote {output}: {written:,} judgements, {left_out:,} left out (unreadable or outvoted)")
+
+
+def _check_new(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        msg = f"{output} exists; give another name, or --overwrite"
+        raise ReasonEmbedError(msg)
 
 
 def _show_estimates(content: Config) -> None:

@@ -37,7 +37,7 @@ def train(
         list[str], typer.Option("--set", help="section.key=value in place of the recipe's; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")
+        bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done: rows, steps, tokens, memory.")
@@ -98,6 +98,8 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
     head = [
         "subset",
         "rows",
+        "taken",
+        "share",
         "left out",
         "group",
         "queries",
@@ -109,6 +111,7 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         "repeats",
         "reasoning cut",
     ]
+    seen = sum(one.seen for one in plan.subsets)
     rows = []
     for one in plan.subsets:
         mean = plan.tokens.get(one.name)
@@ -117,6 +120,8 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
             [
                 one.name,
                 f"{one.rows:,}",
+                f"{one.seen:,}",
+                f"{one.seen / seen:.1%}",
                 f"{one.left_out:,}",
                 str(plan.groups[one.name]),
                 f"{one.queries} x {one.world_size}",
@@ -128,9 +133,9 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
             ]
         )
     title = (
-        f"{recipe.name} from {start_name(recipe)}: would train (mean tokens of {SAMPLE} rows a subset; cut: "
-        "documents over the length; repeats: rows with too few negatives for their group; reasoning cut: "
-        "mean share of the reasoning that is over the length)"
+        f"{recipe.name} from {start_name(recipe)}: would train (taken: rows of an epoch, and "
+        f"their share; mean tokens of {SAMPLE} rows a subset; cut: documents over the length; repeats: rows "
+        "with too few negatives for their group; reasoning cut: mean share of the reasoning over the length)"
     )
     show_table(head, rows, title)
     show(visible(describe_counts(data.counts)))

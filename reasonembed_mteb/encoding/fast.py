@@ -273,7 +273,9 @@ def accelerate(
         ReasonEmbedError: If the model is none, or the budget is no positive number.
 
     Example:
-        >>> accelerate(SentenceTransformer("all-MiniLM-L6-v2"), batch_tokens=8192)  # doctest: +SKIP
+        >>> from reasonembed_mteb import accelerate  # doctest: +SKIP
+        >>> from sentence_transformers import SentenceTransformer  # doctest: +SKIP
+        >>> model = accelerate(SentenceTransformer("all-MiniLM-L6-v2"), batch_tokens=8192)  # doctest: +SKIP
     """
     if not isinstance(model, SentenceTransformer):
         msg = f"accelerate takes a SentenceTransformer, not {type(model).__name__}"  # type: ignore[unreachable]
@@ -293,7 +295,7 @@ def encode_stream(
 
     Args:
         model: Any SentenceTransformer; see `accelerate`.
-        texts: The texts.
+        texts: Read once and in order; a generator is fine.
         chunk: How many are encoded at a time. Lengths even out within a chunk, so that large ones are faster.
         **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
 

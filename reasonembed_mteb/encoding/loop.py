@@ -1,4 +1,4 @@
-"""Batches by token budget: every batch costs about the same, whatever the lengths of its texts."""
+"""The encode loop: batches by token budget, so that each costs about the same, tokenised in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encode call gives back: vectors in input order, figures, and errors that name texts."""
+"""What an encode call gives: vectors in input order, figures, errors that name texts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+
+# Texts that an error names.
+_NAMED = 10
 
 
 class TextsError(ReasonEmbedError):
@@ -34,7 +38,7 @@ class TextsError(ReasonEmbedError):
 
     def __str__(self) -> str:
         """Name at most ten positions."""
-        shown = ", ".join(map(str, self.positions[:10])) + (", ..." if len(self.positions) > 10 else "")
+        shown = first_names(self.positions, _NAMED)
         return f"{len(self.positions)} text(s) at position(s) {shown} {self.what}"
 
     def moved(self, by: int) -> TextsError:
@@ -51,9 +55,8 @@ class TextsError(ReasonEmbedError):
         Args:
             ids: Of all texts of the input.
         """
-        shown = ", ".join(str(ids[position]) for position in self.positions[:10])
-        more = ", ..." if len(self.positions) > 10 else ""
-        return ReasonEmbedError(f"{len(self.positions)} text(s) ({shown}{more}) {self.what}")
+        shown = first_names((ids[position] for position in self.positions), _NAMED)
+        return ReasonEmbedError(f"{len(self.positions)} text(s) ({shown}) {self.what}")
 
 
 @dataclass

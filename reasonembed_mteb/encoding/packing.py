@@ -52,7 +52,7 @@ _PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _PROBE_TOLERANCE_HALF = 0.1
 # Answers by model: what they were found for, and what was found.
 _PROBED: WeakKeyDictionary[Any, tuple[tuple[Any, ...], bool]] = WeakKeyDictionary()
-# What packed rows bring, beside their tokens.
+# What packed rows bring, besides their tokens.
 PACKED_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids"})
 # Modules that read one vector a text, so that they need not know how the tokens lay.
 _PER_TEXT = frozenset({"Dense", "Dropout", "LayerNorm", "Normalize"})
@@ -164,6 +164,9 @@ def is_causal(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
     Args:
         backbone: The loaded transformers model; it reads sixteen tokens, and two of them again.
     """
+    if backbone.device.type == "meta":
+        # Without weights there is nothing to read by: the configuration's word counts.
+        return bool(getattr(backbone.config, "is_causal", True))
     try:
         with _probing(backbone):
             longer = _hidden(backbone, _probe_ids(backbone, 16)[None])

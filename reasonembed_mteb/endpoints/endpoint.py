@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from reasonembed_mteb.endpoints.keys import read_key, without_key
 from reasonembed_mteb.errors import ReasonEmbedError
 
 # Part of every hash: to be raised when the same body would mean another answer.
@@ -18,6 +19,22 @@ _HASH_FORMAT = "reasonembed-request-1"
 
 class EndpointError(ReasonEmbedError):
     """The endpoint cannot be used: down, a wrong key, an unknown model."""
+
+
+class EndpointValueError(ReasonEmbedError, ValueError):
+    """A value of an endpoint that cannot be used; a ValueError too, so that pydantic names its table."""
+
+
+class Ask(Protocol):
+    """What every request has, whatever is asked for."""
+
+    @property
+    def key(self) -> str:
+        """The caller's id of the item, unique in a step."""
+
+    @property
+    def n_sample(self) -> int:
+        """Number of the sample among repeated samples of the same question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +129,33 @@ class Endpoint:
         """Check what a configuration file can get wrong.
 
         Raises:
-            ReasonEmbedError: If a value cannot be used.
+            EndpointValueError: If a value cannot be used.
         """
         parts = urlsplit(self.base_url)
-        if "@" in parts.netloc:
+        # A password may hold a slash, and the rest of it then stands in the path.
+        if "@" in self.base_url.partition("?")[0]:
             msg = "base_url holds a user or password: keys come from the environment (api_key_env) only"
-            raise ReasonEmbedError(msg)
+            raise EndpointValueError(msg)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"base_url is {self.base_url!r}: give an address such as http://localhost:8000/v1"
-            raise ReasonEmbedError(msg)
+            raise EndpointValueError(msg)
+        if not self.model:
+            msg = "model is empty: give the model's name at the endpoint"
+            raise EndpointValueError(msg)
         if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII):
             # Not repeated: it may well be the key itself.
             msg = "api_key_env must be the name of an environment variable that holds the key, not the key"
-            raise ReasonEmbedError(msg)
+            raise EndpointValueError(msg)
         for name in ("concurrency", "timeout", "max_attempts"):
-            if not getattr(self, name) > 0:
-                msg = f"{name} is {getattr(self, name)}: it must be above 0"
-                raise ReasonEmbedError(msg)
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                msg = f"{name} is {value}: it must be above 0, and finite"
+                raise EndpointValueError(msg)
         for name in ("price_in", "price_out", "backoff", "longest_wait"):
-            if (getattr(self, name) or 0) < 0:
-                msg = f"{name} is {getattr(self, name)}: it must not be below 0"
-                raise ReasonEmbedError(msg)
+            value = getattr(self, name) or 0.0
+            if not (math.isfinite(value) and value >= 0):
+                msg = f"{name} is {value}: it must not be below 0, and finite"
+                raise EndpointValueError(msg)
 
     @property
     def shown_url(self) -> str:
@@ -145,11 +168,15 @@ class Endpoint:
         Raises:
             EndpointError: If it holds what no key can hold.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = read_key(self.api_key_env)
         if not key.isascii() or not key.isprintable() or " " in key:
             msg = f"{self.api_key_env} holds characters that no key has; set it again"
             raise EndpointError(msg)
         return key or None
+
+    def without_key(self, text: str) -> str:
+        """Return text of a server or a library without the key, which must reach no message, log or file."""
+        return without_key(text, read_key(self.api_key_env))
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Return the price of so many tokens, None without prices."""

@@ -1,4 +1,4 @@
-"""What was used and what may be spent."""
+"""What requests have used (tokens, cost, retries), and the budget that they may not exceed."""
 
 from __future__ import annotations
 

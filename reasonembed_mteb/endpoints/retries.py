@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply
+from reasonembed_mteb.endpoints.keys import is_secret, keep_out_of_logs, without_key
 from reasonembed_mteb.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
     from tenacity import RetryCallState
 
-    from reasonembed_mteb.endpoints.endpoint import Endpoint
+    from reasonembed_mteb.endpoints.endpoint import Ask, Endpoint
     from reasonembed_mteb.endpoints.limits import Counts
 
 # OpenAI, vLLM, SGLang, llama.cpp and TGI each say it in their own words.
@@ -116,10 +117,14 @@ class Service:
     Attributes:
         path: Below the endpoint's address.
         read: Reads the body of a successful reply; raises `AttemptError` where it is none.
+        body: Returns what is sent for a request.
+        probe: A request that no endpoint in order fails at.
     """
 
     path: str
     read: Callable[[bytes], Reply]
+    body: Callable[[Endpoint, Any], dict[str, Any]]
+    probe: Ask
 
 
 class Asker:
@@ -158,6 +163,7 @@ class Asker:
         except ImportError as error:
             raise missing_extra((error.name or "openai").partition(".")[0], "synthesis") from error
         self._openai, self._tenacity = openai, tenacity
+        keep_out_of_logs(self._key or "")
         self._breaks: tuple[type[Exception], ...] = (openai.APIConnectionError,)
         per_client, backend = _PER_HTTPX_CLIENT, openai.DefaultAsyncHttpxClient
         if _has_aiohttp():
@@ -168,23 +174,26 @@ class Asker:
             per_client, backend = _PER_AIOHTTP_CLIENT, openai.DefaultAioHttpClient
         connect = min(self._endpoint.timeout, _CONNECT_TIMEOUT)
         timeout = openai.Timeout(self._endpoint.timeout, connect=connect)
-        return [
-            openai.AsyncOpenAI(
-                base_url=self._endpoint.base_url,
-                # A local server wants no key, the library wants one.
-                api_key=self._key or "none",
-                max_retries=0,
-                timeout=timeout,
-                http_client=backend(),
-            )
-            for _ in range(-(-self._endpoint.concurrency // per_client))
-        ]
+        try:
+            return [
+                openai.AsyncOpenAI(
+                    base_url=self._endpoint.base_url,
+                    # A local server wants no key, the library wants one.
+                    api_key=self._key or "none",
+                    max_retries=0,
+                    timeout=timeout,
+                    http_client=backend(),
+                )
+                for _ in range(-(-self._endpoint.concurrency // per_client))
+            ]
+        except Exception as error:
+            raise self._unexpected(error) from None
 
     async def ask(self, client: AsyncOpenAI, body: dict[str, Any]) -> Reply:
         """Send a request until it is answered or its attempts are used up.
 
         Args:
-            client: One of `clients`.
+            client: Which of `clients` it goes over.
             body: What to send.
 
         Returns:
@@ -242,35 +251,49 @@ class Asker:
         self.on_their_way += 1
         try:
             # Bytes, since the library's own parsing into models takes as long again.
-            return self._service.read(await client.post(self._service.path, cast_to=bytes, body=body))
+            raw = await client.post(self._service.path, cast_to=bytes, body=body)
         except self._openai.APIStatusError as error:
             return self._read_status(error)
         except self._breaks as error:
-            raise self._read_break(error) from error
+            raise self._read_break(error) from None
         except UnicodeEncodeError as error:
-            msg = f"cannot be sent what is no text ({error})"
-            raise AttemptError(msg, "rejected", passing=False) from error
+            msg = f"cannot be sent what is no text ({error.reason})"
+            raise AttemptError(msg, "rejected", passing=False) from None
+        except Exception as error:
+            raise self._unexpected(error) from None
         finally:
             self.on_their_way -= 1
+        return self._read(raw)
+
+    def _read(self, raw: bytes) -> Reply:
+        """Read a reply; some servers send headers back, and with them the key."""
+        hidden = self._without_key(raw.decode("latin-1")).encode("latin-1")
+        try:
+            return self._service.read(hidden if is_secret(self._key or "") else raw)
+        except AttemptError:
+            # What is no answer is shown.
+            return self._service.read(hidden)
 
     def _read_status(self, error: APIStatusError) -> Reply:
         """Read a reply that is no success; see `ask`."""
-        status, message = error.status_code, self._without_key(shown(_message(error)))
+        # The key goes first: cut in its middle, it would not be found. Nor may the error itself be shown with
+        # ours: its text is the library's.
+        status, message = error.status_code, shown(self._without_key(_message(error)))
         code = f"{error.code or ''} {error.type or ''}"
         if outcome := refused_request(status, message, code):
             return outcome
         if status in (401, 403):
-            raise EndpointError(self.told(f"refuses the key ({status}): {self._advice()}")) from error
+            raise EndpointError(self.told(f"refuses the key ({status}): {self._advice()}")) from None
         if status in (404, 405) or "insufficient_quota" in code:
             msg = f"cannot serve {self._endpoint.model!r}: {message}; check model and base_url"
-            raise EndpointError(self.told(msg)) from error
+            raise EndpointError(self.told(msg)) from None
         if status in _NOT_READY:
-            raise self._not_ready(error, message) from error
+            raise self._not_ready(error, message) from None
         if status >= 500:
             msg = f"fails ({status}: {message})"
-            raise AttemptError(msg, "server_error") from error
+            raise AttemptError(msg, "server_error") from None
         msg = f"rejects a request ({status}: {message})"
-        raise AttemptError(msg, "rejected", passing=False) from error
+        raise AttemptError(msg, "rejected", passing=False) from None
 
     def _not_ready(self, error: APIStatusError, message: str) -> Exception:
         wait, most = asked_wait(error.response.headers), self._endpoint.longest_wait
@@ -284,7 +307,7 @@ class Asker:
         """Read an attempt that got no whole reply."""
         causes = list(_causes(error))
         names = {type(cause).__name__ for cause in causes}
-        reason = self._without_key(shown(str(causes[-1]))) or type(causes[-1]).__name__
+        reason = shown(self._without_key(str(causes[-1]))) or type(causes[-1]).__name__
         lost = bool(names & _LOST)
         if names & _UNREACHED and not lost:
             return AttemptError(f"cannot be reached ({reason})", "server_error", down=True)
@@ -297,11 +320,18 @@ class Asker:
         return f"{name} holds another's" if self._key else f"{name} is not set"
 
     def _without_key(self, message: str) -> str:
-        return message.replace(self._key, "***") if self._key else message
+        return without_key(message, self._key or "")
+
+    def _unexpected(self, error: Exception) -> EndpointError:
+        """Return an error of the libraries that nobody foresaw, without the key that its text may hold."""
+        said = shown(self._without_key(str(error)))
+        msg = f"cannot be asked ({type(error).__name__}{f': {said}' if said else ''})"
+        return EndpointError(self.told(msg))
 
     def told(self, what: str) -> str:
         """Return a message to the user: the endpoint, what it does, what to do."""
-        return f"{self._endpoint.shown_url} {what}. What was answered is kept: run again to go on"
+        told = f"{self._endpoint.shown_url} {what}. What was answered is kept: run again to go on"
+        return self._without_key(told)
 
 
 class _Stop:

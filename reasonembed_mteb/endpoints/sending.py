@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply, Request
+from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply
 from reasonembed_mteb.endpoints.limits import BudgetExceeded
 from reasonembed_mteb.endpoints.retries import Asker, AttemptError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI
 
-    from reasonembed_mteb.endpoints.endpoint import Endpoint
+    from reasonembed_mteb.endpoints.endpoint import Ask, Endpoint
     from reasonembed_mteb.endpoints.limits import Budget, Counts
     from reasonembed_mteb.endpoints.retries import Service
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 _GATHERING = 0.01
 # So many requests that fail by themselves, one after the other, are the endpoint's fault.
 _FAILURES_IN_A_ROW = 16
-_PROBE = Request("probe", ({"role": "user", "content": "Say yes."},), 0.0, 1.0, 16, None)
 # Most seconds in which requests on their way may end after an error.
 _GRACE = 30.0
 
@@ -45,7 +44,7 @@ class Slot:
         outcome: What it came to, once that is on disk.
     """
 
-    request: Request
+    request: Ask
     hash: bytes
     outcome: Reply | None = None
 
@@ -78,7 +77,7 @@ class Sender:
             EndpointError: If the key cannot be one.
         """
         self._endpoint, self._store_all, self._budget = endpoint, store, budget
-        self._counts, self._known = counts, known
+        self._counts, self._known, self._service = counts, known, service
         self._asker = Asker(endpoint, service, counts)
         self._failure: BaseException | None = None
         self._ended = False
@@ -162,7 +161,7 @@ class Sender:
             # The endpoint is down, or the budget is spent.
             self._fail(worse)
 
-    async def _answer(self, client: AsyncOpenAI, request: Request) -> Reply:
+    async def _answer(self, client: AsyncOpenAI, request: Ask) -> Reply:
         """Send a request and book what it used; see `Asker.ask`.
 
         Raises:
@@ -172,7 +171,7 @@ class Sender:
             self._budget.reserve()
         outcome = None
         try:
-            outcome = await self._asker.ask(client, self._endpoint.body(request))
+            outcome = await self._asker.ask(client, self._service.body(self._endpoint, request))
         finally:
             self._book(outcome)
         return outcome
@@ -218,7 +217,7 @@ class Sender:
 
     async def _ask_probe(self, client: AsyncOpenAI) -> bool:
         try:
-            await self._answer(client, _PROBE)
+            await self._answer(client, self._service.probe)
         except AttemptError:
             return False
         return True
@@ -289,7 +288,9 @@ class Sender:
         while self._storing is not None:
             await asyncio.wait([self._storing])
         for client in self._asker.clients:
-            await client.close()
+            # All is stored by now; whoever waits must hear of the end all the same.
+            with contextlib.suppress(Exception):
+                await client.close()
         with self._news:
             self._ended = True
             self._news.notify_all()

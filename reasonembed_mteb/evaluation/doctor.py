@@ -80,10 +80,10 @@ def _registration() -> list[Check]:
 def _data() -> list[Check]:
     from reasonembed_mteb.errors import DataError
     from reasonembed_mteb.retrieval.rows import load_rows
-    from reasonembed_mteb.retrieval.sources import data_files, local_copy, splits_of
+    from reasonembed_mteb.retrieval.sources import local_copy, task_files
 
     findings = []
-    hub_rows = [row for row in load_rows() if not row.data]
+    hub_rows = [row for row in load_rows() if not (row.data or row.is_mtebs)]
     for variable in dict.fromkeys(row.path_variable for row in hub_rows):
         if not os.environ.get(variable):
             findings.append(Check(variable, "not set: data comes from the hub"))
@@ -91,9 +91,7 @@ def _data() -> list[Check]:
         held, broken = [], None
         for row in (row for row in hub_rows if row.path_variable == variable):
             try:
-                folder = local_copy(row)
-                for *_, config, split in splits_of(row):
-                    data_files(folder or Path(), config, split)
+                task_files(row, local_copy(row) or Path())
                 held.append(row.name)
             except DataError as error:
                 broken = str(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
 
-# Documents kept beside the gold ones and the candidates, per query.
+# Documents of a query that are kept besides the gold ones and the candidates.
 _DOCUMENTS = 20
 
 

@@ -52,6 +52,49 @@ class TaskPlan:
     sampled: bool = False
 
 
+def plan_models(
+    models: Sequence[ModelMeta], tasks: Sequence[AbsTask], limit: int | None = None
+) -> list[tuple[list[TaskPlan], list[str]]]:
+    """Plan several tasks for several models; the tasks given are left as they are.
+
+    Args:
+        models: MTEB metadata.
+        tasks: Retrieval tasks.
+        limit: Number of queries of a smoke run.
+
+    Returns:
+        For each model what `plan_tasks` returns.
+    """
+    from reasonembed_mteb.evaluation.limits import own_copy
+
+    # Copied before any is loaded.
+    copies = [[own_copy(one) for one in tasks] for _ in models]
+    return [plan_tasks(meta, own, limit) for meta, own in zip(models, copies, strict=True)]
+
+
+def models_without_instruction(
+    models: Sequence[ModelMeta], tasks: Sequence[AbsTask], instruction: str | None
+) -> list[int]:
+    """Return which models do not put an instruction that was given for tasks before their queries.
+
+    Args:
+        models: MTEB metadata.
+        tasks: Tasks with that instruction.
+        instruction: The sentence, or None where none was given.
+
+    Returns:
+        Places of dense models that put something else there, or nothing.
+    """
+    if instruction is None or not tasks:
+        return []
+    prefixes = [planned_prefix(meta, tasks[0].metadata) for meta in models]
+    return [
+        place
+        for place, (meta, prefix) in enumerate(zip(models, prefixes, strict=True))
+        if "dense" in (meta.model_type or ()) and prefix is not None and instruction not in prefix
+    ]
+
+
 def plan_tasks(
     meta: ModelMeta, tasks: Sequence[AbsTask], limit: int | None = None
 ) -> tuple[list[TaskPlan], list[str]]:
@@ -170,7 +213,7 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _directory_length(folder: Path) -> int:
-    """Return the length that a sentence-transformers directory sets beside its tokenizer."""
+    """Return the length that a sentence-transformers directory sets next to its tokenizer."""
     file = folder / "sentence_bert_config.json"
     length = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
     return int(length or 1 << 30)

@@ -6,12 +6,12 @@ Records lie in ``<output>/records/``, outside MTEB's ``results/`` tree, at the s
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.files import package_versions, write_whole
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.files import file_hash, is_number, package_versions, write_whole
 from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
 
 if TYPE_CHECKING:
@@ -36,9 +36,134 @@ _REASONS = {
 }
 
 
-def causes(
+@dataclass(frozen=True)
+class Causes:
+    """Everything that decides a result and is known before the model is loaded.
+
+    Attributes:
+        protocol: Name of the protocol.
+        instruction: The task's sentence, or MTEB's prompt of a task that is in no table.
+        max_tokens: The protocol's length in tokens.
+        data_revision: Revision of the data; a smoke run's ends in ``+limitN``.
+        model_revision: Revision of the model, or a hash of what its directory holds.
+        loader: Options of the loader and of the experiment, as JSON.
+        rerank: What identifies the first stage of a reranking.
+        limit: Number of queries of a smoke run.
+    """
+
+    protocol: str | None = None
+    instruction: str | None = None
+    max_tokens: int | None = None
+    data_revision: str | None = None
+    model_revision: str | None = None
+    loader: dict[str, Any] = field(default_factory=dict)
+    rerank: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What the scores of one task cost.
+
+    Attributes:
+        seconds: Wall time of the evaluation.
+        texts: Texts encoded now; those taken from the store do not count.
+        tokens: Their tokens.
+        truncated: How many of them were cut at the length in force.
+        dimensions: Of a vector.
+        device_name: Name of the GPU, or None on a CPU.
+    """
+
+    seconds: float | None = None
+    texts: int | None = None
+    tokens: int | None = None
+    truncated: int | None = None
+    dimensions: int | None = None
+    device_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one result was made with, and what it cost.
+
+    Attributes:
+        causes: What decides it.
+        model: MTEB's name of the model.
+        task: MTEB task name.
+        query_prefix: What stood before each query, or None where the task decides query by query.
+        max_tokens_in_force: The length in tokens that the model was held to.
+        main_score: The result, in ``[0, 1]`` for retrieval.
+        dataset_revision: As MTEB writes it in the result.
+        dtype: Of the weights.
+        device: Where they were.
+        seed: None: nothing in a retrieval evaluation is drawn at random.
+        cost: What it cost.
+        versions: Of the packages that a score depends on.
+        date: UTC, ISO 8601.
+        predictions: SHA-256 of the saved predictions, or None where none were asked for.
+        scores: SHA-256 of the scores by query.
+        result: SHA-256 of MTEB's result file.
+    """
+
+    causes: Causes = field(default_factory=Causes)
+    model: str | None = None
+    task: str | None = None
+    query_prefix: str | None = None
+    max_tokens_in_force: int | None = None
+    main_score: float | None = None
+    dataset_revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    seed: int | None = None
+    cost: RunCost = field(default_factory=RunCost)
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str | None = None
+    predictions: str | None = None
+    scores: str | None = None
+    result: str | None = None
+
+
+def read_record(file: Path) -> Record:
+    """Read a record, of this version or of an earlier one.
+
+    What an earlier version did not record yet is None; what a later one adds is left out.
+
+    Args:
+        file: Written by `write_record`.
+
+    Raises:
+        DataError: If there is none, or it is damaged.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        parts = {name: content.get(name) or {} for name in ("causes", "cost")}
+        record = Record(
+            **_known(Record, content)
+            | {"causes": Causes(**_known(Causes, parts["causes"])), "cost": _cost_of(parts["cost"])}
+        )
+        if not isinstance(content["result"], str):
+            raise TypeError
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        msg = f"its record {file} is damaged; run the task again, or delete the record"
+        raise DataError(msg) from error
+    return record
+
+
+def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    return {one.name: content[one.name] for one in fields(kind) if content.get(one.name) is not None}
+
+
+def _cost_of(content: dict[str, Any]) -> RunCost:
+    cost = RunCost(**_known(RunCost, content))
+    for name, value in asdict(cost).items():
+        if name != "device_name" and not (value is None or is_number(value)):
+            raise TypeError
+    return cost
+
+
+def find_causes(
     meta: ModelMeta, task: AbsTask, *, rerank: str | None = None, limit: int | None = None
-) -> dict[str, Any]:
+) -> Causes:
     """Return everything that decides a result and is known before the model is loaded.
 
     Args:
@@ -51,17 +176,17 @@ def causes(
     extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
     name = task.metadata.name
     row = getattr(task, "row", None)
-    return {
-        "protocol": PROTOCOL,
-        "instruction": task_instructions().get(name) or json.dumps(task.metadata.prompt),
+    return Causes(
+        protocol=PROTOCOL,
+        instruction=task_instructions().get(name) or json.dumps(task.metadata.prompt),
         # A BEIR folder is in no table.
-        "max_tokens": row.max_tokens if row is not None and not row.table else max_tokens_for(name),
-        "data_revision": _data_revision(task),
-        "model_revision": meta.revision,
-        "loader": options | extra,
-        "rerank": rerank,
-        "limit": limit,
-    }
+        max_tokens=row.max_tokens if row is not None and not row.table else max_tokens_for(name),
+        data_revision=_data_revision(task),
+        model_revision=meta.revision,
+        loader=options | extra,
+        rerank=rerank,
+        limit=limit,
+    )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of a model loader
@@ -101,7 +226,7 @@ def record_path(cache: ResultCache, task: str, meta: ModelMeta) -> Path:
 
 
 def scores_path(record: Path) -> Path:
-    """Return where the scores of record lie; see `reasonembed_mteb.evaluation.scores`.
+    """Return where the scores by query lie; see `reasonembed_mteb.evaluation.scores`.
 
     Args:
         record: The record; see `record_path`.
@@ -110,7 +235,7 @@ def scores_path(record: Path) -> Path:
 
 
 def why_stale(
-    cache: ResultCache, task: AbsTask, meta: ModelMeta, now: dict[str, Any], predictions: Path | None = None
+    cache: ResultCache, task: AbsTask, meta: ModelMeta, now: Causes, predictions: Path | None = None
 ) -> str | None:
     """Say why a cached result may not be reused.
 
@@ -118,7 +243,7 @@ def why_stale(
         cache: MTEB's result cache of the output folder.
         task: The task.
         meta: The model, its revision resolved.
-        now: What would be recorded now; see `causes`.
+        now: What would be recorded now; see `find_causes`.
         predictions: Where the predictions behind the result must lie, if they are wanted.
 
     Returns:
@@ -131,52 +256,39 @@ def why_stale(
     if not file.is_file():
         return "it has no record of how it was made"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        before, result = dict(record["causes"]), record["result"]
-    except (ValueError, KeyError, TypeError):
+        record = read_record(file)
+    except DataError:
         return "its record is damaged"
-    if result != file_hash(cache.get_task_result_path(name, meta)):
+    if record.result != file_hash(cache.get_task_result_path(name, meta)):
         return "it was written by another program since its record was made"
-    changed = [words for key, words in _REASONS.items() if before.get(key) != now[key]]
+    before, wanted = asdict(record.causes), asdict(now)
+    changed = [words for key, words in _REASONS.items() if before[key] != wanted[key]]
     if changed:
         return f"{' and '.join(changed)} changed"
-    kept = record.get("scores")
-    if kept is None or kept != file_hash(scores_path(file)):
+    if record.scores is None or record.scores != file_hash(scores_path(file)):
         return "its scores by query are missing or damaged"
-    if predictions is not None and (file_hash(predictions) or "none") != record.get("predictions"):
+    if predictions is not None and (file_hash(predictions) or "none") != record.predictions:
         return f"its predictions are not in {predictions.parent}"
     return None
 
 
-def file_hash(file: Path) -> str | None:
-    """Return a hash of a file, which ties a record to it, or None where there is none.
-
-    Args:
-        file: A result or predictions.
-    """
-    return hashlib.sha256(file.read_bytes(), usedforsecurity=False).hexdigest() if file.is_file() else None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a score depends on."""
-    return package_versions()
-
-
 def make_record(
-    now: dict[str, Any],
+    now: Causes,
     result: Any,  # noqa: ANN401 - mteb's TaskResult
     model: Any,  # noqa: ANN401 - any of mteb's model protocols
     task: AbsTask,
     figures: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Return what to write beside a result.
+    predictions: str | None = None,
+) -> Record:
+    """Return what to write beside a result; `write_record` adds what ties it to its files.
 
     Args:
-        now: See `causes`.
+        now: See `find_causes`.
         result: MTEB's result of the task.
-        model: The loaded model.
+        model: Loaded, since its prefix, length and weights are asked.
         task: The task.
         figures: Texts and tokens that were encoded, and how many were cut.
+        predictions: SHA-256 of the saved predictions.
     """
     import torch
 
@@ -184,22 +296,21 @@ def make_record(
 
     inner = getattr(model, "model", None)
     parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
-    return {
-        "causes": now,
-        "model": model.mteb_model_meta.name,
-        "task": task.metadata.name,
-        "query_prefix": loaded_prefix(model, task.metadata),
-        "max_tokens_in_force": _length_in_force(model, result, task),
-        "main_score": result.get_score(),
-        "dataset_revision": result.dataset_revision,
-        "dtype": str(parameter.dtype) if parameter is not None else None,
-        "device": str(parameter.device) if parameter is not None else None,
-        # Nothing in a retrieval evaluation is drawn at random.
-        "seed": None,
-        "cost": _cost(model, result, parameter, figures or {}),
-        "versions": versions(),
-        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
-    }
+    return Record(
+        causes=now,
+        model=model.mteb_model_meta.name,
+        task=task.metadata.name,
+        query_prefix=loaded_prefix(model, task.metadata),
+        max_tokens_in_force=_length_in_force(model, result, task),
+        main_score=result.get_score(),
+        dataset_revision=result.dataset_revision,
+        dtype=str(parameter.dtype) if parameter is not None else None,
+        device=str(parameter.device) if parameter is not None else None,
+        cost=_cost(model, result, parameter, figures or {}),
+        versions=package_versions(),
+        date=datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        predictions=predictions,
+    )
 
 
 def _cost(
@@ -207,20 +318,20 @@ def _cost(
     result: Any,  # noqa: ANN401 - mteb's TaskResult
     parameter: Any,  # noqa: ANN401 - Tensor
     figures: Mapping[str, int],
-) -> dict[str, Any]:
+) -> RunCost:
     """Return what the scores cost; tokens are those read now, not those of vectors from the store."""
     import torch
 
     on_gpu = parameter is not None and parameter.device.type == "cuda"
     dimension = getattr(getattr(model, "model", None), "get_embedding_dimension", lambda: None)
-    return {
-        "seconds": result.evaluation_time,
-        "texts": figures.get("texts"),
-        "tokens": figures.get("tokens"),
-        "truncated": figures.get("truncated"),
-        "dimensions": dimension(),
-        "device_name": torch.cuda.get_device_name(parameter.device) if on_gpu else None,
-    }
+    return RunCost(
+        seconds=result.evaluation_time,
+        texts=figures.get("texts"),
+        tokens=figures.get("tokens"),
+        truncated=figures.get("truncated"),
+        dimensions=dimension(),
+        device_name=torch.cuda.get_device_name(parameter.device) if on_gpu else None,
+    )
 
 
 def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # noqa: ANN401
@@ -243,49 +354,42 @@ def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # n
     return min(own, max_tokens_for(task.metadata.name, default=own))
 
 
-def scores_info(record: dict[str, Any], task: AbsTask) -> dict[str, Any]:
-    """Return what the scores of record say about how they were made: the record without dates and costs.
+def scores_info(record: Record, task: AbsTask) -> dict[str, Any]:
+    """Return what the scores by query say about how they were made: the record without dates and costs.
 
     Args:
         record: See `make_record`.
-        task: The task.
+        task: Its main score is named.
     """
-    made = record["causes"]
+    made = record.causes
     return {
-        "protocol": made["protocol"],
-        "task": record["task"],
-        "model": record["model"],
-        "model_revision": made["model_revision"],
-        "data_revision": made["data_revision"],
-        "instruction": made["instruction"],
-        "query_prefix": record["query_prefix"],
-        "max_tokens": record["max_tokens_in_force"],
-        "dtype": record["dtype"],
-        "loader": made["loader"],
-        "rerank": made["rerank"],
-        "limit": made["limit"],
+        "protocol": made.protocol,
+        "task": record.task,
+        "model": record.model,
+        "model_revision": made.model_revision,
+        "data_revision": made.data_revision,
+        "instruction": made.instruction,
+        "query_prefix": record.query_prefix,
+        "max_tokens": record.max_tokens_in_force,
+        "dtype": record.dtype,
+        "loader": made.loader,
+        "rerank": made.rerank,
+        "limit": made.limit,
         "main_score": task.metadata.main_score,
-        "versions": record["versions"],
+        "versions": record.versions,
     }
 
 
-def write_record(cache: ResultCache, task: AbsTask, meta: ModelMeta, content: dict[str, Any]) -> Path:
-    """Write a result's record, whole or not at all.
+def write_record(file: Path, record: Record, result: Path) -> None:
+    """Write a result's record, whole or not at all, tied to the result and to its scores by query.
 
     Args:
-        cache: MTEB's result cache of the output folder.
-        task: The task.
-        meta: The model, its revision resolved.
-        content: What to record; a hash of the result file is added.
-
-    Returns:
-        The file.
+        file: Where to; see `record_path`. The scores by query must be there; see `scores_path`.
+        record: See `make_record`.
+        result: MTEB's result file.
     """
-    name = task.metadata.name
-    file = record_path(cache, name, meta)
-    content = content | {"result": file_hash(cache.get_task_result_path(name, meta))}
-    write_whole(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
-    return file
+    tied = asdict(record) | {"result": file_hash(result), "scores": file_hash(scores_path(file))}
+    write_whole(file, json.dumps(tied, indent=2, sort_keys=True) + "\n")
 
 
 def first_stage_file(folder: Path, task: AbsTask) -> Path:

@@ -1,8 +1,9 @@
-"""Fetching what a run needs, for machines that are offline later."""
+"""From names to MTEB's tasks and models, with variants; fetching both for machines that are offline later."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,51 +14,6 @@ if TYPE_CHECKING:
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """Return what the hub's client raises when it cannot reach the hub or finds nothing there."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # Offline mode and missing entries are kinds of OSError; the other base belongs to the HTTP library,
-    # which differs between versions of the client.
-    return (OSError, HFValidationError, *HfHubHTTPError.__bases__)
-
-
-def download(
-    tasks: Sequence[AbsTask], models: Sequence[str], say: Callable[[str], None], folder: str | None = None
-) -> None:
-    """Fetch tasks' data and models' weights into the hub's local cache.
-
-    Args:
-        tasks: MTEB tasks, ours or MTEB's; each is loaded, and so checked, once.
-        models: Hub names; a model of MTEB's registry comes at the commit that MTEB names.
-        say: Takes one line at a time about what happens.
-        folder: The hub cache for models, where it is not the usual one.
-
-    Raises:
-        ReasonEmbedError: If something cannot be fetched.
-    """
-    for task in tasks:
-        task.load_data()
-        task.unload_data()
-        say(f"{task.metadata.name}: data is there")
-    for model in models:
-        say(f"{model}: {_fetch(model, folder)}")
-
-
-def _fetch(model: str, folder: str | None) -> str:
-    import huggingface_hub
-    from mteb.models.model_implementations import MODEL_REGISTRY
-
-    meta = MODEL_REGISTRY.get(model)
-    revision = meta.revision if meta is not None else None
-    try:
-        return str(huggingface_hub.snapshot_download(model, revision=revision, cache_dir=folder))
-    except hub_errors() as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        msg = f"cannot fetch {model}: {cause}; check the name (org/name on the hub) and go online"
-        raise ReasonEmbedError(msg) from error
 
 
 _BM25 = "mteb/baseline-bm25s"
@@ -85,16 +41,56 @@ def benchmark_tasks(benchmarks: Sequence[str]) -> dict[str, list[AbsTask]]:
     return found
 
 
-def resolve_tasks(benchmarks: Sequence[str], tasks: Sequence[str]) -> list[AbsTask]:
-    """Return MTEB tasks by benchmark and task names, each once.
+@dataclass(frozen=True)
+class BeirFolders:
+    """Folders in BEIR's layout that are run as tasks.
+
+    Attributes:
+        folders: Each a task, named after the folder.
+        split: The split of labels; None for ``test``.
+        instruction: The sentence before each query, for models that take one.
+    """
+
+    folders: Sequence[Path] = ()
+    split: str | None = None
+    instruction: str | None = None
+
+    def tasks(self) -> list[AbsTask]:
+        """Return the folders' tasks.
+
+        Raises:
+            ReasonEmbedError: If there is no folder for a split or an instruction.
+            DataError: If a folder cannot be read.
+        """
+        for option, given in (("--instruction", self.instruction), ("--beir-split", self.split)):
+            if given is not None and not self.folders:
+                msg = f"{option} goes with --beir: the other tasks have their own"
+                raise ReasonEmbedError(msg)
+        if not self.folders:
+            return []
+        from reasonembed_mteb.retrieval.beir_task import beir_task
+
+        return [beir_task(one, self.instruction, split=self.split or "test") for one in self.folders]
+
+
+def resolve_tasks(
+    benchmarks: Sequence[str], tasks: Sequence[str], beir: BeirFolders | None = None
+) -> list[AbsTask]:
+    """Return MTEB tasks by benchmark and task names, each once, and those of BEIR folders.
 
     Args:
         benchmarks: Benchmark names, ours or MTEB's.
         tasks: Task names, ours or MTEB's.
+        beir: Folders that are tasks too.
 
     Raises:
         UnknownNameError: If a name is not known; the nearest is named.
+        ReasonEmbedError: If there is nothing to run, or a BEIR folder cannot be read.
     """
+    folders = (beir or BeirFolders()).tasks()
+    if not (benchmarks or tasks or folders):
+        msg = "nothing to run: give -b BENCHMARK or -t TASK (`reasonembed tasks` lists them)"
+        raise ReasonEmbedError(msg)
     import mteb
 
     grouped = benchmark_tasks(benchmarks)
@@ -105,7 +101,49 @@ def resolve_tasks(benchmarks: Sequence[str], tasks: Sequence[str]) -> list[AbsTa
         except KeyError:
             every = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)]
             raise unknown_name("task", name, every) from None
-    return list(found.values())
+    return [*found.values(), *folders]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What is done to every model of a run; each variant is filed apart from the plain model.
+
+    Attributes:
+        truncate_dim: Keep the first dimensions of each vector.
+        compress: MTEB's name of a compression, such as ``int8``.
+        hybrid_with: Models whose rankings are fused with each model's.
+        fusion: How: ``rrf``, ``dbsf`` or ``rsf``.
+        ablate_instruction: Score each dense model a second time with nothing before its queries.
+    """
+
+    truncate_dim: int | None = None
+    compress: str | None = None
+    hybrid_with: Sequence[str] = ()
+    fusion: str = "rrf"
+    ablate_instruction: bool = False
+
+    def of(self, models: Sequence[ModelMeta]) -> list[ModelMeta]:
+        """Return the metadata of each model's variant.
+
+        Args:
+            models: MTEB metadata.
+
+        Raises:
+            ReasonEmbedError: If a variant does not fit a model.
+        """
+        from reasonembed_mteb.evaluation.variants import compressed, fused, truncated, without_instruction
+
+        found = list(models)
+        if self.ablate_instruction:
+            found = [one for meta in found for one in (meta, without_instruction(meta))]
+        if self.truncate_dim is not None:
+            found = [truncated(meta, self.truncate_dim) for meta in found]
+        if self.compress is not None:
+            found = [compressed(meta, self.compress) for meta in found]
+        if self.hybrid_with:
+            others = resolve_models(self.hybrid_with)
+            found = [fused([*others, meta], self.fusion) for meta in found]
+        return found
 
 
 def resolve_models(
@@ -114,6 +152,7 @@ def resolve_models(
     filed_as: str | None = None,
     template: str | None = None,
     no_instruction: bool = False,
+    variants: Variants | None = None,
 ) -> list[ModelMeta]:
     """Return MTEB metadata of models by name, each once.
 
@@ -122,6 +161,7 @@ def resolve_models(
         filed_as: ``org/name`` under which a local directory's results are filed; for one model only.
         template: See `resolve_model`.
         no_instruction: See `resolve_model`.
+        variants: What is done to each.
 
     Raises:
         ReasonEmbedError: If a name is not known, or an option does not fit.
@@ -134,9 +174,10 @@ def resolve_models(
         if filed_as.count("/") != 1 or not all(filed_as.split("/")):
             msg = f"--name {filed_as!r} must be of the form org/name, such as my/model"
             raise ReasonEmbedError(msg)
-    return [
+    found = [
         resolve_model(n, filed_as=filed_as, template=template, no_instruction=no_instruction) for n in unique
     ]
+    return (variants or Variants()).of(found)
 
 
 def resolve_model(
@@ -241,3 +282,48 @@ def _name(meta: ModelMeta) -> str:
         if option in chosen:
             return f"{meta.name} (--{option.replace('_', '-')})"
     return meta.model_name_with_experiment or str(meta.name)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises when it cannot reach the hub or finds nothing there."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Offline mode and missing entries are kinds of OSError; the other base belongs to the HTTP library,
+    # which differs between versions of the client.
+    return (OSError, HFValidationError, *HfHubHTTPError.__bases__)
+
+
+def download(
+    tasks: Sequence[AbsTask], models: Sequence[str], say: Callable[[str], None], folder: str | None = None
+) -> None:
+    """Fetch tasks' data and models' weights into the hub's local cache.
+
+    Args:
+        tasks: MTEB tasks, ours or MTEB's; each is loaded, and so checked, once.
+        models: Hub names; a model of MTEB's registry comes at the commit that MTEB names.
+        say: Takes one line at a time about what happens.
+        folder: The hub cache for models, where it is not the usual one.
+
+    Raises:
+        ReasonEmbedError: If something cannot be fetched.
+    """
+    for task in tasks:
+        task.load_data()
+        task.unload_data()
+        say(f"{task.metadata.name}: data is there")
+    for model in models:
+        say(f"{model}: {_fetch(model, folder)}")
+
+
+def _fetch(model: str, folder: str | None) -> str:
+    import huggingface_hub
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    meta = MODEL_REGISTRY.get(model)
+    revision = meta.revision if meta is not None else None
+    try:
+        return str(huggingface_hub.snapshot_download(model, revision=revision, cache_dir=folder))
+    except hub_errors() as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        msg = f"cannot fetch {model}: {cause}; check the name (org/name on the hub) and go online"
+        raise ReasonEmbedError(msg) from error

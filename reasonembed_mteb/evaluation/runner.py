@@ -15,8 +15,8 @@ from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.limits import limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
-    causes,
-    file_hash,
+    Causes,
+    find_causes,
     first_stage_file,
     first_stage_id,
     make_record,
@@ -27,7 +27,7 @@ from reasonembed_mteb.evaluation.record import (
     write_record,
 )
 from reasonembed_mteb.evaluation.resolving import model_labels
-from reasonembed_mteb.evaluation.scores import check_pattern, keep_scores, write_runs, write_scores
+from reasonembed_mteb.evaluation.scores import check_pattern, collect_scores, write_runs, write_scores
 from reasonembed_mteb.evaluation.variants import (
     check_devices,
     encoding_figures,
@@ -37,6 +37,7 @@ from reasonembed_mteb.evaluation.variants import (
     use_devices,
     with_store,
 )
+from reasonembed_mteb.files import file_hash
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -88,6 +89,30 @@ class RunOptions:
     attn: str = "auto"
     compile_layers: str = "auto"
     progress: bool = True
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is loaded.
+
+        Raises:
+            ReasonEmbedError: If an option has no such value, or the first stage's predictions are not there.
+        """
+        from reasonembed_mteb.encoding.plan import check_options
+
+        check_options(self.attn, self.batch_tokens, self.compile_layers)
+        if self.rerank_from is not None and not self.rerank_from.exists():
+            msg = (
+                f"--rerank-from {self.rerank_from} does not exist; make it with --prediction-folder and a "
+                "first stage"
+            )
+            raise ReasonEmbedError(msg)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What tells these scores from results, a few words each."""
+        found = [f"smoke run over the first {self.limit} queries, not a result"] if self.limit else []
+        if self.rerank_from is not None:
+            found.append(f"top {self.rerank_top_k} of {self.rerank_from} reranked")
+        return found
 
 
 @dataclass
@@ -175,8 +200,9 @@ def run(
         One outcome per model and task, in the order given.
 
     Raises:
-        ReasonEmbedError: If several rankings would be written to one run file.
+        ReasonEmbedError: If several rankings would be written to one run file, or an option does not hold.
     """
+    options.check()
     labels = model_labels(models)
     if options.run_file is not None:
         check_pattern(options.run_file, labels, tasks)
@@ -275,7 +301,7 @@ def _run_task(
     if prefix != planned_prefix(loaded.meta, task.metadata):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
-    kept = keep_scores(task)
+    rows = collect_scores(task)
     encoding_figures(model, reset=True)
     result = _evaluate(model, task, cache, options, predictions)
     figures = encoding_figures(model)
@@ -285,12 +311,11 @@ def _run_task(
             f"{loaded.meta.name} on {name}: {cut:,} of {texts:,} encoded texts were cut at the length"
             " in force"
         )
-    record = make_record(now, result, innermost(model), task, figures) | {
-        "predictions": saved and file_hash(saved)
-    }
-    by_query = scores_path(record_path(cache, name, loaded.meta))
-    write_scores(by_query, scores_info(record, task), kept)
-    write_record(cache, task, loaded.meta, record | {"scores": file_hash(by_query)})
+    predicted = file_hash(saved) if saved is not None else None
+    record = make_record(now, result, innermost(model), task, figures, predicted)
+    file = record_path(cache, name, loaded.meta)
+    write_scores(scores_path(file), scores_info(record, task), rows)
+    write_record(file, record, cache.get_task_result_path(name, loaded.meta))
     return result.get_score(), False
 
 
@@ -307,10 +332,10 @@ def _check_candidates(meta: ModelMeta, task: AbsTask, options: RunOptions) -> No
         raise ReasonEmbedError(msg)
 
 
-def _causes(meta: ModelMeta, task: AbsTask, options: RunOptions) -> dict[str, Any]:
+def _causes(meta: ModelMeta, task: AbsTask, options: RunOptions) -> Causes:
     first = options.rerank_from
     rerank = first_stage_id(first, task, options.rerank_top_k) if first is not None else None
-    return causes(meta, task, rerank=rerank, limit=options.limit)
+    return find_causes(meta, task, rerank=rerank, limit=options.limit)
 
 
 def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask

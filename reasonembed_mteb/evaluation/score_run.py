@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.evaluation.scores import MEASURES, mrr_at, mteb_names
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class RunScores:
 
 
 def _queries(ids: tuple[str, ...]) -> str:
-    shown = ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
-    return f"{len(ids):,} {'query' if len(ids) == 1 else 'queries'} ({shown})"
+    return f"{len(ids):,} {'query' if len(ids) == 1 else 'queries'} ({first_names(map(repr, ids), 3)})"
 
 
 def per_query_metrics(
@@ -243,9 +242,9 @@ def judgements_of_task(name: str) -> Judgements:
         UnknownNameError: If no task is called so.
         DataError: If the data is missing or damaged.
     """
-    from reasonembed_mteb.retrieval.labels import load_labels
+    from reasonembed_mteb.retrieval.layouts import load_labels
     from reasonembed_mteb.retrieval.rows import find
 
     row = find(name)
-    labels, excluded = load_labels(row)
-    return judge(row.name, labels, excluded, row.main_score)
+    found = load_labels(row)
+    return judge(row.name, found.labels, found.excluded, row.main_score)

@@ -1,4 +1,4 @@
-"""Scores of record: every query's metrics and best documents, kept beside the result.
+"""Scores by query: every query's metrics and best documents, kept beside the result; runs made from them.
 
 One Parquet file a task, next to its record and outside MTEB's ``results/`` tree, so that
 ``mteb submit-results`` leaves it out. It holds no date: the same vectors give the same bytes.
@@ -10,13 +10,13 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.files import replacing
 from reasonembed_mteb.retrieval.trec import write_run
@@ -33,27 +33,20 @@ _COLUMNS = ("split", "subset", "query_id", "gold_ids", "document_ids", "scores")
 MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
 
 
-@dataclass
-class Kept:
-    """What one evaluation found, query by query.
-
-    Attributes:
-        rows: One dictionary a query, with the columns of the file.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-def keep_scores(task: Any) -> Kept:  # noqa: ANN401 - AbsTaskRetrieval
+def collect_scores(task: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - AbsTaskRetrieval
     """Let a task hand over each query's metrics and documents while MTEB evaluates it.
 
     Args:
-        task: A retrieval task, about to be evaluated; changed in place. Other tasks keep nothing.
+        task: A retrieval task, about to be evaluated; changed in place.
+
+    Returns:
+        One dictionary a query, with the columns of `write_scores`; filled during the evaluation, and empty
+        for tasks that are not retrieval.
     """
-    kept = Kept()
+    rows: list[dict[str, Any]] = []
     inner = getattr(task, "task_specific_scores", None)
     if inner is None:
-        return kept
+        return rows
 
     def hand_over(
         scores: Mapping[str, Mapping[str, float]],
@@ -64,13 +57,15 @@ def keep_scores(task: Any) -> Kept:  # noqa: ANN401 - AbsTaskRetrieval
     ) -> Any:  # noqa: ANN401 - whatever the task returns
         own = inner(scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
         named = _named(scores)
+        measured = getattr(task, "query_measures", None)
+        more = measured(results, hf_split, hf_subset) if measured is not None else {}
         first = _reciprocal_ranks(qrels, results)
         cuts = sorted({int(name.rsplit("_", 1)[1]) for row in named.values() for name in row})
         for query, found in results.items():
             rank = first.get(query, 0.0)
             mrr = mrr_at(rank, cuts)
             best = sorted(found.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)
-            kept.rows.append(
+            rows.append(
                 {
                     "split": hf_split,
                     "subset": hf_subset,
@@ -81,11 +76,12 @@ def keep_scores(task: Any) -> Kept:  # noqa: ANN401 - AbsTaskRetrieval
                 }
                 | named.get(query, {})
                 | mrr
+                | more.get(query, {})
             )
         return own
 
     task.task_specific_scores = hand_over
-    return kept
+    return rows
 
 
 def _named(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -123,13 +119,13 @@ def _reciprocal_ranks(
     return {query: row["recip_rank"] for query, row in evaluator.evaluate(results).items()}
 
 
-def write_scores(file: Path, info: Mapping[str, Any], kept: Kept) -> None:
-    """Write the scores of record of one model on one task, whole or not at all.
+def write_scores(file: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the scores by query of one model on one task, whole or not at all.
 
     Args:
         file: Where to.
         info: What they were made with: protocol, task, model, revisions, instruction, versions.
-        kept: See `keep_scores`.
+        rows: One a query; see `collect_scores`.
 
     Raises:
         ReasonEmbedError: If the file cannot be written.
@@ -137,7 +133,7 @@ def write_scores(file: Path, info: Mapping[str, Any], kept: Kept) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metrics = sorted({name for row in kept.rows for name in row} - set(_COLUMNS))
+    metrics = sorted({name for row in rows for name in row} - set(_COLUMNS))
     types = {"gold_ids": pa.list_(pa.string()), "document_ids": pa.list_(pa.string())}
     types["scores"] = pa.list_(pa.float32())
     names = ("split", "subset", "query_id", *metrics, "gold_ids", "document_ids", "scores")
@@ -145,7 +141,7 @@ def write_scores(file: Path, info: Mapping[str, Any], kept: Kept) -> None:
         [(name, types.get(name, pa.float64() if name in metrics else pa.string())) for name in names],
         metadata={_KEY: json.dumps({"format": FORMAT, **info}, sort_keys=True).encode()},
     )
-    table = pa.Table.from_pylist(kept.rows, schema=schema)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     with replacing(file) as part:
         pq.write_table(table, part, compression="zstd")
 
@@ -221,40 +217,51 @@ class QueryScores:
 
     def _row(self, query: str) -> int:
         if query not in self._places:
-            some = ", ".join(map(repr, self.query_ids[:3]))
-            msg = f"{self.file} has no query {query!r}; it has {len(self._places)}, such as {some}"
+            msg = f"{self.file} has no query {query!r}; it has {first_names(self.query_ids)}"
             raise DataError(msg)
         return self._places[query]
 
 
-def read_scores(file: Path) -> QueryScores:
-    """Read the scores of record of one model on one task.
+def read_scores(file: Path, columns: Sequence[str] | None = None) -> QueryScores:
+    """Read the scores by query of one model on one task.
 
     Args:
         file: Written by `write_scores`.
+        columns: Those to read besides ``split`` and ``subset``; None for all.
 
     Raises:
-        DataError: If it is damaged, or of another format.
+        DataError: If it is damaged, of another format, or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            info = _info(file, schema)
+            missing = [name for name in columns or () if name not in schema.names]
+            if missing:
+                msg = f"{file} keeps no {', '.join(missing)}; it has {', '.join(schema.names)}"
+                raise DataError(msg)
+            wanted = None if columns is None else ["split", "subset", *columns]
+            # Files are small, and several are read at a time.
+            return QueryScores(file, info, opened.read(wanted, use_threads=False))
     except (OSError, pa.ArrowException) as error:
-        cause = str(error).splitlines()[0]
-        msg = f"{file} cannot be read ({cause}); run the task again with --overwrite"
+        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the task again with --overwrite"
         raise DataError(msg) from error
+
+
+def _info(file: Path, schema: pa.Schema) -> dict[str, Any]:
+    """Return what the scores were made with; refuse what are none, or of another format."""
     try:
-        info: dict[str, Any] = json.loads((table.schema.metadata or {})[_KEY])
+        info: dict[str, Any] = json.loads((schema.metadata or {})[_KEY])
     except (KeyError, ValueError) as error:
-        msg = f"{file} holds no scores of record; give one that `reasonembed run` wrote"
+        msg = f"{file} holds no scores by query; give one that `reasonembed run` wrote"
         raise DataError(msg) from error
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if info.get("format") != FORMAT or missing:
+    if info.get("format") != FORMAT or not set(_COLUMNS) <= set(schema.names):
         msg = f"{file} is of format {info.get('format')}, not {FORMAT}; run the task again with --overwrite"
         raise DataError(msg)
-    return QueryScores(file, info, table)
+    return info
 
 
 PLACES = ("model", "task", "subset")
@@ -307,7 +314,7 @@ def write_runs(pattern: str, label: str, scores: Path) -> list[Path]:
     Args:
         pattern: See `check_pattern`.
         label: The model, as it is shown; also the run's tag.
-        scores: The scores of record.
+        scores: The scores by query.
 
     Returns:
         The files.
@@ -315,14 +322,14 @@ def write_runs(pattern: str, label: str, scores: Path) -> list[Path]:
     Raises:
         ReasonEmbedError: If a file cannot be written, or an id does not fit in one.
     """
-    kept = read_scores(scores)
+    found = read_scores(scores)
     runs: dict[str, dict[str, dict[str, float]]] = {}
-    columns = (kept.table[name].to_pylist() for name in ("subset", "query_id", "document_ids", "scores"))
+    columns = (found.table[name].to_pylist() for name in ("subset", "query_id", "document_ids", "scores"))
     for subset, query, documents, values in zip(*columns, strict=True):
         runs.setdefault(subset, {})[query] = dict(zip(documents, values, strict=True))
     written = []
     for subset, run in runs.items():
-        path = _path(pattern, label, kept.info["task"], subset)
+        path = _path(pattern, label, found.info["task"], subset)
         write_run(path, run, re.sub(r"\s+", "_", label))
         written.append(path)
     return written

@@ -5,11 +5,12 @@ Each is filed apart from the plain model, by MTEB's own experiment names or, fus
 
 from __future__ import annotations
 
-import hashlib
-import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.files import fingerprint
+from reasonembed_mteb.models.instructions import ABLATED, PromptRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,20 @@ def compressed(meta: ModelMeta, dtype: str) -> ModelMeta:
     return meta.model_copy(update={"experiment_kwargs": chosen})
 
 
+def without_instruction(meta: ModelMeta) -> ModelMeta:
+    """Leave a model's queries bare, to see what its instruction is worth; documents stay as they are.
+
+    Args:
+        meta: The model.
+
+    Raises:
+        ReasonEmbedError: If the model is not dense.
+    """
+    _check_dense(meta, "--ablate-instruction")
+    chosen = dict(meta.experiment_kwargs or {}) | {ABLATED: True}
+    return meta.model_copy(update={"experiment_kwargs": chosen})
+
+
 def _check_dense(meta: ModelMeta, option: str) -> None:
     if "dense" not in (meta.model_type or ()):
         msg = f"{option} is for dense models, and {meta.name} is {', '.join(meta.model_type or ['unknown'])}"
@@ -103,7 +118,7 @@ def fused(parts: Sequence[ModelMeta], fusion: str) -> ModelMeta:
     return ModelMeta.create_empty(
         overwrites={
             "name": f"hybrid/{fusion}-{short}",
-            "revision": hashlib.sha256(json.dumps([fusion, *revisions]).encode()).hexdigest()[:32],
+            "revision": fingerprint(fusion, *revisions),
             "model_type": ["hybrid"],
             "loader": load_fused,
             "loader_kwargs": {"fusion": fusion, "parts": revisions},
@@ -120,14 +135,31 @@ def load_variant(meta: ModelMeta, *, device: str | None = None) -> Any:  # noqa:
     """
     chosen = dict(meta.experiment_kwargs or {})
     dtype = chosen.pop(_COMPRESSED, None)
+    ablated = chosen.pop(ABLATED, False)
     model: Any = meta.model_copy(update={"experiment_kwargs": chosen or None}).load_model(device=device)
     _check_dimension(model, chosen.get("embed_dim"))
+    if ablated:
+        _leave_queries_bare(model)
     if dtype is None:
         return model
     from mteb.models import CompressionWrapper
     from mteb.types import OutputDType
 
     return CompressionWrapper(model, OutputDType(dtype))
+
+
+def _leave_queries_bare(model: Any) -> None:  # noqa: ANN401
+    """Let nothing go before a query; the scores are filed apart."""
+    if not isinstance(getattr(model, "prompt_rule", None), PromptRule):
+        msg = (
+            f"--ablate-instruction: {model.mteb_model_meta.name} is loaded by code of its own, whose "
+            "instruction cannot be left out; give its weights as a directory"
+        )
+        raise ReasonEmbedError(msg)
+    model.prompt_rule = replace(model.prompt_rule, bare_queries=True)
+    meta = model.mteb_model_meta
+    chosen = dict(meta.experiment_kwargs or {}) | {ABLATED: True}
+    model.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": chosen})
 
 
 def _check_dimension(model: Any, asked: int | None) -> None:  # noqa: ANN401

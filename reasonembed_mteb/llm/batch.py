@@ -6,14 +6,14 @@ import json
 import logging
 from collections import Counter
 from itertools import chain
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Answer, Reply, request_hash
 from reasonembed_mteb.endpoints.limits import Counts, Usage
 from reasonembed_mteb.endpoints.retries import AttemptError, refused_request
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.files import replacing
-from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.files import read_json_lines, replacing
+from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
 from reasonembed_mteb.llm.replies import read_completion
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MissingAnswersError(ReasonEmbedError):
         )
 
 
-class BatchFiles:
+class BatchFiles(KeepsAnswers):
     """Answers requests like `LLMClient`, from files of answers.
 
     Answers go into the same store on disk as the client's, under the request's hash, which is also each
@@ -83,8 +83,7 @@ class BatchFiles:
             retry_errors: Treat answers that are errors as missing.
 
         Raises:
-            DataError: If a file is not of that format.
-            ReasonEmbedError: If it cannot be read.
+            DataError: If a file is not of that format or cannot be read.
         """
         self.endpoint, self.requests_file = endpoint, requests_file
         self._counts = Counts()
@@ -183,23 +182,16 @@ class BatchFiles:
         """Add a file of answers to those on disk; say what is no answer."""
         failed: Counter[str] = Counter()
         part: list[tuple[bytes, Reply]] = []
-        try:
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    digest, outcome, reason = _parsed(line, f"{file}, line {number}")
-                    if outcome is None:
-                        failed[reason] += 1
-                        continue
-                    part.append((digest, outcome))
-                    self._count(outcome)
-                    if len(part) == _PART:
-                        self._cache.add(part)
-                        part.clear()
-        except OSError as error:
-            msg = f"cannot read {file}: {error.strerror or error}"
-            raise ReasonEmbedError(msg) from error
+        for number, answer in read_json_lines(file, "give the file of answers as the provider wrote it"):
+            digest, outcome, reason = _parsed(answer, f"{file}:{number}")
+            if outcome is None:
+                failed[self.endpoint.without_key(reason)] += 1
+                continue
+            part.append((digest, outcome))
+            self._count(outcome)
+            if len(part) == _PART:
+                self._cache.add(part)
+                part.clear()
         self._cache.add(part)
         for reason, count in failed.most_common():
             logger.warning("%s: %d requests without an answer: %s", file, count, reason)
@@ -209,28 +201,16 @@ class BatchFiles:
         self._counts.prompt_tokens += outcome.prompt_tokens
         self._counts.completion_tokens += outcome.completion_tokens
 
-    def close(self) -> None:
-        """Close the answers on disk."""
-        self._cache.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the answers on disk."""
-        self.close()
-
 
 # A request, its hash, and what it came to.
 _Looked = tuple["Request", bytes, "Reply | None"]
 
 
-def _parsed(line: bytes, where: str) -> tuple[bytes, Reply | None, str]:
+def _parsed(answer: Any, where: str) -> tuple[bytes, Reply | None, str]:  # noqa: ANN401 (whatever JSON holds)
     """Read one line of answers.
 
     Args:
-        line: The line.
+        answer: What it holds.
         where: File and number, for the message.
 
     Returns:
@@ -240,7 +220,6 @@ def _parsed(line: bytes, where: str) -> tuple[bytes, Reply | None, str]:
         DataError: If the line is not of the batch format, or belongs to no request of ours.
     """
     try:
-        answer = json.loads(line)
         digest = bytes.fromhex(answer["custom_id"])
         if len(digest) != _HASH_BYTES:
             msg = f"custom_id is {answer['custom_id']!r}"

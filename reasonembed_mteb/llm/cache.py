@@ -1,4 +1,4 @@
-"""Answers on disk by request hash: what was paid for once is not paid for again."""
+"""Answers on disk by request hash, and what keeps them open: what was paid for once is not paid for again."""
 
 from __future__ import annotations
 
@@ -168,4 +168,22 @@ class AnswerCache:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
+        self.close()
+
+
+class KeepsAnswers:
+    """What answers requests from a file of answers, and closes it at the end of a ``with``."""
+
+    _cache: AnswerCache
+
+    def close(self) -> None:
+        """Close the answers on disk."""
+        self._cache.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the answers on disk."""
         self.close()

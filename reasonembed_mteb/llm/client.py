@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, EndpointError, Request, request_hash
 from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded, Counts, Usage
 from reasonembed_mteb.endpoints.sending import Sender, Slot
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
 from reasonembed_mteb.llm.replies import CHAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from reasonembed_mteb.endpoints.endpoint import Reply
+    from reasonembed_mteb.endpoints.endpoint import Ask, Reply
+    from reasonembed_mteb.endpoints.retries import Service
 
 __all__ = [
     "Answer",
@@ -37,13 +38,17 @@ _PART = 64
 _AHEAD = 16
 
 
-class LLMClient:
+class LLMClient(KeepsAnswers):
     """Asks an endpoint and keeps every answer on disk.
 
     Example:
+        >>> from pathlib import Path
+        >>> from reasonembed_mteb.llm.client import Endpoint, LLMClient, Request
         >>> endpoint = Endpoint("http://localhost:8000/v1", "Qwen/Qwen2.5-72B-Instruct")
+        >>> chat = ({"role": "user", "content": "Why is the sky blue?"},)
+        >>> requests = [Request("1", chat, temperature=0.7, top_p=0.8, max_tokens=256, seed=0)]
         >>> with LLMClient(endpoint, Path("work/answers")) as client:
-        ...     for answer in client.run(requests, total=len(documents), description="Generating"):
+        ...     for answer in client.run(requests, total=len(requests), description="Generating"):
         ...         print(answer.key, answer.text)
     """
 
@@ -53,6 +58,7 @@ class LLMClient:
         cache_folder: Path,
         budget: Budget | None = None,
         *,
+        service: Service = CHAT,
         retry_errors: bool = False,
         show_progress: bool | None = None,
     ) -> None:
@@ -62,6 +68,7 @@ class LLMClient:
             endpoint: Whom to ask.
             cache_folder: Where answers are kept. One folder may serve several clients and processes.
             budget: What may be spent; clients may share it.
+            service: What the endpoint is asked for.
             retry_errors: Ask again for answers that are on disk as errors.
             show_progress: Whether a bar is shown; None shows it on a terminal.
 
@@ -71,7 +78,7 @@ class LLMClient:
         if budget is not None and budget.max_cost is not None and endpoint.cost(0, 0) is None:
             msg = f"a cost budget needs the prices of {endpoint.model!r}: set price_in and price_out"
             raise ReasonEmbedError(msg)
-        self.endpoint, self.budget = endpoint, budget
+        self.endpoint, self.budget, self._service = endpoint, budget, service
         self._cache = AnswerCache(cache_folder, retry_errors=retry_errors)
         self._bar_off = None if show_progress is None else not show_progress
         self._counts = Counts()
@@ -84,9 +91,7 @@ class LLMClient:
             **asdict(counts), cost=self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
         )
 
-    def run(
-        self, requests: Iterable[Request], *, total: int | None = None, description: str
-    ) -> Iterator[Answer]:
+    def run(self, requests: Iterable[Ask], *, total: int | None = None, description: str) -> Iterator[Answer]:
         """Answer requests in their order; a bounded number is held in memory at a time.
 
         An answer is on disk before it is handed out. Equal requests are sent once.
@@ -106,7 +111,7 @@ class LLMClient:
         """
         from tqdm.auto import tqdm
 
-        flow = _Flow(requests, self.endpoint, self._cache, self.budget, self._counts)
+        flow = _Flow(requests, self.endpoint, self._service, self._cache, self.budget, self._counts)
         bar = tqdm(total=total, desc=description, unit="answer", disable=self._bar_off)
         try:
             for answer in flow:
@@ -116,32 +121,22 @@ class LLMClient:
             bar.close()
             flow.close()
 
-    def close(self) -> None:
-        """Close the answers on disk."""
-        self._cache.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the answers on disk."""
-        self.close()
-
 
 class _Flow:
     """The requests of one run between being taken and being handed out."""
 
     def __init__(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Ask],
         endpoint: Endpoint,
+        service: Service,
         cache: AnswerCache,
         budget: Budget | None,
         counts: Counts,
     ) -> None:
         self._requests = iter(requests)
-        self._endpoint, self._cache, self._budget, self._counts = endpoint, cache, budget, counts
+        self._endpoint, self._service = endpoint, service
+        self._cache, self._budget, self._counts = cache, budget, counts
         self._window: deque[tuple[str, Slot, bool]] = deque()
         self._most = max(_AHEAD * endpoint.concurrency, 4 * _PART)
         self._slots: dict[bytes, Slot] = {}
@@ -171,9 +166,10 @@ class _Flow:
             self._take(part)
         return self._more
 
-    def _take(self, part: list[Request]) -> None:
+    def _take(self, part: list[Ask]) -> None:
         """Look a part up, and send what is new."""
-        hashes = [request_hash(self._endpoint.body(request), request.n_sample) for request in part]
+        bodies = (self._service.body(self._endpoint, request) for request in part)
+        hashes = [request_hash(body, ask.n_sample) for body, ask in zip(bodies, part, strict=True)]
         found = self._cache.find([h for h in dict.fromkeys(hashes) if h not in self._slots])
         self._known = self._known or bool(found)
         new = []
@@ -193,7 +189,7 @@ class _Flow:
         if self._sender is None:
             self._sender = Sender(
                 self._endpoint,
-                CHAT,
+                self._service,
                 self._cache.add,
                 self._budget,
                 self._counts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from reasonembed_mteb.endpoints.endpoint import Reply
+from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply, Request
 from reasonembed_mteb.endpoints.retries import AttemptError, Service, shown
 
 
@@ -53,4 +53,5 @@ def read_completion(body: Any) -> Reply:  # noqa: ANN401 (whatever JSON holds)
     return Reply(whole, None, *tokens) if whole else Reply(None, "bad_answer", *tokens)
 
 
-CHAT = Service("/chat/completions", read_reply)
+_PROBE = Request("probe", ({"role": "user", "content": "Say yes."},), 0.0, 1.0, 16, None)
+CHAT = Service("/chat/completions", read_reply, Endpoint.body, _PROBE)

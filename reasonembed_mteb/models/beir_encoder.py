@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix
+from reasonembed_mteb.models.instructions import PromptRule, rule_of_prompts
 from reasonembed_mteb.retrieval.lengths import capped_length
-from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.retrieval.rows import find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ class BeirEncoder:
 
     Example:
         >>> from beir.retrieval.search.dense import DenseRetrievalExactSearch  # doctest: +SKIP
+        >>> from reasonembed_mteb import BeirEncoder  # doctest: +SKIP
         >>> encoder = BeirEncoder("hanhainebula/reason-embed-qwen3-4b-0928", task="biology")  # doctest: +SKIP
         >>> search = DenseRetrievalExactSearch(encoder, batch_size=16)  # doctest: +SKIP
     """
@@ -31,7 +32,7 @@ class BeirEncoder:
         instruction: str | None = None,
         *,
         task: str | None = None,
-        template: str = QUERY_TEMPLATE,
+        template: str | None = None,
         max_tokens: int = 8192,
     ) -> None:
         """Take a model, or load one.
@@ -41,7 +42,8 @@ class BeirEncoder:
             instruction: One sentence; documents then stay bare. Without one (and without a task) the model's
                 own prompts are taken, on both sides.
             task: An MTEB task or a subset such as ``"biology"``, for its instruction.
-            template: Where the instruction goes; must hold ``{instruction}``.
+            template: Where the instruction goes; must hold ``{instruction}``. By default as the model's own
+                prompts show, as in MTEB, else as ReasonEmbed was trained.
             max_tokens: Longest input in tokens; never above the model's own.
 
         Raises:
@@ -51,8 +53,7 @@ class BeirEncoder:
         if instruction is not None and task is not None:
             msg = "give instruction= or task=, not both"
             raise ReasonEmbedError(msg)
-        if task is not None:
-            instruction = instruction_for(task)
+        row = find(task) if task is not None else None
         if isinstance(model, (str, Path)):
             from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
@@ -62,8 +63,12 @@ class BeirEncoder:
         self._max_tokens = max_tokens
         self._query_options: dict[str, str] = {}
         self._document_options: dict[str, str] = {}
-        if instruction is not None:
-            self._query_options = {"prompt": query_prefix(instruction, template)}
+        sentence = row.instruction if row is not None else instruction
+        if sentence is not None:
+            prompts = getattr(model, "prompts", None) or {}
+            rule = rule_of_prompts(prompts) if template is None else PromptRule(template=template)
+            prefix = rule.instructed(sentence, row.name if row is not None else None)
+            self._query_options = {"prompt": prefix}
             self._document_options = {"prompt": ""}
 
     def encode_queries(self, queries: list[str], batch_size: int = 16, **kwargs: Any) -> Any:  # noqa: ANN401 - as in `SentenceTransformer.encode`

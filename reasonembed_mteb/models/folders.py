@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, missing_extra
+from reasonembed_mteb.files import file_blocks
 
 # PEFT's name for it.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,9 +45,8 @@ def content_revision(folder: Path) -> str:
     )
     for file in files:
         digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+        for block in file_blocks(file):
+            digest.update(block)
     base = (_read_json(folder / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
     if base and Path(base).is_dir() and Path(base).resolve() != folder.resolve():
         # A base on the hub is told by its name and revision, which the configuration holds.

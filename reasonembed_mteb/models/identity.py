@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
+from reasonembed_mteb.files import json_hash
 from reasonembed_mteb.models.folders import local_name
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
     """Return what decides a SentenceTransformer's vectors, apart from the text, its prompt and its length.
 
     Args:
-        model: The model.
+        model: A SentenceTransformer; its weights are hashed on the device that they are on.
     """
     parameter = next(model.parameters(), None)
     return {
@@ -57,7 +58,7 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
         "truncate_dim": getattr(model, "truncate_dim", None),
         "modules": [_module_config(module) for module in model.children()],
         "weights": weights_hash(model),
-        "tokenizer": _tokenizer_hash(model),
+        "tokenizer": tokenizer_hash(getattr(model, "tokenizer", None)),
     }
 
 
@@ -69,8 +70,12 @@ def _module_config(module: torch.nn.Module) -> list[Any]:
     return [type(module).__name__, json.loads(json.dumps(plain, default=str, sort_keys=True))]
 
 
-def _tokenizer_hash(model: torch.nn.Module) -> str | None:
-    tokenizer = getattr(model, "tokenizer", None)
+def tokenizer_hash(tokenizer: Any) -> str | None:  # noqa: ANN401 - transformers' or the tokenizers library's
+    """Return a hash of a tokenizer's vocabulary and rules, or None where it has no file of them.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     # A static embedding model has a tokenizer of the tokenizers library itself.
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
@@ -79,7 +84,7 @@ def _tokenizer_hash(model: torch.nn.Module) -> str | None:
     # Set by the last call, by batch and length.
     for passing in ("truncation", "padding"):
         state.pop(passing, None)
-    return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
+    return json_hash(state)
 
 
 def object_revision(model: torch.nn.Module, **chosen: object) -> str:
@@ -101,7 +106,7 @@ def object_revision(model: torch.nn.Module, **chosen: object) -> str:
         "padding_side": getattr(getattr(model, "tokenizer", None), "padding_side", None),
         "chosen": chosen,
     }
-    return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True, default=str).encode())
+    return json_hash(described, default=str)
 
 
 def _architecture(module: Any) -> dict[str, Any]:  # noqa: ANN401 - a transformers model

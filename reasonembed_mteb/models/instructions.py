@@ -1,6 +1,6 @@
 """What goes before a query: one rule, asked by the dry run, the run, saved directories and the store.
 
-A model has prompts of its own, or a template that takes each task's instruction, or both (a directory that
+A model has its own prompts, or a template that takes each task's instruction, or both (a directory that
 ReasonEmbed saved: a prompt for each task it knew). `PromptRule.prefix` decides; `planned_prefix` makes the
 rule from metadata, before a model is loaded, and `loaded_prefix` from the loaded model.
 """
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # MTEB's own fallback for retrieval (AbsTaskRetrieval.abstask_prompt), for tasks outside our tables.
 _GENERIC_INSTRUCTION = "Retrieve text based on user query."
+# The experiment option of a model whose queries are left bare, to see what its instruction is worth.
+ABLATED = "without_instruction"
 # What SentenceTransformer.encode_query and encode_document look for where they are given no prompt.
 DOCUMENT_NAMES = ("document", "passage", "corpus")
 _LIBRARY_NAMES = {"query": ("query",), "document": DOCUMENT_NAMES}
@@ -36,12 +38,17 @@ def instruction_of(task: TaskMetadata) -> str:
     """Return a task's instruction: our tables' where the task is named there, else the task's own.
 
     Args:
-        task: The task.
+        task: MTEB's metadata of it.
+
+    Returns:
+        The sentence; empty for a task whose protocol has none.
     """
     known = task_instructions().get(task.name)
+    if known is not None:
+        return known
     prompt = task.prompt
     own = prompt.get("query") if isinstance(prompt, dict) else prompt
-    return known or own or _GENERIC_INSTRUCTION
+    return own or _GENERIC_INSTRUCTION
 
 
 def task_prompts(template: str = QUERY_TEMPLATE) -> dict[str, str]:
@@ -50,7 +57,8 @@ def task_prompts(template: str = QUERY_TEMPLATE) -> dict[str, str]:
     Args:
         template: Where the instruction goes; must hold ``{instruction}``.
     """
-    prefixes = {f"{name}-query": query_prefix(text, template) for name, text in task_instructions().items()}
+    named = task_instructions()
+    prefixes = {f"{name}-query": query_prefix(text, template) for name, text in named.items() if text}
     return {"document": "", **prefixes}
 
 
@@ -78,32 +86,43 @@ class PromptRule:
         library: All prompts that the SentenceTransformer inside holds, among which it looks itself where
             MTEB finds none.
         default: Name of the prompt that it takes where it finds none either.
+        bare_queries: Nothing goes before a query, whatever the rest says; documents are as they were.
     """
 
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     template: str | None = None
     library: Mapping[str, str | None] = field(default_factory=dict)
     default: str | None = None
+    bare_queries: bool = False
 
     def prefix(self, task: TaskMetadata, side: str | None = "query") -> str:
         """Return the text that goes before each query (or document) of a task; empty for none.
 
         Args:
-            task: The task.
+            task: Its name, type and prompt decide, as in MTEB.
             side: ``query`` or ``document``; None for tasks that have no sides.
         """
+        if self.bare_queries and side != "document":
+            return ""
         if self.template is not None and side != "document":
-            own = self.prompts.get(f"{task.name}-query") or self.prompts.get(task.name)
-            return own or self.under(instruction_of(task))
+            return self.instructed(instruction_of(task), task.name)
         return self._by_name(task, side)
 
-    def under(self, instruction: str) -> str:
-        """Return what goes before a query that has an instruction and no prompt of its own.
+    def instructed(self, instruction: str, task: str | None = None) -> str:
+        """Return the text that goes before a query whose instruction is known.
 
         Args:
             instruction: One sentence; empty for none.
+            task: MTEB name of the task that it belongs to, for which the model may have a prompt of its own.
+
+        Returns:
+            The prompt of that task, else the instruction in the model's template, else in ReasonEmbed's;
+            nothing for no instruction.
         """
-        return query_prefix(instruction, self.template) if self.template is not None else ""
+        own = (self.prompts.get(f"{task}-query") or self.prompts.get(task)) if task else None
+        if own or not instruction:
+            return own or ""
+        return query_prefix(instruction, self.template or QUERY_TEMPLATE)
 
     def _by_name(self, task: TaskMetadata, side: str | None) -> str:
         """Return the prompt that MTEB takes of a model's own, else the one that the library takes."""
@@ -138,12 +157,14 @@ def planned_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     """Return what goes before each query, as far as metadata and files alone tell.
 
     Args:
-        meta: The model.
-        task: The task.
+        meta: As `reasonembed_mteb.evaluation.resolving` or MTEB's registry gives it.
+        task: MTEB's metadata of it.
 
     Returns:
         The prefix; empty for none; None where only the loaded model knows.
     """
+    if (meta.experiment_kwargs or {}).get(ABLATED):
+        return ""
     rule = _planned_rule(meta)
     return rule.prefix(task) if rule is not None else _registered_prefix(meta, task)
 
@@ -208,11 +229,11 @@ def loaded_prefix(
 
     Args:
         model: A loaded MTEB model.
-        task: The task.
+        task: MTEB's metadata of it.
         side: ``query`` or ``document``.
 
     Returns:
-        The prefix; empty for none; None where it cannot be known (a model with code of its own, an API).
+        The prefix; empty for none; None where it cannot be known (a model with its own code, an API).
     """
     from mteb.models import SentenceTransformerEncoderWrapper
     from mteb.models.instruct_wrapper import InstructSentenceTransformerModel

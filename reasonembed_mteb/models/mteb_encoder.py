@@ -75,7 +75,7 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         """Wrap a loaded model.
 
         Args:
-            model: The model.
+            model: On the device that it is to encode on.
             revision: What the weights were resolved to: a commit, or a content hash; by default a hash of the
                 object.
             prompt_rule: What goes before a text; by default what the model's own prompts say.
@@ -130,7 +130,7 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         """Return the text that goes before each input of a task.
 
         Args:
-            task_metadata: The task.
+            task_metadata: Its name and instruction decide.
             prompt_type: Query or document; None for tasks that are no retrieval.
         """
         return self.prompt_rule.prefix(task_metadata, prompt_type.value if prompt_type is not None else None)
@@ -154,8 +154,8 @@ class ReasonEmbedEncoder(ProtocolEncoder):
         """Wrap a loaded checkpoint.
 
         Args:
-            model: The model.
-            revision: What the weights were resolved to.
+            model: On the device that it is to encode on; its own prompts are put aside.
+            revision: What the weights were resolved to: a commit, or a content hash.
             max_tokens: Length on tasks outside our tables.
             instruction_template: Where the instruction goes; must hold ``{instruction}``.
         """
@@ -185,8 +185,8 @@ class ReasonEmbedEncoder(ProtocolEncoder):
 
         Args:
             inputs: Batches of texts.
-            task_metadata: The task.
-            prompt_type: Query or document.
+            task_metadata: Its name decides instruction and length.
+            prompt_type: Query or document; documents are encoded bare.
             hf_split: Unused.
             hf_subset: Unused.
             **kwargs: Options of `SentenceTransformer.encode`.

@@ -16,11 +16,15 @@ from reasonembed_mteb.encoding.fast import FastSentenceTransformer
 from reasonembed_mteb.encoding.packing import is_causal
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.folders import ADAPTER_CONFIG, Adapter, may_be_decoder, read_adapter
-from reasonembed_mteb.models.instructions import DOCUMENT_NAMES, task_prompts, warn_without_instruction
+from reasonembed_mteb.models.instructions import (
+    DOCUMENT_NAMES,
+    rule_of_prompts,
+    task_prompts,
+    warn_without_instruction,
+)
 from reasonembed_mteb.models.saving import READERS, add_older_forms
 from reasonembed_mteb.models.special_tokens import settle_special_tokens, warn_of_special_tokens
-from reasonembed_mteb.prompts import query_prefix
-from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.retrieval.rows import find
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,13 +71,14 @@ class ReasonEmbed(FastSentenceTransformer):
     The constructor is `SentenceTransformer`'s. A directory with ``modules.json`` loads as it is. A bare
     decoder checkpoint (Qwen2, Qwen3, Llama, Mistral, ...) gets the modules that ReasonEmbed was trained
     with: text only, whatever chat template the tokenizer has; the last token's vector; unit length. Its
-    tokenizer pads on the right, has a pad token, and adds EOS and BOS as its configuration says. A LoRA
+    tokenizer pads on the right, has a pad token, and adds EOS and BOS as under transformers 4. A LoRA
     adapter's folder loads on its base.
 
     An empty text for which the tokenizer gives no token at all has a zero vector. Texts are encoded by token
     budget, packed where that is known; see `FastSentenceTransformer` for the options.
 
     Example:
+        >>> from reasonembed_mteb import ReasonEmbed  # doctest: +SKIP
         >>> model = ReasonEmbed("hanhainebula/reason-embed-qwen3-4b-0928")  # doctest: +SKIP
         >>> queries = model.encode_query(["Why do cats purr?"], task="biology")  # doctest: +SKIP
         >>> documents = model.encode_document(["Purring promotes bone growth."])  # doctest: +SKIP
@@ -204,10 +209,11 @@ class ReasonEmbed(FastSentenceTransformer):
         if (task is not None) + (instruction is not None) + prompted > 1:
             msg = "give one of task=, instruction= and prompt=/prompt_name=, not several"
             raise ReasonEmbedError(msg)
-        if task is not None:
-            instruction = instruction_for(task)
-        if instruction is not None:
-            kwargs["prompt"] = query_prefix(instruction)
+        row = find(task) if task is not None else None
+        sentence = row.instruction if row is not None else instruction
+        if sentence is not None:
+            rule = rule_of_prompts(self.prompts)
+            kwargs["prompt"] = rule.instructed(sentence, row.name if row is not None else None)
         return super().encode_query(*args, **kwargs)
 
     def _resolve_prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
@@ -234,18 +240,24 @@ class ReasonEmbed(FastSentenceTransformer):
             config["prompts"] = self.task_prompts()
         return config
 
-    def save(  # type: ignore[override]
-        self, path: str, model_name: str | None = None, *, safe_serialization: bool = True, **kwargs: Any
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Save a plain sentence-transformers directory, which loads without this package.
 
         Its ``prompts`` hold every task's full prefix by MTEB task name.
 
         Args:
-            path: The directory.
+            path: The directory; None saves nothing, as in sentence-transformers.
             model_name: Name for the card.
+            create_model_card: Whether a ``README.md`` is written.
+            train_datasets: Names of the data sets for the card.
             safe_serialization: Must be True: only safetensors are written.
-            **kwargs: `SentenceTransformer.save`'s further arguments.
 
         Raises:
             ReasonEmbedError: If pickled weights are asked for.
@@ -253,8 +265,9 @@ class ReasonEmbed(FastSentenceTransformer):
         if not safe_serialization:
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
-        super().save(path, model_name, safe_serialization=True, **kwargs)
-        add_older_forms(Path(path), self)
+        super().save(path, model_name, create_model_card, train_datasets)
+        if path is not None:
+            add_older_forms(Path(path), self)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         # The library encodes an example for the card, without an instruction.
@@ -326,7 +339,7 @@ def _find_adapter(options: dict[str, Any]) -> Adapter | None:
 
 
 def _take_tokenizer(transformer: Any, folder: Path, processor_kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-    """Read texts by the tokenizer beside an adapter, where there is one."""
+    """Read texts by the tokenizer in an adapter's folder, where there is one."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -350,7 +363,7 @@ def _say_assumed(name: str, modules: list[nn.Module]) -> None:
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Pad on the right with a token that the vocabulary has; change nothing else."""
     if tokenizer is None:
-        msg = "the checkpoint has no text tokenizer: save one beside the weights"
+        msg = "the checkpoint has no text tokenizer: save one in the same folder as the weights"
         raise ReasonEmbedError(msg)
     # Right: GradCache trims trailing padding only, and a causal mask then needs no padding mask.
     tokenizer.padding_side = "right"
@@ -373,5 +386,5 @@ def _check_folder(folder: Path) -> None:
         msg = f"{folder} has pickled weights, which may run code: save the model again as safetensors"
         raise ReasonEmbedError(msg)
     if has_weights and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer beside them"
+        msg = f"{folder} has weights but no tokenizer (tokenizer.json): save the tokenizer in the same folder"
         raise ReasonEmbedError(msg)

@@ -1,7 +1,7 @@
 """Saved directories that sentence-transformers 5 and 6, transformers 4 and 5 and FlagEmbedding all read.
 
 The newest libraries write what only they read. Older ones then stop, or, worse, read other positions than
-the model was made with (transformers 4 knows no ``rope_parameters`` and takes its default base in silence).
+the model was made with (transformers 4 knows no ``rope_parameters`` and silently takes its default base).
 Here the older spelling is added to a directory that sentence-transformers has just written; where an older
 reader stops at a newer key, a key that holds its default anyway is taken out. Nothing changes for the newest.
 """
@@ -14,6 +14,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.models.special_tokens import rebuilt_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,8 +57,6 @@ _LAYER_ROPE_NAMES = {
     "modernbert": ("global_rope_theta", "local_rope_theta"),
     "modernbert-decoder": ("global_rope_theta", "local_rope_theta"),
 }
-# Tokenizers that transformers 4 gives a BOS or EOS of its own, whatever the tokenizer's file says.
-_REBUILT_TOKENIZERS = ("Llama", "CodeLlama", "Gemma", "Cohere", "GPTNeoX")
 
 
 def add_older_forms(folder: Path, model: SentenceTransformer) -> None:
@@ -69,16 +68,17 @@ def add_older_forms(folder: Path, model: SentenceTransformer) -> None:
     """
     modules = _read(folder / "modules.json")
     for module in modules or []:
-        _module_files(folder / module["path"], module, model)
+        _module_files(folder / module["path"], module["type"], model[int(module["idx"])])
         module["type"] = _older_class(module["type"])
     if modules is not None:
         _write(folder / "modules.json", modules)
 
 
-def _module_files(folder: Path, module: Mapping[str, Any], model: SentenceTransformer) -> None:
-    kind = module["type"].rpartition(".")[2]
-    inner = model[int(module["idx"])]
-    if kind == "Pooling":
+def _module_files(folder: Path, path: str, inner: Any) -> None:  # noqa: ANN401 - any module
+    kind = path.rpartition(".")[2]
+    if kind == "Router":
+        _rewrite(folder / "router_config.json", lambda held: _older_router(held, folder, inner))
+    elif kind == "Pooling":
         _rewrite(folder / "config.json", _older_pooling)
     elif kind == "Transformer":
         length = getattr(inner, "max_seq_length", None)
@@ -87,6 +87,18 @@ def _module_files(folder: Path, module: Mapping[str, Any], model: SentenceTransf
         config = getattr(getattr(inner, "auto_model", None), "config", None)
         if config is not None:
             _rewrite(folder / "config.json", lambda held: _older_config(held, config))
+
+
+def _older_router(held: dict[str, Any], folder: Path, inner: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Write the modules of every route for older readers, and how the router names them."""
+    routes = held["structure"].items()
+    modules = {name: inner.sub_modules[route][i] for route, names in routes for i, name in enumerate(names)}
+    for name, module in modules.items():
+        _module_files(folder / name, held["types"][name], module)
+    # sentence-transformers 5.1 stops at a parameter that it does not know.
+    parameters = {k: v for k, v in held["parameters"].items() if k != "route_mappings" or v}
+    types = {name: _older_class(path) for name, path in held["types"].items()}
+    return held | {"types": types, "parameters": parameters}
 
 
 def _older_class(path: str) -> str:
@@ -115,9 +127,9 @@ def _older_transformer(held: dict[str, Any], length: int | None) -> dict[str, An
 
 def _older_tokenizer(held: dict[str, Any], folder: Path, inner: Any) -> dict[str, Any]:  # noqa: ANN401
     kind = str(held.get("tokenizer_class", ""))
-    rebuilt = kind.removesuffix("Fast").removesuffix("Tokenizer") in _REBUILT_TOKENIZERS
-    if (folder / "tokenizer.json").is_file() and (kind == "TokenizersBackend" or rebuilt):
-        # The file says what is put before and after a text; a flag beside it would be read twice.
+    # transformers 4 gives some kinds a BOS or EOS of its own, whatever the tokenizer's file says.
+    if (folder / "tokenizer.json").is_file() and (kind == "TokenizersBackend" or rebuilt_class(kind)):
+        # The file says what is put before and after a text; a flag as well would be read twice.
         held = {k: v for k, v in held.items() if k not in ("add_bos_token", "add_eos_token")}
         held["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(held.get("extra_special_tokens"), list):
@@ -186,7 +198,7 @@ def _flat_rope(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if not scaled:
         return found
     if scaled["rope_type"] == "longrope":
-        # Read beside the mapping, not from within it.
+        # Read from next to the mapping, not from inside it.
         original = scaled.get("original_max_position_embeddings")
         found |= {"original_max_position_embeddings": original} if original else {}
     if kind == "phi3":

@@ -1,7 +1,9 @@
-"""EOS and BOS as a tokenizer's configuration says, whichever version of transformers reads it.
+"""EOS and BOS as a checkpoint's readers add them, whichever version of transformers reads it here.
 
 With a ``tokenizer.json``, transformers 5 ignores ``add_eos_token`` and ``add_bos_token`` of
-``tokenizer_config.json``; transformers 4 obeyed them for the tokenizers of Llama, Mistral, Gemma and Cohere.
+``tokenizer_config.json``. transformers 4 obeyed them for a few classes and ignored them for all others, as
+those of Qwen and Llama 3: what FlagEmbedding trained on such a backbone says ``add_eos_token: true`` and has
+never seen the token.
 """
 
 from __future__ import annotations
@@ -16,8 +18,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Classes whose transformers-4 version took a token away that tokenizer.json adds; the others left it there.
-_OBEYED = ("Llama", "CodeLlama", "Gemma", "Cohere")
+# The classes of transformers 4.57.6 that write tokenizer.json's post-processor anew from (add_bos_token,
+# add_eos_token), with their defaults.
+REBUILT_TOKENIZERS = {
+    "Llama": (True, False),
+    "CodeLlama": (True, False),
+    "Gemma": (True, False),
+    "Cohere": (True, False),
+    "GPTNeoX": (False, False),
+}
 _SIDES = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 
 
@@ -26,7 +35,7 @@ def settle_special_tokens(
     name: str,
     processor_kwargs: dict[str, Any],
 ) -> None:
-    """Have a tokenizer add BOS and EOS as its configuration says, and say so where that changes anything.
+    """Have a tokenizer add BOS and EOS as transformers 4 did, and say so where its files disagree.
 
     Args:
         tokenizer: The tokenizer, changed in place.
@@ -34,25 +43,19 @@ def settle_special_tokens(
         processor_kwargs: What it was loaded with; what the user asked for there stays.
     """
     config = _configuration(name, processor_kwargs)
-    wrong = _contradictions(tokenizer, config)
-    changed = {
-        key: said for key, said in wrong.items() if key not in processor_kwargs and (said or _obeyed(config))
-    }
+    wrong = {k: v for k, v in _contradictions(tokenizer, config).items() if k not in processor_kwargs}
+    changed = wrong if rebuilt_class(config.get("tokenizer_class")) else {}
     for key, said in wrong.items():
+        token = tokenizer_token(tokenizer, key)
         if key in changed:
-            done = (
-                f"adding {tokenizer_token(tokenizer, key)}"
-                if said
-                else f"leaving out {tokenizer_token(tokenizer, key)}"
-            )
-            _warn(name, key, said, f"{done} as transformers 4 did")
-        elif key not in processor_kwargs:
-            _warn(
-                name,
-                key,
-                said,
-                f"{tokenizer_token(tokenizer, key)} stays, as in every version of transformers",
-            )
+            done = f"{'adding' if said else 'leaving out'} {token} as transformers 4 did"
+        else:
+            stays = "no text gets it" if said else "it stays"
+            done = f"{token}: {stays}, as in every version of transformers; {_remedy(key, said)}"
+        _warn(name, key, said, done)
+    for key, default in _silent_defaults(tokenizer, config).items():
+        if key not in processor_kwargs:
+            _warn_of_default(tokenizer, name, key, default)
     if changed:
         _set(tokenizer, changed)
 
@@ -67,13 +70,38 @@ def warn_of_special_tokens(tokenizer: PreTrainedTokenizerBase | None, name: str)
     if tokenizer is None:
         return
     for key, said in _contradictions(tokenizer, _configuration(name, {})).items():
-        remedy = f'processor_kwargs={{"{key}": {said}}} obeys it'
-        _warn(name, key, said, f"this version of transformers does not obey; {remedy}")
+        _warn(name, key, said, f"this version of transformers does not obey; {_remedy(key, said)}")
+
+
+def rebuilt_class(tokenizer_class: str | None) -> str | None:
+    """Return the name in `REBUILT_TOKENIZERS` of a configuration's tokenizer class, or None.
+
+    Args:
+        tokenizer_class: Such as ``LlamaTokenizerFast``.
+    """
+    name = str(tokenizer_class or "").removesuffix("Fast").removesuffix("Tokenizer")
+    return name if name in REBUILT_TOKENIZERS else None
 
 
 def tokenizer_token(tokenizer: PreTrainedTokenizerBase, key: str) -> str:
     """Return the token that a key is about, such as ``</s>``."""
     return str(getattr(tokenizer, _SIDES[key]))
+
+
+def _remedy(key: str, said: bool) -> str:
+    return f'processor_kwargs={{"{key}": {said}}} obeys it'
+
+
+def _warn_of_default(tokenizer: PreTrainedTokenizerBase, name: str, key: str, default: bool) -> None:
+    logger.warning(
+        "%s: tokenizer_config.json does not say %s, for which transformers 4 takes %s; %s %s here, as "
+        "tokenizer.json says",
+        name,
+        key,
+        str(default).lower(),
+        tokenizer_token(tokenizer, key),
+        "is not added" if default else "is added",
+    )
 
 
 def _warn(name: str, key: str, said: bool, done: str) -> None:
@@ -115,6 +143,15 @@ def _contradictions(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) 
     }
 
 
+def _silent_defaults(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) -> dict[str, bool]:
+    """Return the keys of which the configuration is silent and transformers 4's default is another."""
+    rebuilt = rebuilt_class(config.get("tokenizer_class"))
+    if rebuilt is None:
+        return {}
+    defaults = dict(zip(_SIDES, REBUILT_TOKENIZERS[rebuilt], strict=True))
+    return _contradictions(tokenizer, {k: v for k, v in defaults.items() if config.get(k) is None})
+
+
 def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
     """Return whether a text begins with BOS and ends with EOS."""
     ids = tokenizer("a")["input_ids"]
@@ -123,11 +160,6 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
         "add_bos_token": ids[:1] == [tokenizer.bos_token_id] != bare[:1],
         "add_eos_token": ids[-1:] == [tokenizer.eos_token_id] != bare[-1:],
     }
-
-
-def _obeyed(config: dict[str, Any]) -> bool:
-    name = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
-    return name in _OBEYED
 
 
 def _set(tokenizer: Any, changed: dict[str, bool]) -> None:  # noqa: ANN401 - a fast tokenizer

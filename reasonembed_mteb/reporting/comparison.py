@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reasonembed_mteb.reporting.bootstrap import bootstrap_intervals, pool
 from reasonembed_mteb.reporting.formats import MISSING, Grid
 from reasonembed_mteb.reporting.published import (
     MEAN,
@@ -15,13 +16,14 @@ from reasonembed_mteb.reporting.published import (
     compare_with_published,
     published_for,
 )
-from reasonembed_mteb.reporting.significance import bootstrap_intervals, pool, significance_marks
+from reasonembed_mteb.reporting.significance import significance_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from reasonembed_mteb.reporting.bootstrap import Interval
     from reasonembed_mteb.reporting.queries import SubsetScores
-    from reasonembed_mteb.reporting.significance import Interval, Marks
+    from reasonembed_mteb.reporting.significance import Marks
     from reasonembed_mteb.reporting.tables import ModelRow, ScoreTable
 
 # With more models, pairs go into the JSON alone: 50 models have 1,225.
@@ -48,19 +50,19 @@ class SourceComparison:
     scores: dict[str, PublishedComparison]
 
 
-def published_comparisons(board: ScoreTable) -> list[SourceComparison]:
+def published_comparisons(table: ScoreTable) -> list[SourceComparison]:
     """Compare every row with everything that was published of its model for the same benchmark.
 
     Args:
-        board: The table; rows of a table set together are not compared.
+        table: One of `score_tables`; rows of a table set together are not compared.
 
     Returns:
         One for each row and source that share a subset. Means are compared where the row lacks none.
     """
     found = []
-    for place, row in enumerate(board.rows):
+    for place, row in enumerate(table.rows):
         sources: dict[tuple[str, str], dict[str, PublishedComparison]] = {}
-        for score in published_for(row.model.name, board.published, board.metric):
+        for score in published_for(row.model.name, table.published, table.metric):
             ours = _ours(row, score.subset)
             if ours is None or row.model.options:
                 continue
@@ -78,26 +80,26 @@ def _ours(row: ModelRow, subset: str) -> float | None:
     return row.cells[subset].score if subset in row.cells else None
 
 
-def published_grids(board: ScoreTable, *, decimals: int = 2) -> list[Grid]:
+def published_grids(table: ScoreTable, *, decimals: int = 2) -> list[Grid]:
     """Return one table for each row and source: published, ours, difference, verdict.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
         decimals: Of our scores.
     """
     grids = []
-    for source in published_comparisons(board):
+    for source in published_comparisons(table):
         rows = tuple(
             (
-                board.head(subset),
+                table.head(subset),
                 f"{one.published.value:.{decimals}f}",
                 f"{one.ours:.{decimals}f}",
                 f"{one.difference:+.{decimals}f}",
-                _verdict(one, board.metric),
+                _verdict(one, table.metric),
             )
             for subset, one in source.scores.items()
         )
-        title = f"{board.rows[source.row].label} compared with {source.source}"
+        title = f"{table.rows[source.row].label} compared with {source.source}"
         head = ("subset", "published", "ours", "difference", "within reproduction noise")
         notes = tuple(filter(None, (source.note, source.url)))
         grids.append(Grid(title, head, rows, notes))
@@ -130,16 +132,16 @@ class SignificanceTests:
 
 
 def compare_rows(
-    board: ScoreTable, frames: Sequence[SubsetScores], *, every_subset: bool = False
+    table: ScoreTable, frames: Sequence[SubsetScores], *, every_subset: bool = False
 ) -> SignificanceTests:
     """Test every pair of rows of a table.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
         frames: Scores by query; see `read_frames`.
         every_subset: Test each subset too where there are many rows, whose pairs no table shows.
     """
-    scores = _by_label(board, frames)
+    scores = _by_label(table, frames)
     whole = {label: own for label, own in scores.items() if len(own) == len(frames) and frames}
     pooled = {label: pool(own, macro=True) for label, own in whole.items()}
     subsets = {}
@@ -151,14 +153,14 @@ def compare_rows(
         marks=significance_marks(pooled) if len(pooled) > 1 else None,
         intervals=bootstrap_intervals(pooled) if pooled else {},
         subsets=subsets,
-        left_out=tuple(row.label for row in board.rows if row.label not in whole),
+        left_out=tuple(row.label for row in table.rows if row.label not in whole),
     )
 
 
-def _by_label(board: ScoreTable, frames: Sequence[SubsetScores]) -> dict[str, dict[str, dict[str, float]]]:
+def _by_label(table: ScoreTable, frames: Sequence[SubsetScores]) -> dict[str, dict[str, dict[str, float]]]:
     """Return scores by label, subset and query; a row that lacks any query of a subset lacks the subset."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for place, row in enumerate(board.rows):
+    for place, row in enumerate(table.rows):
         for frame in frames:
             if np.isfinite(frame.scores[place]).all():
                 own = dict(zip(frame.queries, frame.scores[place].tolist(), strict=True))
@@ -166,24 +168,24 @@ def _by_label(board: ScoreTable, frames: Sequence[SubsetScores]) -> dict[str, di
     return found
 
 
-def significance_grids(board: ScoreTable, tested: SignificanceTests) -> list[Grid]:
+def significance_grids(table: ScoreTable, tests: SignificanceTests) -> list[Grid]:
     """Return the tests as tables: intervals and letters, and for few models every pair.
 
     Args:
-        board: The table.
-        tested: See `compare_rows`.
+        table: One of `score_tables`.
+        tests: See `compare_rows`.
     """
-    if tested.marks is None:
+    if tests.marks is None:
         return []
-    marks = tested.marks
+    marks = tests.marks
     rows = tuple(
         (
             row.label,
-            _interval(tested.intervals[row.label]),
+            _interval(tests.intervals[row.label]),
             marks.letters[row.label],
             _beaten(marks, row.label),
         )
-        for row in board.rows
+        for row in table.rows
         if row.label in marks.letters
     )
     note = (
@@ -191,12 +193,12 @@ def significance_grids(board: ScoreTable, tested: SignificanceTests) -> list[Gri
         f"pairs, level {marks.alpha:g}; models without a common letter differ"
     )
     notes = [note]
-    if tested.left_out:
-        notes.append(f"without scores by query on every subset: {', '.join(tested.left_out)}")
+    if tests.left_out:
+        notes.append(f"without scores by query on every subset: {', '.join(tests.left_out)}")
     head = ("model", "mean, 95 % interval", "letters", "significantly better than")
-    grids = [Grid(f"{board.name}: significance", head, rows, tuple(notes), words=4)]
+    grids = [Grid(f"{table.name}: significance", head, rows, tuple(notes), words=4)]
     if len(marks.letters) <= _MODELS_WITH_PAIRS:
-        grids.append(_pairs_grid(board, tested, marks))
+        grids.append(_pairs_grid(table, tests, marks))
     return grids
 
 
@@ -212,8 +214,8 @@ def _beaten(marks: Marks, label: str) -> str:
     return "all others" if len(beaten) == len(marks.letters) - 1 > 1 else ", ".join(beaten)
 
 
-def _pairs_grid(board: ScoreTable, tested: SignificanceTests, marks: Marks) -> Grid:
-    columns = [column for column in board.columns if column in tested.subsets]
+def _pairs_grid(table: ScoreTable, tests: SignificanceTests, marks: Marks) -> Grid:
+    columns = [column for column in table.columns if column in tests.subsets]
     names = marks.comparison.models
     pairs = [(one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
     rows = tuple(
@@ -221,13 +223,13 @@ def _pairs_grid(board: ScoreTable, tested: SignificanceTests, marks: Marks) -> G
             one,
             two,
             _pvalue(marks.comparison.pair(one, two)[1]),
-            *(_pair(tested.subsets[column], one, two) for column in columns),
+            *(_pair(tests.subsets[column], one, two) for column in columns),
         )
         for one, two in pairs
     )
-    head = ("model", "other model", "all", *(board.head(column) for column in columns))
+    head = ("model", "other model", "all", *(table.head(column) for column in columns))
     note = "p-values after Holm's correction over the pairs of each column"
-    return Grid(f"{board.name}: p-values", head, rows, (note,), words=2)
+    return Grid(f"{table.name}: p-values", head, rows, (note,), words=2)
 
 
 def _pair(marks: Marks, one: str, two: str) -> str:
@@ -239,16 +241,16 @@ def _pvalue(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}"
 
 
-def published_data(board: ScoreTable) -> list[dict[str, Any]]:
+def published_data(table: ScoreTable) -> list[dict[str, Any]]:
     """Return a table's comparisons with published scores as plain data.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
     """
     return [
         {
             "row": source.row,
-            "label": board.rows[source.row].label,
+            "label": table.rows[source.row].label,
             "source": source.source,
             "url": source.url,
             "note": source.note,
@@ -257,30 +259,30 @@ def published_data(board: ScoreTable) -> list[dict[str, Any]]:
                     "published": one.published.value,
                     "ours": round(one.ours, 4),
                     "difference": round(one.difference, 4),
-                    "within_noise": one.within_noise if board.metric == _METRIC else None,
+                    "within_noise": one.within_noise if table.metric == _METRIC else None,
                 }
                 for subset, one in source.scores.items()
             },
         }
-        for source in published_comparisons(board)
+        for source in published_comparisons(table)
     ]
 
 
-def significance_data(tested: SignificanceTests) -> dict[str, Any]:
+def significance_data(tests: SignificanceTests) -> dict[str, Any]:
     """Return tests as plain data.
 
     Args:
-        tested: See `compare_rows`.
+        tests: See `compare_rows`.
     """
     intervals = {
         label: {"mean": one.mean, "low": _finite(one.low), "high": _finite(one.high)}
-        for label, one in tested.intervals.items()
+        for label, one in tests.intervals.items()
     }
     return {
         "intervals": intervals,
-        "all": _marks_data(tested.marks) if tested.marks is not None else None,
-        "subsets": {column: _marks_data(marks) for column, marks in tested.subsets.items()},
-        "left_out": list(tested.left_out),
+        "all": _marks_data(tests.marks) if tests.marks is not None else None,
+        "subsets": {column: _marks_data(marks) for column, marks in tests.subsets.items()},
+        "left_out": list(tests.left_out),
     }
 
 

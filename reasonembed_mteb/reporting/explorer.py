@@ -68,12 +68,12 @@ class _Chosen:
 
 
 def explore(
-    boards: Sequence[ScoreTable], budget: int = BUDGET
+    tables: Sequence[ScoreTable], budget: int = BUDGET
 ) -> tuple[list[dict[str, Any] | None], list[str]]:
     """Return the explorer's data for each table.
 
     Args:
-        boards: Tables.
+        tables: See `score_tables`.
         budget: Bytes for texts and documents, shared by the tables.
 
     Returns:
@@ -82,31 +82,31 @@ def explore(
     """
     explored: list[dict[str, Any] | None] = []
     problems: list[str] = []
-    for left, board in zip(range(len(boards), 0, -1), boards, strict=True):
-        frames, lines = read_frames(board)
+    for left, table in zip(range(len(tables), 0, -1), tables, strict=True):
+        frames, lines = read_frames(table)
         problems += lines
         # What one table leaves over goes to those after it.
         room = _Room(budget // left)
-        explored.append(_explored(board, frames, room) if frames else None)
+        explored.append(_explored(table, frames, room) if frames else None)
         budget -= budget // left - room.left
     return explored, problems
 
 
-def _explored(board: ScoreTable, frames: Sequence[SubsetScores], room: _Room) -> dict[str, Any]:
+def _explored(table: ScoreTable, frames: Sequence[SubsetScores], room: _Room) -> dict[str, Any]:
     chosen = _choose(frames)
     documents: dict[str, str] = {}
-    subsets = [_subset(board, frame, chosen.get(frame.column), documents, room) for frame in frames]
+    subsets = [_subset(table, frame, chosen.get(frame.column), documents, room) for frame in frames]
     return {"subsets": subsets, "documents": documents}
 
 
 def _subset(
-    board: ScoreTable, frame: SubsetScores, chosen: _Chosen | None, documents: dict[str, str], room: _Room
+    table: ScoreTable, frame: SubsetScores, chosen: _Chosen | None, documents: dict[str, str], room: _Room
 ) -> dict[str, Any]:
     """Return one subset: queries, scores, and what is shown of the chosen ones; add texts to `documents`."""
     kept: dict[str, Any] = {}
     missing = ""
     if chosen is not None:
-        found = _found(board, chosen)
+        found = _found(table, chosen)
         ids = {frame.queries[place] for place in chosen.places}
         named = {name for one in found.values() for f in one.values() for name in _named(f)}
         texts = local_texts(frame.task, ids, named)
@@ -183,7 +183,7 @@ def _rows_shown(scores: Floats) -> list[int]:
     )
 
 
-def _found(board: ScoreTable, chosen: _Chosen) -> dict[int, dict[str, RankedDocuments]]:
+def _found(table: ScoreTable, chosen: _Chosen) -> dict[int, dict[str, RankedDocuments]]:
     """Read what the rows found that are shown, each file once."""
     wanted: dict[int, list[str]] = {}
     for place, rows in chosen.places.items():
@@ -192,7 +192,7 @@ def _found(board: ScoreTable, chosen: _Chosen) -> dict[int, dict[str, RankedDocu
     found = {}
     for row, queries in wanted.items():
         try:
-            found[row] = read_rankings(board.rows[row].cells[chosen.frame.column], queries, _DOCUMENTS)
+            found[row] = read_rankings(table.rows[row].cells[chosen.frame.column], queries, _DOCUMENTS)
         except DataError:
             # Its scores could be read, and are shown; the explorer says that the documents are not here.
             continue

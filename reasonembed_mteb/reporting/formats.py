@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.reporting.tables import Cost, Mean, ModelRow, ScoreTable
 
 MISSING = "-"
-# Columns of a terminal table that goes into a file or a pipe, which has no width of its own.
+# Columns of a terminal table that goes into a file or a pipe, which has no width.
 _WIDTH = 200
 
 
@@ -63,45 +63,45 @@ def mean_cell(mean: Mean | None, decimals: int = 2) -> str:
     return text if mean.whole else f"{text}* ({mean.count}/{mean.of})"
 
 
-def score_grid(board: ScoreTable, *, decimals: int = 2, marks: Mapping[str, str] | None = None) -> Grid:
+def score_grid(table: ScoreTable, *, decimals: int = 2, marks: Mapping[str, str] | None = None) -> Grid:
     """Return a table of scores.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
         decimals: Of every score.
         marks: A mark behind the mean, by label of the row.
     """
-    variants = any(row.variant for row in board.rows)
-    head = ("rank", "model", *(("table",) if variants else ()), "mean", *board.groups)
+    variants = any(row.variant for row in table.rows)
+    head = ("rank", "model", *(("table",) if variants else ()), "mean", *table.groups)
     rows = tuple(
         (
             MISSING if row.rank is None else str(row.rank),
             row.label,
             *((row.variant,) if variants else ()),
             f"{mean_cell(row.mean, decimals)} {(marks or {}).get(row.label, '')}".rstrip(),
-            *(mean_cell(row.groups.get(name), decimals) for name in board.groups),
-            *(_score(row, column, decimals) for column in board.columns),
+            *(mean_cell(row.groups.get(name), decimals) for name in table.groups),
+            *(_score(row, column, decimals) for column in table.columns),
         )
-        for row in board.rows
+        for row in table.rows
     )
-    metric = metric_name(board.metric) if board.metric else "main scores"
-    title = f"{board.name}: {metric} in % ({board.about})"
-    short = tuple(board.head(column) for column in board.columns)
-    return Grid(title, (*head, *short), rows, board.notes, words=3 if variants else 2)
+    metric = metric_name(table.metric) if table.metric else "main scores"
+    title = f"{table.name}: {metric} in % ({table.about})"
+    short = tuple(table.head(column) for column in table.columns)
+    return Grid(title, (*head, *short), rows, table.notes, words=3 if variants else 2)
 
 
 def _score(row: ModelRow, column: str, decimals: int) -> str:
     return percent(row.cells[column].score if column in row.cells else None, decimals)
 
 
-def cost_grid(board: ScoreTable, *, decimals: int = 2) -> Grid | None:
+def cost_grid(table: ScoreTable, *, decimals: int = 2) -> Grid | None:
     """Return each row's cost and mean, or None where nothing is known.
 
     Args:
-        board: The table of scores.
+        table: One of `score_tables`.
         decimals: Of the mean.
     """
-    if not any(row.cost.known for row in board.rows):
+    if not any(row.cost.known for row in table.rows):
         return None
     head = ("model", "device", "mean", "seconds", "tokens", "tokens/s", "cut", "vector size")
     rows = tuple(
@@ -111,9 +111,9 @@ def cost_grid(board: ScoreTable, *, decimals: int = 2) -> Grid | None:
             mean_cell(row.mean, decimals),
             *_costs(row.cost),
         )
-        for row in board.rows
+        for row in table.rows
     )
-    return Grid(f"{board.name}: cost beside quality, all subsets together", head, rows, words=2)
+    return Grid(f"{table.name}: quality and cost, all subsets together", head, rows, words=2)
 
 
 def _costs(cost: Cost) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def as_table(grid: Grid, width: int | None = None) -> str:
     """Return a grid for a terminal.
 
     Args:
-        grid: The grid.
+        grid: Its cells may hold text from data; what acts on a terminal is shown instead.
         width: Columns of the terminal; None for a file.
     """
     from rich import box
@@ -155,11 +155,7 @@ def as_table(grid: Grid, width: int | None = None) -> str:
 
 
 def as_markdown(grid: Grid) -> str:
-    """Return a grid as a GitHub table.
-
-    Args:
-        grid: The grid.
-    """
+    """Return a grid as a GitHub table, its notes below."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(markdown, cells))} |"
@@ -172,11 +168,7 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_latex(grid: Grid) -> str:
-    """Return a grid as a LaTeX table with booktabs rules.
-
-    Args:
-        grid: The grid.
-    """
+    """Return a grid as a LaTeX table with booktabs rules."""
     columns = "l" * grid.words + "r" * (len(grid.head) - grid.words)
 
     def line(cells: Sequence[str]) -> str:
@@ -199,29 +191,29 @@ def as_latex(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(boards: Sequence[ScoreTable]) -> str:
+def as_csv(tables: Sequence[ScoreTable]) -> str:
     """Return every score as one line: table, model, revision, subset, task, score in ``[0, 1]``, metric.
 
     Means and groups are lines of their own; a missing cell has no score.
 
     Args:
-        boards: Tables.
+        tables: See `score_tables`.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     head = ["table", "model", "revision", "kind", "subset", "task", "metric", "score", "count", "of", "rank"]
     writer.writerow(head)
-    for line in _csv_lines(boards):
+    for line in _csv_lines(tables):
         # Every cell: names of models, folders, subsets and tasks all come from data.
         writer.writerow(map(csv_cell, line))
     return stream.getvalue()
 
 
-def _csv_lines(boards: Sequence[ScoreTable]) -> Iterator[list[Any]]:
-    for board in boards:
-        for row in board.rows:
-            start = [row.variant or board.name, row.label, row.model.revision]
-            for column in board.columns:
+def _csv_lines(tables: Sequence[ScoreTable]) -> Iterator[list[Any]]:
+    for table in tables:
+        for row in table.rows:
+            start = [row.variant or table.name, row.label, row.model.revision]
+            for column in table.columns:
                 cell = row.cells.get(column)
                 scored = [cell.task, cell.metric, cell.score] if cell else ["", "", ""]
                 yield [*start, "subset", column, *scored, "", "", ""]
@@ -229,41 +221,41 @@ def _csv_lines(boards: Sequence[ScoreTable]) -> Iterator[list[Any]]:
                 if mean is not None:
                     numbers = [mean.value, mean.count, mean.of]
                     kind, rank = ("group", "") if name else ("mean", row.rank or "")
-                    yield [*start, kind, name, "", board.metric, *numbers, rank]
+                    yield [*start, kind, name, "", table.metric, *numbers, rank]
 
 
-def as_data(board: ScoreTable) -> dict[str, Any]:
+def as_data(table: ScoreTable) -> dict[str, Any]:
     """Return a table as plain data, for JSON.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
     """
     return {
-        "name": board.name,
-        "about": board.about,
-        "metric": board.metric,
-        "columns": list(board.columns),
-        "groups": {name: list(members) for name, members in board.groups.items()},
-        "notes": list(board.notes),
+        "name": table.name,
+        "about": table.about,
+        "metric": table.metric,
+        "columns": list(table.columns),
+        "groups": {name: list(members) for name, members in table.groups.items()},
+        "notes": list(table.notes),
         "rows": [
             {
                 "model": row.model.name,
                 "label": row.label,
                 "revision": row.model.revision,
                 "options": row.model.options or None,
-                "table": row.variant or board.name,
+                "table": row.variant or table.name,
                 "rank": row.rank,
                 "mean": _mean_data(row.mean),
                 "groups": {name: _mean_data(mean) for name, mean in row.groups.items()},
                 "scores": {
                     column: row.cells[column].score if column in row.cells else None
-                    for column in board.columns
+                    for column in table.columns
                 },
                 "tasks": {column: cell.task for column, cell in row.cells.items()},
                 "mteb_versions": sorted({cell.mteb_version for cell in row.cells.values()}),
                 "cost": asdict(row.cost),
             }
-            for row in board.rows
+            for row in table.rows
         ],
     }
 

@@ -104,7 +104,7 @@ def inspect_query(
         results: What was read.
         task: MTEB task name.
         query: Query id.
-        models: Labels or names; none means every model with scores of record.
+        models: Labels or names; none means every model with scores by query.
         top: How many documents.
 
     Raises:
@@ -206,7 +206,7 @@ def differ(
 
 
 def _kept(results: ResultSet, task: str) -> list[Result]:
-    """Return a task's results that have scores of record."""
+    """Return a task's results that have scores by query."""
     of_task = [result for result in results.found if result.task == task]
     if not of_task:
         raise unknown_name("task of these results", task, {result.task for result in results.found})
@@ -218,7 +218,7 @@ def _kept(results: ResultSet, task: str) -> list[Result]:
 
 
 def _of(results: ResultSet, model: Model, task: str | None) -> list[Result]:
-    """Return a model's full results that have scores of record."""
+    """Return a model's full results that have scores by query."""
     found = _kept(results, task) if task is not None else results.found
     held = [one for one in found if one.model == model and one.scores_file is not None and one.limit is None]
     if not held:

@@ -4,7 +4,7 @@
   const at = (id) => document.getElementById(id);
   const DASH = "\u2013";
   const PAGE = 20;
-  let board = data.boards[0];
+  let table = data.tables[0];
   let sorting = { key: "rank", down: false };
   let costSorting = { key: "mean", down: true };
   let limit = PAGE;
@@ -39,7 +39,7 @@
 
   function shownRows() {
     const words = at("filter").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    return board.rows.filter((row) => {
+    return table.rows.filter((row) => {
       const text = `${display(row)} ${row.revision}`.toLowerCase();
       return words.every((word) => text.includes(word));
     });
@@ -77,11 +77,11 @@
       { key: "rank", label: "#", up: true, title: "rank by whole mean", value: (row) => row.rank },
       { key: "label", label: "model", up: true, value: (row) => display(row).toLowerCase() },
       { key: "mean", label: "mean", title: "macro mean of the subsets", value: (row) => (whole(row.mean) ? row.mean.value : null) },
-      ...board.groups.map((group) => ({
+      ...table.groups.map((group) => ({
         key: `group ${group}`, label: group === "StackExchange" ? "StackEx." : group, title: `macro mean of ${group}`, value: (row) => (row.groups[group] ? row.groups[group].value : null),
       })),
-      ...board.columns.map((column, place) => ({
-        key: `subset ${column}`, label: board.short[place], title: column, value: (row) => row.scores[place],
+      ...table.columns.map((column, place) => ({
+        key: `subset ${column}`, label: table.short[place], title: column, value: (row) => row.scores[place],
       })),
     ].map((column) => ({ ...column, table: "scores-table" }));
   }
@@ -108,41 +108,41 @@
     const rows = shownRows();
     const column = columns.find((one) => one.key === sorting.key) || columns[0];
     const ordered = sorted(rows, column.value, sorting.down);
-    const best = board.columns.map((_, place) => Math.max(...board.rows.map((row) => row.scores[place] ?? -1)));
+    const best = table.columns.map((_, place) => Math.max(...table.rows.map((row) => row.scores[place] ?? -1)));
     const body = ordered.map((row) => make("tr", {},
       make("td", {}, row.rank === null ? DASH : String(row.rank)),
       nameCell(row),
       meanCell(row.mean, "mean", row.mark),
-      ...board.groups.map((group) => meanCell(row.groups[group] || null, "", "")),
+      ...table.groups.map((group) => meanCell(row.groups[group] || null, "", "")),
       ...row.scores.map((score, place) => (score === null
         ? make("td", { class: "none", title: "no result" }, DASH)
-        : make("td", { class: score === best[place] ? "best" : "", title: board.columns[place] }, percent(score)))),
+        : make("td", { class: score === best[place] ? "best" : "", title: table.columns[place] }, percent(score)))),
     ));
     at("scores-table").replaceChildren(make("table", {},
-      make("caption", {}, `${board.name}: scores in per cent`),
+      make("caption", {}, `${table.name}: scores in per cent`),
       make("thead", {}, sortable(columns, sorting, drawScores)), make("tbody", {}, ...body)));
-    at("shown").textContent = rows.length === board.rows.length ? `${rows.length} models` : `${rows.length} of ${board.rows.length} models`;
+    at("shown").textContent = rows.length === table.rows.length ? `${rows.length} models` : `${rows.length} of ${table.rows.length} models`;
   }
 
   function drawHeat() {
     const rows = shownRows();
     const values = (place) => rows.map((row) => row.scores[place]).filter((score) => score !== null);
-    const all = board.columns.flatMap((_, place) => values(place));
+    const all = table.columns.flatMap((_, place) => values(place));
     const range = (held) => [Math.min(...held), Math.max(...held)];
     const within = at("heat-scale").value === "column";
-    const ranges = board.columns.map((_, place) => range(within ? values(place) : all));
+    const ranges = table.columns.map((_, place) => range(within ? values(place) : all));
     const body = rows.map((row) => make("tr", {}, nameCell(row), ...row.scores.map((score, place) => {
-      if (score === null) return make("td", { class: "none", title: `${board.columns[place]}: no result` }, DASH);
+      if (score === null) return make("td", { class: "none", title: `${table.columns[place]}: no result` }, DASH);
       const [low, high] = ranges[place];
       const share = high > low ? (score - low) / (high - low) : 0.5;
-      const cell = make("td", { class: share > 0.55 ? "value deep" : "value", title: `${row.label}, ${board.columns[place]}: ${percent(score)}` }, percent(score, 1));
+      const cell = make("td", { class: share > 0.55 ? "value deep" : "value", title: `${row.label}, ${table.columns[place]}: ${percent(score)}` }, percent(score, 1));
       cell.style.setProperty("--p", String(Math.round(4 + 86 * share)));
       return cell;
     })));
     const head = make("tr", {}, make("th", { scope: "col", class: "name" }, "model"),
-      ...board.short.map((short, place) => make("th", { scope: "col", title: board.columns[place] }, short)));
+      ...table.short.map((short, place) => make("th", { scope: "col", title: table.columns[place] }, short)));
     at("heat-table").replaceChildren(make("table", { class: "heat" },
-      make("caption", {}, `${board.name}: heat map of models by subsets`), make("thead", {}, head), make("tbody", {}, ...body)));
+      make("caption", {}, `${table.name}: heat map of models by subsets`), make("thead", {}, head), make("tbody", {}, ...body)));
   }
 
   function pair(label, small, score, scale, noise) {
@@ -171,15 +171,15 @@
 
   function drawPublished() {
     const kept = new Set(shownRows());
-    const held = board.published.filter((one) => kept.has(board.rows[one.row]));
+    const held = table.published.filter((one) => kept.has(table.rows[one.row]));
     const chosen = at("published-of").value;
     at("published-note").replaceChildren();
     if (!held.length) {
-      at("published-bars").replaceChildren(empty(board.published.length ? "No shown model has published scores."
+      at("published-bars").replaceChildren(empty(table.published.length ? "No shown model has published scores."
         : "Nobody published scores of these models for this table."));
       return;
     }
-    const one = chosen === "mean" ? null : board.published[Number(chosen)];
+    const one = chosen === "mean" ? null : table.published[Number(chosen)];
     const bars = one === null
       ? held.filter((source) => source.scores.mean).map((source) => [source.label, source.source, source.scores.mean, data.noise.mean])
       : Object.entries(one.scores).map(([subset, score]) => [subset === "mean" ? "macro mean" : subset, "", score, subset === "mean" ? data.noise.mean : data.noise.subset]);
@@ -282,7 +282,7 @@
       nameCell(row), meanCell(row.mean, "mean", ""), make("td", {}, number(row.cost.seconds, 1)), make("td", {}, number(row.cost.tokens)),
       make("td", {}, number(speed(row))), make("td", {}, number(row.cost.truncated)), make("td", {}, number(row.cost.dimensions)),
       make("td", {}, row.cost.device || DASH)));
-    at("cost-table").replaceChildren(make("table", {}, make("caption", {}, `${board.name}: cost beside quality`),
+    at("cost-table").replaceChildren(make("table", {}, make("caption", {}, `${table.name}: quality and cost`),
       make("thead", {}, sortable(columns, costSorting, drawCost)), make("tbody", {}, ...body)));
   }
 
@@ -291,7 +291,7 @@
     const wanted = at("subset").value;
     const words = at("search").value.trim().toLowerCase();
     const found = [];
-    for (const subset of board.explorer ? board.explorer.subsets : []) {
+    for (const subset of table.explorer ? table.explorer.subsets : []) {
       if (wanted && subset.column !== wanted) continue;
       const [left, right] = [subset.scores[one], subset.scores[two]];
       if (!left || !right) continue;
@@ -310,7 +310,7 @@
       const item = make("li", {}, make("span", { class: "id" }, id));
       if (score !== null) item.append(make("span", { class: "num" }, ` ${score}`));
       if (gold !== null && gold.includes(id)) item.append(" ", make("span", { class: "gold" }, "relevant"));
-      const text = board.explorer.documents[`${subset.column}\t${id}`];
+      const text = table.explorer.documents[`${subset.column}\t${id}`];
       if (text) item.append(make("span", { class: "body" }, text));
       return item;
     }));
@@ -328,7 +328,7 @@
       : make("p", { class: "muted" }, one.subset.missing || "The text of this query is not at hand."));
     const sides = [["first", "left"], ["second", "right"]].map(([id, key]) => {
       const place = at(id).value;
-      const title = `${display(board.rows[Number(place)])}: ${(one[key] / 10).toFixed(1)}`;
+      const title = `${display(table.rows[Number(place)])}: ${(one[key] / 10).toFixed(1)}`;
       const hits = one.kept.hits[place];
       return hits ? side(title, hits, one.kept.gold, one.subset)
         : make("div", {}, make("h3", {}, title), make("p", { class: "muted" }, "Its documents are not in the page: ", command.cloneNode(true)));
@@ -339,7 +339,7 @@
 
   function drawQueries() {
     const note = at("queries-note");
-    if (!board.explorer) {
+    if (!table.explorer) {
       note.textContent = "";
       at("more").hidden = true;
       at("query-list").replaceChildren(make("li", {}, empty("No model of this table has scores by query; reasonembed run keeps them.")));
@@ -364,30 +364,30 @@
   function drawAll() { drawScores(); drawHeat(); drawPublished(); drawCost(); }
 
   function fill() {
-    board = data.boards[Number(at("board").value)];
+    table = data.tables[Number(at("table").value)];
     Object.assign(sorting, { key: "rank", down: false });
     limit = PAGE;
-    at("about").textContent = `${board.about[0].toUpperCase()}${board.about.slice(1)}. ${board.metric_name} in %.`;
-    at("scores-note").textContent = board.marks_note || "";
-    at("notes").replaceChildren(...board.notes.map((note) => make("li", {}, note)));
+    at("about").textContent = `${table.about[0].toUpperCase()}${table.about.slice(1)}. ${table.metric_name} in %.`;
+    at("scores-note").textContent = table.marks_note || "";
+    at("notes").replaceChildren(...table.notes.map((note) => make("li", {}, note)));
     choose(at("published-of"), [["mean", "means of all models"],
-      ...board.published.map((one, place) => [String(place), `${one.label}, ${one.source}`])], "mean");
+      ...table.published.map((one, place) => [String(place), `${one.label}, ${one.source}`])], "mean");
     choose(at("cost-axis"), AXES.map(([key, name]) => [key, name]),
-      (AXES.find(([, , value]) => board.rows.some((row) => value(row.cost) > 0)) || AXES[0])[0]);
-    const scored = board.rows.map((row, place) => [String(place), display(row)])
-      .filter(([place]) => board.explorer && board.explorer.subsets.some((subset) => subset.scores[Number(place)]));
+      (AXES.find(([, , value]) => table.rows.some((row) => value(row.cost) > 0)) || AXES[0])[0]);
+    const scored = table.rows.map((row, place) => [String(place), display(row)])
+      .filter(([place]) => table.explorer && table.explorer.subsets.some((subset) => subset.scores[Number(place)]));
     choose(at("first"), scored, scored.length ? scored[0][0] : undefined);
     choose(at("second"), scored, scored.length > 1 ? scored[1][0] : undefined);
-    choose(at("subset"), [["", "all"], ...(board.explorer ? board.explorer.subsets : []).map((subset) => [subset.column, subset.column])]);
+    choose(at("subset"), [["", "all"], ...(table.explorer ? table.explorer.subsets : []).map((subset) => [subset.column, subset.column])]);
     drawAll();
     drawQueries();
   }
 
   const again = () => { limit = PAGE; drawQueries(); };
-  choose(at("board"), data.boards.map((one, place) => [String(place), one.name]));
-  const models = new Set(data.boards.flatMap((one) => one.rows.map((row) => row.label)));
-  at("summary").textContent = `${models.size} ${models.size === 1 ? "model" : "models"}, ${data.boards.length} ${data.boards.length === 1 ? "table" : "tables"}. Results of different tables are not comparable.`;
-  at("board").addEventListener("change", fill);
+  choose(at("table"), data.tables.map((one, place) => [String(place), one.name]));
+  const models = new Set(data.tables.flatMap((one) => one.rows.map((row) => row.label)));
+  at("summary").textContent = `${models.size} ${models.size === 1 ? "model" : "models"}, ${data.tables.length} ${data.tables.length === 1 ? "table" : "tables"}. Results of different tables are not comparable.`;
+  at("table").addEventListener("change", fill);
   at("filter").addEventListener("input", drawAll);
   at("heat-scale").addEventListener("change", drawHeat);
   at("published-of").addEventListener("change", drawPublished);

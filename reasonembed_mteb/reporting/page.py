@@ -27,18 +27,18 @@ _DECIMALS = 5
 
 
 def render_page(
-    boards: Sequence[ScoreTable],
+    tables: Sequence[ScoreTable],
     problems: Sequence[str] = (),
     *,
-    tested: Mapping[str, SignificanceTests] | None = None,
+    tests: Mapping[str, SignificanceTests] | None = None,
     title: str = "Retrieval report",
 ) -> tuple[str, list[str]]:
     """Return the page.
 
     Args:
-        boards: Tables.
+        tables: See `score_tables`.
         problems: Lines about files that were left out, shown at the end.
-        tested: Tests by name of the table, whose letters follow the means.
+        tests: Tests by name of the table, whose letters follow the means.
         title: Heading.
 
     Returns:
@@ -53,11 +53,11 @@ def render_page(
         import markupsafe
     except ImportError as error:
         raise missing_extra("jinja2", "report") from error
-    explored, more = explore(boards)
+    explored, more = explore(tables)
     data = {
-        "boards": [
-            _board(board, explorer, (tested or {}).get(board.name))
-            for board, explorer in zip(boards, explored, strict=True)
+        "tables": [
+            _table(table, explorer, (tests or {}).get(table.name))
+            for table, explorer in zip(tables, explored, strict=True)
         ],
         "noise": {"subset": noise(is_mean=False), "mean": noise(is_mean=True)},
         "problems": [*problems, *more],
@@ -79,38 +79,38 @@ def _part(name: str) -> str:
     return (files("reasonembed_mteb.reporting") / name).read_text(encoding="utf-8")
 
 
-def _board(
-    board: ScoreTable, explorer: dict[str, Any] | None, tested: SignificanceTests | None
+def _table(
+    table: ScoreTable, explorer: dict[str, Any] | None, tests: SignificanceTests | None
 ) -> dict[str, Any]:
-    marks = tested.marks if tested is not None else None
+    marks = tests.marks if tests is not None else None
     letters = marks.letters if marks is not None else {}
     return {
-        "name": board.name,
-        "about": board.about,
-        "metric_name": metric_name(board.metric) if board.metric else "main scores",
-        "columns": list(board.columns),
-        "short": [board.head(column) for column in board.columns],
-        "groups": list(board.groups),
-        "notes": list(board.notes),
-        "marks_note": _marks_note(tested),
-        "rows": [_row(row, board, letters.get(row.label, "")) for row in board.rows],
-        "published": published_data(board),
+        "name": table.name,
+        "about": table.about,
+        "metric_name": metric_name(table.metric) if table.metric else "main scores",
+        "columns": list(table.columns),
+        "short": [table.head(column) for column in table.columns],
+        "groups": list(table.groups),
+        "notes": list(table.notes),
+        "marks_note": _marks_note(tests),
+        "rows": [_row(row, table, letters.get(row.label, "")) for row in table.rows],
+        "published": published_data(table),
         "explorer": explorer,
     }
 
 
-def _marks_note(tested: SignificanceTests | None) -> str:
-    if tested is None or tested.marks is None:
+def _marks_note(tests: SignificanceTests | None) -> str:
+    if tests is None or tests.marks is None:
         return ""
-    marks = tested.marks
+    marks = tests.marks
     return (
         "Models without a common letter differ significantly: paired randomisation test over "
         f"{marks.comparison.queries:,} queries, Holm's correction over all pairs, level {marks.alpha:g}."
     )
 
 
-def _row(row: ModelRow, board: ScoreTable, mark: str) -> dict[str, Any]:
-    scores = [row.cells[column].score if column in row.cells else None for column in board.columns]
+def _row(row: ModelRow, table: ScoreTable, mark: str) -> dict[str, Any]:
+    scores = [row.cells[column].score if column in row.cells else None for column in table.columns]
     return {
         "label": row.label,
         "model": row.model.name,

@@ -1,4 +1,4 @@
-"""The page's plots by matplotlib: heat map, bars against published scores, cost beside quality."""
+"""The page's plots by matplotlib: heat map, bars against published scores, quality and cost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from reasonembed_mteb.reporting.comparison import published_comparisons
 from reasonembed_mteb.reporting.formats import MISSING
 from reasonembed_mteb.reporting.published import MEAN, noise
 from reasonembed_mteb.reporting.tables import metric_name
+from reasonembed_mteb.retrieval.rows import REASONING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
 _NOISE_METRIC = "ndcg_at_10"
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def draw(board: ScoreTable) -> dict[str, Figure]:
+def draw(table: ScoreTable) -> dict[str, Figure]:
     """Return the pictures of a table.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
 
     Returns:
-        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known.
+        ``heatmap``; ``published`` where anything was; ``cost`` where seconds are known; ``profile`` of a
+        table whose columns are kinds of reasoning.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -39,7 +42,12 @@ def draw(board: ScoreTable) -> dict[str, Figure]:
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
     mpl.rcParams["svg.hashsalt"] = "reasonembed"
-    drawn = {"heatmap": heat_map(board), "published": published_bars(board), "cost": cost_plot(board)}
+    drawn = {
+        "heatmap": heat_map(table),
+        "published": published_bars(table),
+        "cost": cost_plot(table),
+        "profile": profile_plot(table),
+    }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -53,41 +61,41 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def heat_map(board: ScoreTable) -> Figure:
+def heat_map(table: ScoreTable) -> Figure:
     """Return models by subsets; colours run from the worst to the best of each subset.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
     """
     scores = np.array(
-        [[row.cells[c].score if c in row.cells else np.nan for c in board.columns] for row in board.rows]
+        [[row.cells[c].score if c in row.cells else np.nan for c in table.columns] for row in table.rows]
     )
     low, high = np.fmin.reduce(scores), np.fmax.reduce(scores)
     span = np.where(high > low, high - low, 1.0)
     shares = np.where(high > low, (scores - low) / span, np.where(np.isnan(scores), np.nan, 0.5))
-    count = len(board.columns)
-    figure, axes = _figure(3.4 + 0.62 * count, 1.3 + 0.3 * len(board.rows))
+    count = len(table.columns)
+    figure, axes = _figure(3.4 + 0.62 * count, 1.3 + 0.3 * len(table.rows))
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=-0.1, vmax=1.25, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
         text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
         color = "white" if shares[row, column] > 0.75 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(count), [board.head(column) for column in board.columns], fontsize=9)
-    axes.set_yticks(range(len(board.rows)), [figure_text(_label(row)) for row in board.rows], fontsize=9)
+    axes.set_xticks(range(count), [table.head(column) for column in table.columns], fontsize=9)
+    axes.set_yticks(range(len(table.rows)), [figure_text(_label(row)) for row in table.rows], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    metric = metric_name(board.metric) if board.metric else "main scores"
-    axes.set_title(figure_text(f"{board.name}: {metric} in %"), fontsize=10, loc="left")
+    metric = metric_name(table.metric) if table.metric else "main scores"
+    axes.set_title(figure_text(f"{table.name}: {metric} in %"), fontsize=10, loc="left")
     return figure
 
 
-def published_bars(board: ScoreTable) -> Figure | None:
+def published_bars(table: ScoreTable) -> Figure | None:
     """Return our means and the published ones, or None where none was published.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
     """
-    held = [source for source in published_comparisons(board) if MEAN in source.scores]
+    held = [source for source in published_comparisons(table) if MEAN in source.scores]
     if not held:
         return None
     held.reverse()
@@ -95,7 +103,7 @@ def published_bars(board: ScoreTable) -> Figure | None:
     means = [source.scores[MEAN] for source in held]
     figure, axes = _figure(9, 1.3 + 0.5 * len(held))
     theirs = [one.published.value for one in means]
-    band = noise(is_mean=True) if board.metric == _NOISE_METRIC else None
+    band = noise(is_mean=True) if table.metric == _NOISE_METRIC else None
     axes.barh(places + 0.19, [one.ours for one in means], 0.36, color=_BLUE, label="ours")
     axes.barh(
         places - 0.19, theirs, 0.36, color=_ORANGE, label="published", xerr=band, ecolor="black", capsize=3
@@ -103,23 +111,54 @@ def published_bars(board: ScoreTable) -> Figure | None:
     for place, one in zip(places, means, strict=True):
         ends = max(one.ours, one.published.value) + 0.9
         axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
-    names = [f"{board.rows[source.row].label}\n{source.source}" for source in held]
+    names = [f"{table.rows[source.row].label}\n{source.source}" for source in held]
     axes.set_yticks(places, [figure_text(name) for name in names], fontsize=8)
     axes.set_xlabel(
-        f"mean {metric_name(board.metric)}, %" + (f"; whiskers: reproduction noise ±{band:g}" if band else "")
+        f"mean {metric_name(table.metric)}, %" + (f"; whiskers: reproduction noise ±{band:g}" if band else "")
     )
-    axes.set_title(figure_text(f"{board.name}: ours against published"), fontsize=10, loc="left")
+    axes.set_title(figure_text(f"{table.name}: ours against published"), fontsize=10, loc="left")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def cost_plot(board: ScoreTable) -> Figure | None:
+def profile_plot(table: ScoreTable) -> Figure | None:
+    """Return each model's scores over the kinds of reasoning, or None for a table of other columns.
+
+    Dots rather than lines or a radar: kinds have no order, and ten models stay apart.
+
+    Args:
+        table: The table.
+    """
+    if not (table.rows and table.columns and set(table.columns) <= set(REASONING)):
+        return None
+    figure, axes = _figure(8, 1.6 + 0.19 * (len(table.rows) + 1) * len(table.columns))
+    step = 0.88 / len(table.rows)
+    for place, row in enumerate(table.rows):
+        held = [column for column in table.columns if column in row.cells]
+        heights = [table.columns.index(column) + (place + 0.5) * step - 0.44 for column in held]
+        scores = [100 * row.cells[column].score for column in held]
+        color, mark = f"C{place % 10}", _MARKS[place % len(_MARKS)]
+        axes.hlines(heights, 0, scores, color=color, linewidth=1, alpha=0.5)
+        axes.plot(scores, heights, mark, color=color, label=figure_text(_label(row)), markersize=6)
+        for score, height in zip(scores, heights, strict=True):
+            axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=_GREY)
+    axes.set_yticks(range(len(table.columns)), list(table.columns), fontsize=9)
+    axes.set_ylim(len(table.columns) - 0.5, -0.5)
+    axes.margins(x=0.08)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("mean of the benchmarks' main scores in each kind, %")
+    axes.set_title(figure_text(table.name), fontsize=10, loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def cost_plot(table: ScoreTable) -> Figure | None:
     """Return the mean by seconds, area by size of the vectors, or None where no time is known.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
     """
-    held = [row for row in board.rows if row.mean is not None and row.mean.whole and row.cost.seconds]
+    held = [row for row in table.rows if row.mean is not None and row.mean.whole and row.cost.seconds]
     if not held:
         return None
     seconds = np.array([row.cost.seconds for row in held], dtype=float)
@@ -145,8 +184,8 @@ def cost_plot(board: ScoreTable) -> Figure | None:
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel("seconds, all subsets together (area: size of the vectors)")
-    axes.set_ylabel(f"mean {metric_name(board.metric)}, %")
-    axes.set_title(figure_text(f"{board.name}: cost beside quality"), fontsize=10, loc="left")
+    axes.set_ylabel(f"mean {metric_name(table.metric)}, %")
+    axes.set_title(figure_text(f"{table.name}: quality and cost"), fontsize=10, loc="left")
     return figure
 
 

@@ -79,6 +79,8 @@ def _task_names() -> dict[tuple[str, str], str]:
         if row.is_rewritten:
             continue
         found[row.benchmark, row.subset] = row.name
+        if row.is_mtebs and row.mteb_benchmark:
+            found[row.mteb_benchmark, row.subset] = row.name
         if row.mteb_name is not None and row.mteb_benchmark:
             found[row.mteb_benchmark, row.subset] = row.mteb_name
         found |= {(other.benchmark, row.subset): other.name for other in row.also}

@@ -5,7 +5,6 @@ A report fetches nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.evaluation.scores import read_scores
+from reasonembed_mteb.retrieval.layouts import load_corpus, load_queries
 from reasonembed_mteb.retrieval.rows import row_of_task
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.reporting.results import Result
     from reasonembed_mteb.reporting.tables import ScoreTable
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,18 @@ def local_texts(task: str, queries: Collection[str], documents: Collection[str])
     if row is None:
         return Texts(missing=f"{task} is in none of the task tables, so its texts are not known")
     try:
-        return Texts(_queries(row, set(queries)), _documents(row, set(documents)))
+        return Texts(_pick(load_queries(row), set(queries)), _pick(load_corpus(row), set(documents)))
     except DataError as error:
         return Texts(missing=f"no texts: {error}")
 
 
-def _documents(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.document_column
-    return _pick(read_split(row, *splits_of(row)[0], columns=("id", column)), column, wanted)
-
-
-def _queries(row: TaskRow, wanted: set[str]) -> dict[str, str]:
-    column = row.query_column
-    return _pick(read_split(row, *splits_of(row)[1], columns=("id", column)), column, wanted)
-
-
-def _pick(data: Dataset, column: str, wanted: set[str]) -> dict[str, str]:
+def _pick(data: Dataset, wanted: set[str]) -> dict[str, str]:
     """Read the rows of some ids alone: corpora are large, and memory-mapped."""
     ids: list[str] = data["id"][:]
     rows = [row for row, name in enumerate(ids) if name in wanted]
     if not rows:
         return {}
-    texts: Any = data.select(rows)[column][:]
+    texts: Any = data.select(rows)["text"][:]
     # A later row of the same id counts, as it does in the task itself.
     return {ids[row]: str(text) for row, text in zip(rows, texts, strict=True)}
 
@@ -115,7 +104,7 @@ class SubsetScores:
 
 
 def read_columns(result: Result, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a result's scores of record.
+    """Read some columns of a result's scores by query.
 
     Args:
         result: It must have them.
@@ -127,25 +116,12 @@ def read_columns(result: Result, columns: Sequence[str]) -> pa.Table:
     Raises:
         DataError: If the file is damaged, of another format, or lacks a column.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    file = result.scores_file
-    if file is None:
+    if result.scores_file is None:
         msg = f"{result.file} has no scores by query; `reasonembed run` keeps them"
         raise DataError(msg)
-    try:
-        with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            missing = [name for name in columns if name not in names]
-            table = None if missing else opened.read([*columns, "split", "subset"], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the task again with --overwrite"
-        raise DataError(msg) from error
-    if table is None:
-        msg = f"{file} keeps no {', '.join(missing)}; it has {', '.join(names)}"
-        raise DataError(msg)
+    table = read_scores(result.scores_file, columns).table
     own = pc.and_(pc.equal(table["split"], result.split), pc.equal(table["subset"], result.subset))
     return table.filter(own).select(list(columns))
 
@@ -158,10 +134,7 @@ def main_metric(result: Result) -> str:
     """
     if result.metric is not None:
         return result.metric
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_schema(result.scores_file).metadata if result.scores_file else None
-    info: dict[str, Any] = json.loads((metadata or {}).get(b"reasonembed", b"{}"))
+    info = read_scores(result.scores_file, ()).info if result.scores_file is not None else {}
     return str(info.get("main_score", "ndcg_at_10"))
 
 
@@ -169,7 +142,7 @@ def read_scores_by_query(result: Result) -> dict[str, float]:
     """Return the main score of each query.
 
     Args:
-        result: One with scores of record.
+        result: One with scores by query.
 
     Raises:
         DataError: If they are damaged, or their mean is not the main score.
@@ -195,7 +168,7 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
         board: The table.
 
     Returns:
-        A frame for each column where any model has scores of record, and a line for each file that was
+        A frame for each column where any model has scores by query, and a line for each file that was
         left out.
     """
     cells = [
@@ -251,12 +224,12 @@ def read_rankings(
     """Return what a model found for some queries.
 
     Args:
-        result: One with scores of record.
+        result: One with scores by query.
         queries: Query ids; those that are not there are left out.
         top: How many documents, or None for all.
 
     Raises:
-        DataError: If the scores of record are damaged.
+        DataError: If the scores by query are damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

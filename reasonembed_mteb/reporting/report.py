@@ -17,6 +17,7 @@ from reasonembed_mteb.reporting.comparison import (
     significance_grids,
 )
 from reasonembed_mteb.reporting.queries import read_frames
+from reasonembed_mteb.reporting.suites import suite_tables
 from reasonembed_mteb.reporting.tables import score_tables
 
 if TYPE_CHECKING:
@@ -64,52 +65,52 @@ def write_report(
     Returns:
         The text, and a line for each file of scores by query that was left out.
     """
-    boards = score_tables(results, together=wanted.together)
-    tested, problems = _tests(boards, format == "json") if wanted.significance else ({}, [])
+    tables = [*score_tables(results, together=wanted.together), *suite_tables(results)]
+    tests, problems = _tests(tables, format == "json") if wanted.significance else ({}, [])
     if format == "html":
         from reasonembed_mteb.reporting.page import render_page
 
-        page, more = render_page(boards, results.problems, tested=tested)
+        page, more = render_page(tables, results.problems, tests=tests)
         return page, list(dict.fromkeys([*problems, *more]))
     if format == "csv":
-        return formats.as_csv(boards), problems
+        return formats.as_csv(tables), problems
     if format == "json":
-        tables = [_data(board, wanted, tested) for board in boards]
-        return formats.to_json({"tables": tables, "left_out": [*results.problems, *problems]}), problems
-    grids = [grid for board in boards for grid in _grids(board, wanted, tested.get(board.name))]
+        data = [_data(table, wanted, tests) for table in tables]
+        return formats.to_json({"tables": data, "left_out": [*results.problems, *problems]}), problems
+    grids = [grid for table in tables for grid in _grids(table, wanted, tests.get(table.name))]
     if format == "table":
         return "\n".join(formats.as_table(grid, width) for grid in grids), problems
     return "\n".join(map(formats.GRID_FORMATS[format], grids)), problems
 
 
 def _tests(
-    boards: Sequence[ScoreTable], every_subset: bool
+    tables: Sequence[ScoreTable], every_subset: bool
 ) -> tuple[dict[str, SignificanceTests], list[str]]:
-    tested, problems = {}, []
-    for board in boards:
-        frames, lines = read_frames(board)
-        tested[board.name] = compare_rows(board, frames, every_subset=every_subset)
+    tests, problems = {}, []
+    for table in tables:
+        frames, lines = read_frames(table)
+        tests[table.name] = compare_rows(table, frames, every_subset=every_subset)
         problems += lines
-    return tested, problems
+    return tests, problems
 
 
-def _grids(board: ScoreTable, wanted: ReportOptions, tested: SignificanceTests | None) -> list[Grid]:
-    marks = tested.marks.letters if tested is not None and tested.marks is not None else None
-    grids = [formats.score_grid(board, decimals=wanted.decimals, marks=marks)]
-    if tested is not None:
-        grids += significance_grids(board, tested)
+def _grids(table: ScoreTable, wanted: ReportOptions, tests: SignificanceTests | None) -> list[Grid]:
+    marks = tests.marks.letters if tests is not None and tests.marks is not None else None
+    grids = [formats.score_grid(table, decimals=wanted.decimals, marks=marks)]
+    if tests is not None:
+        grids += significance_grids(table, tests)
     if wanted.published:
-        grids += published_grids(board, decimals=wanted.decimals)
-    costs = formats.cost_grid(board, decimals=wanted.decimals) if wanted.cost else None
+        grids += published_grids(table, decimals=wanted.decimals)
+    costs = formats.cost_grid(table, decimals=wanted.decimals) if wanted.cost else None
     return grids if costs is None else [*grids, costs]
 
 
-def _data(board: ScoreTable, wanted: ReportOptions, tested: dict[str, SignificanceTests]) -> dict[str, Any]:
-    data = formats.as_data(board)
+def _data(table: ScoreTable, wanted: ReportOptions, tests: dict[str, SignificanceTests]) -> dict[str, Any]:
+    data = formats.as_data(table)
     if wanted.published:
-        data["published"] = published_data(board)
-    if board.name in tested:
-        data["significance"] = significance_data(tested[board.name])
+        data["published"] = published_data(table)
+    if table.name in tests:
+        data["significance"] = significance_data(tests[table.name])
     return data
 
 
@@ -120,7 +121,7 @@ def draw_report(
     *,
     together: bool = False,
 ) -> list[Path]:
-    """Write a report's pictures: for each table a heat map, bars against published, cost beside quality.
+    """Write a report's pictures: for each table a heat map, bars against published, quality and cost.
 
     Args:
         results: What was read.
@@ -135,9 +136,9 @@ def draw_report(
     from reasonembed_mteb.reporting.pictures import draw
 
     written = []
-    for board in score_tables(results, together=together):
-        stem = file_name(re.sub(r"[^\w.-]+", "-", board.name).strip("-"))
-        for name, figure in draw(board).items():
+    for table in (*score_tables(results, together=together), *suite_tables(results)):
+        stem = file_name(re.sub(r"[^\w.-]+", "-", table.name).strip("-"))
+        for name, figure in draw(table).items():
             file = folder / f"{stem}-{name}.{format}"
             with replacing(file) as part:
                 # Without a date and with fixed ids, the same results give the same bytes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
+from reasonembed_mteb.files import bytes_hash, is_number
 from reasonembed_mteb.retrieval.rows import row_of_task
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Result:
         model: Whose.
         task: MTEB task name.
         split: Split of the data.
-        subset: MTEB's subset of the task, mostly ``default``.
+        subset: MTEB's subset of the task, mostly ``default``; empty for the mean of several.
         score: Main score, ``[0, 1]`` for retrieval.
         metric: Its name, or None where neither we nor MTEB know the task.
         file: The result file.
@@ -52,9 +53,9 @@ class Result:
         data_revision: Revision of the data.
         seconds: How long it took, if that is known.
         limit: Number of queries of a smoke run; None for a full one.
-        record: What `reasonembed run` recorded of it; empty for others' results.
+        record: What `reasonembed run` recorded of it; None for others' results.
         meta: MTEB's metadata of the model; empty where the folder has none.
-        scores_file: Scores of record, query by query, or None.
+        scores_file: Scores by query, or None.
     """
 
     model: Model
@@ -68,7 +69,7 @@ class Result:
     data_revision: str
     seconds: float | None = None
     limit: int | None = None
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    record: Record | None = field(default=None, repr=False)
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
     scores_file: Path | None = None
 
@@ -136,7 +137,7 @@ _OTHER_FOLDERS = frozenset({"records", "remote", "predictions"})
 _NO_RESULTS = frozenset({"model_meta.json"})
 _NO_REVISION = "no_revision_available"
 # Metrics of retrieval are shares; whoever edits a file tends to write per cent.
-_SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate")
+_SHARES = ("ndcg", "recall", "map", "mrr", "precision", "hit_rate", "alpha_ndcg", "coverage", "ppa")
 # MTEB rounds what it writes to five or six decimals.
 _ROUNDING = 2e-5
 
@@ -166,8 +167,26 @@ def read_results(folders: Sequence[Path]) -> ResultSet:
                 results.found += _read(file, folder, metas)
             except DataError as error:
                 results.problems.append(f"{file}: {error}")
-    results.found = _apart(results.found)
+    results.found = _one_a_task(_apart(results.found))
     return results
+
+
+def _one_a_task(found: Sequence[Result]) -> list[Result]:
+    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it."""
+    pools: dict[tuple[Any, ...], list[Result]] = {}
+    for result in found:
+        # MTEB's own tasks over several of our rows keep their subsets.
+        alone = row_of_task(result.task) is None
+        key = (result.model, result.task, result.split, result.limit, result.subset if alone else "")
+        pools.setdefault(key, []).append(result)
+    return [
+        held[0] if len(held) == 1 else replace(held[0], subset="", score=_mean_of(held), scores_file=None)
+        for held in pools.values()
+    ]
+
+
+def _mean_of(held: Sequence[Result]) -> float:
+    return math.fsum(result.score for result in held) / len(held)
 
 
 def _result_files(folder: Path) -> Iterator[Path]:
@@ -194,12 +213,11 @@ def _read(file: Path, folder: Path, metas: dict[Path, dict[str, Any]]) -> list[R
         metas[file.parent] = _json(file.parent / "model_meta.json")
     meta = metas[file.parent]
     beside = _beside(file)
-    record = _checked(_json(beside), beside) if beside is not None else {}
-    digest = hashlib.sha256(content, usedforsecurity=False).hexdigest()
-    if record and record.get("result") != digest:
+    record = read_record(beside) if beside is not None else None
+    if record is not None and record.result != bytes_hash(content):
         msg = f"it changed since it was recorded: run it again, or delete {beside} to take it as it is"
         raise DataError(msg)
-    scores_file = beside.with_suffix(".parquet") if beside is not None and record else None
+    scores_file = scores_path(beside) if beside is not None else None
     base = Result(
         model=_model(file, meta, record, str(folder)),
         task=loaded.task_name,
@@ -291,7 +309,7 @@ def score_problem(entry: Mapping[str, Any], metric: str | None) -> str | None:
     if is_share(metric) and not 0 <= value <= 1:
         return f"its main score is {value}, and {metric} lies in [0, 1]: it was edited; run the task again"
     named = entry.get(metric, value)
-    if _is_number(named) and abs(named - value) > _ROUNDING:
+    if is_number(named) and abs(named - value) > _ROUNDING:
         return f"its main score {value} is not its {metric} {named}: it was edited; run the task again"
     return None
 
@@ -313,7 +331,7 @@ def _score(entry: dict[str, Any], result: Result) -> float:
     return float(entry["main_score"])
 
 
-def _model(file: Path, meta: dict[str, Any], record: dict[str, Any], source: str) -> Model:
+def _model(file: Path, meta: dict[str, Any], record: Record | None, source: str) -> Model:
     folder = file.parent
     experiment = folder.name if folder.parent.name == "experiments" else ""
     own = folder.parent.parent if experiment else folder
@@ -321,9 +339,8 @@ def _model(file: Path, meta: dict[str, Any], record: dict[str, Any], source: str
     bare = "__" in own.name and "__" not in own.parent.name
     name = (own if bare else own.parent).name.replace("__", "/", 1)
     options = [experiment] if experiment else []
-    causes = record.get("causes") or {}
-    if causes.get("rerank"):
-        options.append(f"reranks the {str(causes['rerank']).partition(' ')[2] or 'first stage'}")
+    if record is not None and record.causes.rerank:
+        options.append(f"reranks the {record.causes.rerank.partition(' ')[2] or 'first stage'}")
     return Model(
         name=str(meta.get("name") or name),
         revision=str(meta.get("revision") or (_NO_REVISION if bare else own.name)),
@@ -351,31 +368,15 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Refuse a record whose parts are not what `reasonembed run` writes."""
-    parts = [record.get(name) or {} for name in ("causes", "cost")]
-    if not all(isinstance(part, dict) for part in parts) or not all(
-        value is None or _is_number(value) for name, value in parts[1].items() if name != "device_name"
-    ):
-        msg = f"its record {file} is damaged; run the task again, or delete the record"
-        raise DataError(msg)
-    return record
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _seconds(record: dict[str, Any], evaluation_time: float | None) -> float | None:
-    recorded = (record.get("cost") or {}).get("seconds")
+def _seconds(record: Record | None, evaluation_time: float | None) -> float | None:
+    recorded = record.cost.seconds if record is not None else None
     seconds: Any = recorded if recorded is not None else evaluation_time
-    return float(seconds) if _is_number(seconds) else None
+    return float(seconds) if is_number(seconds) else None
 
 
-def _limit(record: dict[str, Any], data_revision: str) -> int | None:
-    recorded = (record.get("causes") or {}).get("limit")
-    if recorded:
-        return int(recorded)
+def _limit(record: Record | None, data_revision: str) -> int | None:
+    if record is not None and record.causes.limit:
+        return int(record.causes.limit)
     marked = data_revision.rpartition("+limit")[2]
     return int(marked) if "+limit" in data_revision and marked.isdigit() else None
 

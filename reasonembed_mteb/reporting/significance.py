@@ -1,4 +1,4 @@
-"""Whether a difference is real: paired randomisation tests, Holm's correction, bootstrap intervals.
+"""Whether a difference is real: paired randomisation tests, Holm's correction, letters for a table.
 
 The test flips the sign of each query's difference at random (Fisher's randomisation test; Smucker et al.,
 CIKM 2007, recommend it for retrieval). One pair is scipy's own `permutation_test`; `compare_models` gives
@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.reporting.bootstrap import (
-    RESAMPLES,
-    Interval,
-    bootstrap_interval,
-    bootstrap_intervals,
-    pool,
-    score_matrix,
-)
+from reasonembed_mteb.reporting.bootstrap import RESAMPLES, score_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,22 +22,6 @@ if TYPE_CHECKING:
 
     Scores = Mapping[str, float]
     Floats = NDArray[np.float64]
-
-__all__ = [
-    "ALPHA",
-    "Comparison",
-    "Interval",
-    "Marks",
-    "PairedTest",
-    "bootstrap_interval",
-    "bootstrap_intervals",
-    "compare_models",
-    "holm",
-    "paired_test",
-    "pairwise_pvalues",
-    "pool",
-    "significance_marks",
-]
 
 ALPHA = 0.05
 # Rows of signs at a time: they and 50 models' sums stay in the processor's cache.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.record import Record
 from reasonembed_mteb.retrieval.rows import collections, load_rows
 
 if TYPE_CHECKING:
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 _THEIRS = ", MTEB's own"
-_METRICS = {"ndcg": "nDCG", "recall": "recall", "map": "MAP", "mrr": "MRR", "precision": "precision"}
+_METRICS = {
+    "ndcg": "nDCG",
+    "alpha_ndcg": "alpha-nDCG",
+    "recall": "recall",
+    "map": "MAP",
+    "mrr": "MRR",
+    "precision": "precision",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class TableKey:
         published: Under which benchmark its published scores stand; empty for none.
         heads: Each column with its short head.
         groups: Each column that is part of a group, with the group.
+        units: Each column that counts in the mean only together with others, with what they are.
     """
 
     name: str
@@ -41,6 +50,7 @@ class TableKey:
     published: str = ""
     heads: tuple[tuple[str, str], ...] = ()
     groups: tuple[tuple[str, str], ...] = ()
+    units: tuple[tuple[str, str], ...] = ()
 
 
 @cache
@@ -52,7 +62,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             members.setdefault((name, family, about, row.main_score), []).append((task, row))
     found: dict[str, tuple[TableKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
-        board = TableKey(
+        table = TableKey(
             name,
             family,
             about,
@@ -61,8 +71,9 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             published=name.removesuffix(_THEIRS),
             heads=tuple((row.subset, row.short) for _, row in tasks),
             groups=tuple((row.subset, row.group) for _, row in tasks if row.group),
+            units=tuple((row.subset, row.unit) for _, row in tasks if row.unit),
         )
-        found |= {task: (board, row.subset) for task, row in tasks}
+        found |= {task: (table, row.subset) for task, row in tasks}
     return found
 
 
@@ -74,6 +85,14 @@ def _places() -> dict[str, tuple[TableKey, str]]:
 def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
     """Yield the tasks that share a row's data, each with the name, family and description of its table."""
     about = _about(row)
+    if row.is_mtebs:
+        yield (
+            row.name,
+            (row.mteb_benchmark or row.benchmark) + _THEIRS,
+            row.family,
+            f"{about}; MTEB's own tasks",
+        )
+        return
     yield row.name, row.benchmark, row.family, f"{about}; our tasks"
     if row.is_rewritten:
         return
@@ -105,12 +124,12 @@ def place(result: Result) -> tuple[TableKey, str]:
     found = _places().get(result.task)
     if found is None:
         found = _elsewhere(result)
-    board, column = found
+    table, column = found
     if result.limit is not None:
-        name = f"{board.name}, first {result.limit} queries"
-        about = f"smoke run over the first {result.limit} queries, not a result; {board.about}"
-        board = replace(board, name=name, family=f"{board.family} smoke", about=about, published="")
-    return board, column
+        name = f"{table.name}, first {result.limit} queries"
+        about = f"smoke run over the first {result.limit} queries, not a result; {table.about}"
+        table = replace(table, name=name, family=f"{table.family} smoke", about=about, published="")
+    return table, column
 
 
 def _elsewhere(result: Result) -> tuple[TableKey, str]:
@@ -264,18 +283,18 @@ def score_tables(results: ResultSet, *, together: bool = False) -> list[ScoreTab
     for result in results.found:
         key, column = place(result)
         placed.setdefault(key, {}).setdefault(result.model, {})[column] = result
-    boards = {key: _board(key, rows, labels) for key, rows in placed.items()}
+    tables = {key: _table(key, rows, labels) for key, rows in placed.items()}
     order = table_order()
-    keys = sorted(boards, key=lambda key: (order.get(key.name, len(order)), key.name))
+    keys = sorted(tables, key=lambda key: (order.get(key.name, len(order)), key.name))
     if not together:
-        return [boards[key] for key in keys]
+        return [tables[key] for key in keys]
     families: dict[str, list[ScoreTable]] = {}
     for key in keys:
-        families.setdefault(key.family, []).append(boards[key])
+        families.setdefault(key.family, []).append(tables[key])
     return [_merge(family, members) for family, members in families.items()]
 
 
-def _board(
+def _table(
     key: TableKey, found: Mapping[Model, Mapping[str, Result]], labels: Mapping[Model, str]
 ) -> ScoreTable:
     seen = sorted({column for cells in found.values() for column in cells})
@@ -287,7 +306,8 @@ def _board(
     }
     # One group alone says no more than the mean.
     groups = groups if len(groups) > 1 else {}
-    rows = [_row(model, labels[model], cells, columns, groups) for model, cells in found.items()]
+    units = dict(key.units)
+    rows = [_row(model, labels[model], cells, columns, groups, units) for model, cells in found.items()]
     return ScoreTable(
         key.name,
         key.about,
@@ -307,21 +327,30 @@ def _row(
     cells: Mapping[str, Result],
     columns: Sequence[str],
     groups: Mapping[str, Sequence[str]],
+    units: Mapping[str, str],
 ) -> ModelRow:
     return ModelRow(
         model=model,
         label=label,
         variant="",
         cells=dict(cells),
-        mean=_mean(cells, columns),
+        mean=_mean(cells, columns, units),
         groups={name: mean for name, held in groups.items() if (mean := _mean(cells, held)) is not None},
         cost=_cost(cells.values()),
     )
 
 
-def _mean(cells: Mapping[str, Result], columns: Sequence[str]) -> Mean | None:
-    scores = [cells[column].score for column in columns if column in cells]
-    return Mean(sum(scores) / len(scores), len(scores), len(columns)) if scores else None
+def _mean(
+    cells: Mapping[str, Result], columns: Sequence[str], units: Mapping[str, str] | None = None
+) -> Mean | None:
+    """Return the macro mean over what is there; columns of one unit count together as one."""
+    held: dict[str, list[float]] = {}
+    for column in columns:
+        if column in cells:
+            held.setdefault((units or {}).get(column, column), []).append(cells[column].score)
+    means = [sum(scores) / len(scores) for scores in held.values()]
+    count = sum(len(scores) for scores in held.values())
+    return Mean(sum(means) / len(means), count, len(columns)) if means else None
 
 
 def ranked(rows: Sequence[ModelRow]) -> list[ModelRow]:
@@ -360,17 +389,16 @@ def _notes(rows: Iterable[ModelRow]) -> tuple[str, ...]:
 
 def _cost(cells: Iterable[Result]) -> Cost:
     held = list(cells)
-    costs = [dict(cell.record.get("cost") or {}) for cell in held]
-    sizes = {cost.get("dimensions") for cost in costs} - {None}
+    records = [cell.record or Record() for cell in held]
+    costs = [record.cost for record in records]
+    sizes = {cost.dimensions for cost in costs} - {None}
     if not sizes:
         sizes = {size for cell in held if isinstance(size := cell.meta.get("embed_dim"), int)}
-    devices = [
-        cost.get("device_name") or cell.record.get("device") for cost, cell in zip(costs, held, strict=True)
-    ]
+    devices = [record.cost.device_name or record.device for record in records]
     return Cost(
         seconds=_total([cell.seconds for cell in held]),
-        tokens=_whole(_total([cost.get("tokens") for cost in costs])),
-        truncated=_whole(_total([cost.get("truncated") for cost in costs])),
+        tokens=_whole(_total([cost.tokens for cost in costs])),
+        truncated=_whole(_total([cost.truncated for cost in costs])),
         dimensions=sizes.pop() if len(sizes) == 1 else None,
         device=", ".join(sorted({str(device) for device in devices if device})) or None,
     )
@@ -386,22 +414,22 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _merge(family: str, boards: Sequence[ScoreTable]) -> ScoreTable:
-    if len(boards) == 1:
-        return boards[0]
-    columns = tuple(dict.fromkeys(column for board in boards for column in board.columns))
-    groups = max((board.groups for board in boards), key=len)
-    metrics = {board.metric for board in boards}
+def _merge(family: str, tables: Sequence[ScoreTable]) -> ScoreTable:
+    if len(tables) == 1:
+        return tables[0]
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    groups = max((table.groups for table in tables), key=len)
+    metrics = {table.metric for table in tables}
     return ScoreTable(
-        name=f"{family}, {len(boards)} tables together",
-        about="; ".join(f"{board.name}: {board.about}" for board in boards),
+        name=f"{family}, {len(tables)} tables together",
+        about="; ".join(f"{table.name}: {table.about}" for table in tables),
         metric=metrics.pop() if len(metrics) == 1 else None,
         columns=columns,
         groups=groups,
-        rows=[replace(row, variant=board.name) for board in boards for row in board.rows],
+        rows=[replace(row, variant=table.name) for table in tables for row in table.rows],
         notes=(
             "ranks hold within each of the tables",
-            *dict.fromkeys(note for board in boards for note in board.notes),
+            *dict.fromkeys(note for table in tables for note in table.notes),
         ),
-        heads={column: head for board in boards for column, head in board.heads.items()},
+        heads={column: head for table in tables for column, head in table.heads.items()},
     )

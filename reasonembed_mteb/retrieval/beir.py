@@ -118,7 +118,7 @@ def read_folder(folder: Path, split: str = "test") -> dict[str, Any]:
         split: Stem of the labels' file.
 
     Returns:
-        What `reasonembed_mteb.retrieval.labels.load_split` returns.
+        What `reasonembed_mteb.retrieval.layouts.load_split` returns.
 
     Raises:
         DataError: If a file is missing or wrong; the message names file and line.
@@ -172,12 +172,13 @@ class Protected:
     queries: tuple[str, ...]
 
 
-def read_protected(folder: Path, documents: set[str]) -> Protected:
+def read_protected(folder: Path, documents: set[str], without: str | None = None) -> Protected:
     """Read what must stay apart, from every split; queries and labels may be missing.
 
     Args:
         folder: A BEIR folder.
         documents: Ids of its documents.
+        without: A split that is trained on: only the queries that other splits have labels for stay apart.
 
     Raises:
         DataError: If a file is wrong; the message names file and line.
@@ -186,10 +187,14 @@ def read_protected(folder: Path, documents: set[str]) -> Protected:
     texts = {} if queries_file is None else {name: text for name, text, _ in read_texts(queries_file)}
     gold: set[str] = set()
     excluded: set[str] = set()
-    for file in splits.values():
+    asked: set[str] = set()
+    for split, file in splits.items():
+        if split == without:
+            continue
         known = None if queries_file is None else set(texts)
         labels = qrels.read_qrels(file, known, documents)
         check_relevant_documents(labels, documents, str(file))
+        asked.update(labels)
         gold.update(d for found in labels.values() for d, label in found.items() if label > 0)
         excluded.update(chain.from_iterable(own_ids(labels, texts, documents, str(file)).values()))
     listed = find_file(folder / EXCLUDED)
@@ -197,11 +202,12 @@ def read_protected(folder: Path, documents: set[str]) -> Protected:
         pairs = qrels.read_exclusions(listed, set(texts) or None, documents)
         excluded = set(chain.from_iterable(pairs.values()))
     files = [*splits.values(), *(file for file in (queries_file, listed) if file is not None)]
-    return Protected(tuple(files), frozenset(gold), frozenset(excluded), tuple(texts.values()))
+    apart = tuple(text for name, text in texts.items() if without is None or name in asked)
+    return Protected(tuple(files), frozenset(gold), frozenset(excluded), apart)
 
 
 def read_labels(file: Path) -> Labels:
-    """Read a file of labels; one that lies in a BEIR folder is read as the folder's.
+    """Read a file of labels; one in a BEIR folder is read as the folder's.
 
     Args:
         file: TREC qrels, or BEIR's table.
@@ -209,11 +215,11 @@ def read_labels(file: Path) -> Labels:
     Raises:
         DataError: See `reasonembed_mteb.retrieval.qrels.read_qrels`.
     """
-    return qrels.read_qrels(file, *_known_beside(file))
+    return qrels.read_qrels(file, *_known_nearby(file))
 
 
 def read_excluded(file: Path) -> Exclusions:
-    """Read a file of exclusions; one that lies in a BEIR folder is read as the folder's.
+    """Read a file of exclusions; one in a BEIR folder is read as the folder's.
 
     Args:
         file: See `reasonembed_mteb.retrieval.qrels.read_exclusions`.
@@ -221,10 +227,10 @@ def read_excluded(file: Path) -> Exclusions:
     Raises:
         DataError: If a line cannot be read; the message names file and line.
     """
-    return qrels.read_exclusions(file, *_known_beside(file))
+    return qrels.read_exclusions(file, *_known_nearby(file))
 
 
-def _known_beside(file: Path) -> tuple[set[str] | None, set[str] | None]:
+def _known_nearby(file: Path) -> tuple[set[str] | None, set[str] | None]:
     """Return the ids of the BEIR folder around a file, where they could matter to how it is read."""
     place = file.resolve().parent
     folder = place.parent if place.name == LABELS else place
@@ -296,7 +302,7 @@ def _check_texts(file: Path, rows: int, without_text: int, repeated: int) -> Non
     if without_text:
         logger.warning("%s: %d lines have no text; they are empty", file, without_text)
     if repeated:
-        logger.warning("%s: %d lines stand there twice; each counts once", file, repeated)
+        logger.warning("%s: %d lines are there twice; each counts once", file, repeated)
 
 
 def _contradiction(file: Path, name: str, number: int) -> DataError:

@@ -1,4 +1,4 @@
-"""BEIR, both ways: tasks as BEIR folders, BEIR folders as MTEB tasks, and our models in beir's own search."""
+"""BEIR, both ways: tasks written as BEIR folders, BEIR folders as MTEB tasks."""
 
 from __future__ import annotations
 

@@ -1,23 +1,17 @@
-"""A task's labels and exclusions: how BRIGHT and R2MED hold them, and the rules that every data set obeys.
-
-One set of rules, whatever the layout: `apply_rules`.
-"""
+"""Labels and exclusions: how BRIGHT writes them, and the rules that all data obey, whatever the layout."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval.sources import read_split, splits_of
+from reasonembed_mteb.errors import DataError, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from datasets import Dataset
-
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 logger = logging.getLogger(__name__)
 
@@ -25,83 +19,9 @@ logger = logging.getLogger(__name__)
 _NO_DOCUMENT = "N/A"
 # From this share of labels that name nothing on, a score on the data is worse than none.
 MANY_MISSING = 0.05
-_NAMED = 5
 
 Labels = dict[str, dict[str, int]]
 Exclusions = dict[str, list[str]]
-
-
-def load_split(row: TaskRow) -> dict[str, Any]:
-    """Load and check one task's data.
-
-    Args:
-        row: The task.
-
-    Returns:
-        MTEB's ``RetrievalSplitData`` (``corpus`` and ``queries`` with columns ``id`` and ``text``,
-        ``relevant_docs``, ``top_ranked=None``) with one key more: ``excluded_ids``, the documents that
-        do not count, by query; queries without any are left out.
-
-    Raises:
-        DataError: If data is missing or damaged, or too much of the gold is not in the corpus.
-    """
-    corpus, queries = _load_r2med(row) if row.layout == "r2med" else _load_bright(row)
-    labels, excluded = load_labels(row)
-    corpus = last_of_each_id(corpus, row.name)
-    # `[:]` reads a column at once; iterating over it reads row by row.
-    known = set(corpus["id"][:])
-    labels, excluded = apply_rules(labels, excluded, queries["id"][:], known, row.name)
-    warn_of_empty_queries(queries, row.name)
-    return {
-        "corpus": corpus,
-        "queries": queries,
-        "relevant_docs": labels,
-        "top_ranked": None,
-        "excluded_ids": excluded,
-    }
-
-
-def _load_bright(row: TaskRow) -> tuple[Dataset, Dataset]:
-    documents, examples = splits_of(row)
-    return _texts(row, documents, row.document_column), _texts(row, examples, row.query_column)
-
-
-def _load_r2med(row: TaskRow) -> tuple[Dataset, Dataset]:
-    corpus_split, query_split, _ = splits_of(row)
-    return _texts(row, corpus_split, row.document_column), _texts(row, query_split, row.query_column)
-
-
-def _texts(row: TaskRow, split: tuple[str, str, str, str], column: str) -> Dataset:
-    """Return ids and texts by MTEB's names."""
-    data = read_split(row, *split, columns=("id", column))
-    return data if column == "text" else data.rename_column(column, "text")
-
-
-def load_labels(row: TaskRow) -> tuple[Labels, Exclusions]:
-    """Load a task's labels and exclusions as they stand; its corpus is not read.
-
-    Args:
-        row: The task.
-
-    Returns:
-        Labels of every query (it may have none), and the exclusions of the queries that have some.
-
-    Raises:
-        DataError: If data is missing or damaged.
-    """
-    if row.layout == "r2med":
-        _, query_split, label_split = splits_of(row)
-        labels: Labels = {query: {} for query in read_split(row, *query_split, columns=("id",))["id"][:]}
-        names = ("q_id", "p_id", "score")
-        columns = (read_split(row, *label_split, columns=names)[name][:] for name in names)
-        for query, document, score in zip(*columns, strict=True):
-            labels.setdefault(query, {})[document] = int(score)
-        return labels, {}
-    _, examples = splits_of(row)
-    excluded = (row.excluded_column,) if row.excluded_column else ()
-    rows = read_split(row, *examples, columns=("id", row.gold_column, *excluded))
-    found = bright_examples(rows, row.gold_column, row.excluded_column)
-    return found.labels, found.excluded
 
 
 @dataclass(frozen=True)
@@ -195,8 +115,8 @@ def _asked_labels(labels: Labels, queries: set[str], name: str) -> Labels:
     if unknown and lost >= MANY_MISSING * every:
         msg = (
             f"{name}: {lost} of {every} labels are for queries that are not among the queries "
-            f"({_some(unknown)}; queries are called {_some(queries, 2)}); {MANY_MISSING:.0%} or more means "
-            "that queries and labels do not belong together: give those that do"
+            f"({first_names(unknown)}; queries are called {first_names(queries, 2)}); {MANY_MISSING:.0%} or "
+            "more means that queries and labels do not belong together: give those that do"
         )
         raise DataError(msg)
     if unknown:
@@ -204,7 +124,7 @@ def _asked_labels(labels: Labels, queries: set[str], name: str) -> Labels:
             "%s: %d labels of queries that are not among the queries are left out: %s",
             name,
             lost,
-            _some(unknown),
+            first_names(unknown),
         )
     return {query: dict(found) for query, found in labels.items() if query in queries}
 
@@ -227,8 +147,8 @@ def check_relevant_documents(labels: Labels, documents: set[str], name: str) -> 
     if len(missing) >= MANY_MISSING * len(relevant):
         msg = (
             f"{name}: {len(missing)} of {len(relevant)} relevant documents are not in the corpus "
-            f"({_some(dict.fromkeys(missing))}); {MANY_MISSING:.0%} or more means that corpus and labels do "
-            "not belong together: give those that do, or download both again"
+            f"({first_names(dict.fromkeys(missing))}); {MANY_MISSING:.0%} or more means that corpus and "
+            "labels do not belong together: give those that do, or download both again"
         )
         raise DataError(msg)
     # They stay in the labels: the official scorer keeps them in the ideal ranking.
@@ -236,7 +156,7 @@ def check_relevant_documents(labels: Labels, documents: set[str], name: str) -> 
         "%s: %d relevant documents are not in the corpus and cannot be found: %s",
         name,
         len(missing),
-        _some(dict.fromkeys(missing)),
+        first_names(dict.fromkeys(missing)),
     )
 
 
@@ -300,7 +220,7 @@ def own_ids(labels: Labels, queries: Iterable[str], documents: set[str], name: s
             "documents are numbered apart: BEIR's rule that a query's own id does not count is off",
             name,
             len(relevant),
-            _some(relevant),
+            first_names(relevant),
         )
         return {}
     if own:
@@ -309,7 +229,7 @@ def own_ids(labels: Labels, queries: Iterable[str], documents: set[str], name: s
             "If they only share a number, write an excluded.tsv with nothing but its header",
             name,
             len(own),
-            _some(own),
+            first_names(own),
         )
     return {query: [query] for query in own}
 
@@ -323,10 +243,4 @@ def warn_of_empty_queries(queries: Dataset, name: str) -> None:
     """
     empty = [q for q, text in zip(queries["id"][:], queries["text"][:], strict=True) if not text.strip()]
     if empty:
-        logger.warning("%s: %d queries are empty: %s", name, len(empty), _some(empty))
-
-
-def _some(names: Collection[str], shown: int = _NAMED) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
+        logger.warning("%s: %d queries are empty: %s", name, len(empty), first_names(empty))

@@ -44,7 +44,7 @@ Labels = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class _Row:
-    """Query, document and, in files of labels, label: cells as they stand in the file."""
+    """Query, document and, in files of labels, label: cells as they are in the file."""
 
     line: int
     cells: tuple[str, ...]
@@ -85,7 +85,7 @@ def read_qrels(
         repeated += before is not None
         labels[query][document] = label
     if repeated:
-        logger.warning("%s: %d labels stand there twice; each counts once", file, repeated)
+        logger.warning("%s: %d labels are there twice; each counts once", file, repeated)
     if not labels:
         msg = f"{file} holds no rows; give a file with labels"
         raise DataError(msg)

@@ -3,7 +3,7 @@
 A table holds ``[defaults]`` and one ``[[task]]`` per row that says only what differs. ``base`` names
 another table whose row of the same subset lies underneath; ``[rewritten]`` repeats every row with
 another query config; ``[[also]]`` names another of MTEB's benchmarks over the same subsets, and
-``[[collection]]`` tasks that share data and stand in no row. ``layouts.toml`` names the columns of each
+``[[collection]]`` tasks that share data and are in no row. ``layouts.toml`` names the columns of each
 layout. Users' own tables come from the folders in ``REASONEMBED_TASKS`` and from `add_tables`.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonembed_mteb.errors import DataError, unknown_name
+from reasonembed_mteb.retrieval.measures import MEASURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,24 +28,29 @@ if TYPE_CHECKING:
 
 TABLES_VARIABLE = "REASONEMBED_TASKS"
 _LAYOUTS = "layouts.toml"
-_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection"})
+_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection", "suite"})
 # What the smaller sections hold: what each must, and what it may.
 _NEEDED: dict[str, dict[str, type]] = {
     "also": {"benchmark": str, "tasks": dict},
     "collection": {"name": str, "tasks": list},
+    "suite": {"name": str, "parts": list},
     "rewritten": {"path": str, "revision": str, "benchmark": str, "suffixes": dict},
 }
 _OPTIONAL: dict[str, dict[str, type]] = {
     "also": {"about": str},
     "collection": {"about": str, "trained_on": bool},
+    "suite": {"about": str, "reference": str, "most_documents": int},
     "rewritten": {},
 }
 # Tables without an order of their own come last.
 _LAST = 1000
 # The name of a task is also that of its result file.
 _NAME = re.compile(r"[\w.()-]+")
-# As MTEB spells the main scores of a retrieval task.
+# As MTEB spells the main scores of a retrieval task; others are those that a row has measured besides.
 _METRIC = re.compile(r"(ndcg|recall|map|mrr|precision|hit_rate)_at_(1|3|5|10|20|100|1000)")
+# arXiv 2605.00063 sorts benchmarks so; which label a task has is our judgement (see docs/suite.md).
+REASONING = ("deductive", "analogical", "causal", "analytical", "numerical")
+DOMAINS = ("science", "medicine", "mathematics", "code", "technology", "society", "law", "general")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Collection:
     Attributes:
         name: As the column ``sources`` of a row spells it.
         trained_on: Whether the published checkpoints were trained on it.
-        tasks: MTEB tasks over it that stand in no row.
+        tasks: MTEB tasks over it that are in no row.
         about: What a reader of their scores has to know.
     """
 
@@ -77,6 +83,34 @@ class Collection:
     trained_on: bool
     tasks: tuple[str, ...]
     about: str = ""
+
+
+@dataclass(frozen=True)
+class SuiteRow:
+    """Several benchmarks as one, whose score is the mean of theirs.
+
+    Attributes:
+        name: The benchmark.
+        parts: Names of our benchmarks.
+        about: What it is, in a sentence.
+        reference: Address.
+        most_documents: Larger corpora are left out; 0 for none. A corpus whose size nobody says stays.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    about: str = ""
+    reference: str = ""
+    most_documents: int = 0
+
+    def rows(self) -> dict[str, list[TaskRow]]:
+        """Return the rows of each part; a part without any is left out."""
+        most = self.most_documents
+        held = {
+            part: [row for row in benchmarks()[part] if not most or row.documents <= most]
+            for part in self.parts
+        }
+        return {part: rows for part, rows in held.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -113,12 +147,30 @@ class TaskRow:
         short: Column head in reports; by default the subset.
         path_variable: Environment variable that names a local copy.
         copy_folder: Folder of the subset in a local copy; empty for the copy itself.
-        data: Folder beside the table that holds the data itself; empty for the hub or a local copy.
+        data: Folder next to the table that holds the data itself; empty for the hub or a local copy.
         document_column: Column of a document's text.
         query_column: Column of a query's text.
         excluded_column: Column of the documents that do not count; empty for none.
+        id_column: Column of documents' and queries' ids.
+        title_column: Column of a title that goes before a document's text, with a blank; empty for none.
+        query_title_column: Likewise for queries.
+        corpus_split: Split of the documents; by default as the layout has it.
+        queries_split: Split of the queries.
+        labels_split: Split of the labels.
+        label_columns: Columns of query id, document id and label, where labels are rows of their own.
+        excluded_config: Config of the documents that do not count; empty for none.
+        corpus_file: File of the documents in the data set, where it is read by file; may hold ``*``.
+        queries_file: File of the queries.
+        pools: Parts of the corpus that are searched one by one, MTEB's subsets of the task; empty for one.
+        pool_part: Which part of a document's id, split at ``-``, names its pool.
+        measures: Measures besides MTEB's; see `reasonembed_mteb.retrieval.measures`.
+        queries: Number of queries that count, as published; 0 where nobody says.
+        documents: Number of documents, as published; 0 where nobody says.
+        domain: One of `DOMAINS`; empty for none.
+        reasoning: Of `REASONING`, the primary kind first.
+        unit: Tasks of a benchmark with one unit count as one task in its mean; empty for a task by itself.
         rewritten: Which rewriting its queries are; empty for the original ones.
-        table: File that it stands in.
+        table: File that it is in.
     """
 
     name: str
@@ -163,8 +215,31 @@ class TaskRow:
     document_column: str = "text"
     query_column: str = "text"
     excluded_column: str = ""
+    id_column: str = "id"
+    title_column: str = ""
+    query_title_column: str = ""
+    corpus_split: str = ""
+    queries_split: str = ""
+    labels_split: str = ""
+    label_columns: tuple[str, ...] = ()
+    excluded_config: str = ""
+    corpus_file: str = ""
+    queries_file: str = ""
+    pools: tuple[str, ...] = ()
+    pool_part: int = 1
+    measures: tuple[str, ...] = ()
+    queries: int = 0
+    documents: int = 0
+    domain: str = ""
+    reasoning: tuple[str, ...] = ()
+    unit: str = ""
     rewritten: str = ""
     table: str = ""
+
+    @property
+    def is_mtebs(self) -> bool:
+        """Whether the task is one of MTEB's own, which loads its data itself."""
+        return self.layout == MTEB_LAYOUT
 
     @property
     def is_rewritten(self) -> bool:
@@ -181,12 +256,37 @@ class TaskRow:
 # Filled in here, not by a table.
 _DERIVED = frozenset({"also", "rewritten", "table"})
 _COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
+_EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "ppa", "mrs")
 _TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "a table", bool: "true or false"}
-_REQUIRED = ("name", "subset", "instruction", "benchmark", "layout", "path")
-_TEMPLATES = ("path", "reference", "description", "copy_folder", "data")
+_REQUIRED = ("name", "subset", "benchmark", "layout", "path")
+_TEMPLATES = (
+    "path",
+    "reference",
+    "description",
+    "copy_folder",
+    "data",
+    "corpus_config",
+    "queries_config",
+    "gold_column",
+    "corpus_file",
+    "queries_file",
+)
+# The layout of rows that name a task of MTEB's.
+MTEB_LAYOUT = "mteb"
 # What names another table's own tasks and data, and is not inherited from it.
-_OWN = frozenset({"name", "mteb_name", "mteb_benchmark", "sources", "path_variable", "data"})
+_OWN = frozenset(
+    {
+        "name",
+        "mteb_name",
+        "mteb_benchmark",
+        "sources",
+        "path_variable",
+        "data",
+        "queries",
+        "documents",
+    }
+)
 
 _added: list[Path] = []
 
@@ -220,6 +320,7 @@ def add_tables(folders: str | Path | Iterable[str | Path]) -> None:
     _forget()
     try:
         load_rows()
+        suites()
     except DataError:
         _added[:] = before
         _forget()
@@ -227,12 +328,12 @@ def add_tables(folders: str | Path | Iterable[str | Path]) -> None:
 
 
 def _forget() -> None:
-    for cached in (_tables, load_rows, collections, _known):
+    for cached in (_tables, load_rows, collections, suites, _known):
         cached.cache_clear()
 
 
 def is_users(row: TaskRow) -> bool:
-    """Return whether a row stands in a user's table, not in one of this package.
+    """Return whether a row is in a user's table, not in one of this package.
 
     Args:
         row: Any row.
@@ -293,8 +394,8 @@ def _open(file: Traversable, label: str, folder: Traversable) -> _Table:
     for section in content:
         if section not in _SECTIONS:
             _refuse(label, unknown_name("section", section, _SECTIONS))
-    if not content.get("task") and not content.get("collection"):
-        _refuse(label, "it has no [[task]] and no [[collection]]; give one a task")
+    if not any(content.get(section) for section in ("task", "collection", "suite")):
+        _refuse(label, "it has no [[task]], [[collection]] or [[suite]]; give it a task")
     for section, kind in (("defaults", dict), ("rewritten", dict), ("task", list)):
         if not isinstance(content.get(section, kind()), kind):
             _refuse(label, f"{section!r} must be {'[[task]]' if kind is list else f'[{section}]'}")
@@ -326,7 +427,7 @@ def _refuse(where: str, problem: object) -> NoReturn:
     raise DataError(msg)
 
 
-def _layouts() -> dict[str, dict[str, str]]:
+def _layouts() -> dict[str, dict[str, Any]]:
     return _read(tables_folder() / _LAYOUTS, _LAYOUTS)
 
 
@@ -337,9 +438,11 @@ def _make_row(given: dict[str, Any], table: _Table, number: int) -> TaskRow:
     values = _layouts().get(given.get("layout", ""), {}) | given
     if "name" not in values and "mteb_name" in values:
         values["name"] = "ReasonEmbed" + values["mteb_name"].removesuffix("Retrieval")
-    values.setdefault("path", values.get("data"))
+    values.setdefault("path", "MTEB's own" if values.get("layout") == MTEB_LAYOUT else values.get("data"))
     values.setdefault("kind", table.file.name.removesuffix(".toml"))
     missing = [key for key in _REQUIRED if not values.get(key)]
+    # An empty one says that the benchmark's protocol has none.
+    missing += ["instruction"] if "instruction" not in values else []
     if missing:
         _refuse(where, f"{', '.join(missing)} missing; add {'them' if len(missing) > 1 else 'it'}")
     if not _NAME.fullmatch(values["name"]):
@@ -363,17 +466,35 @@ def _check_values(values: dict[str, Any], where: str) -> None:
             _refuse(where, f"{key} = {value!r} must be {_WORDS[kind]}")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
             _refuse(where, f"{key} = {value!r} must be a list of texts")
-    layout, metric = values.get("layout"), values.get("main_score", "ndcg_at_10")
-    if layout is not None and layout not in _layouts():
-        _refuse(where, unknown_name("layout", layout, _layouts()))
-    if not _METRIC.fullmatch(metric):
-        nearest = difflib.get_close_matches(
-            metric, ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10"), n=1
-        )
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "; give one such as 'ndcg_at_10'"
-        _refuse(where, f"unknown main_score {metric!r}{hint}")
+    _check_words(values, where)
+    _check_metric(values.get("main_score", "ndcg_at_10"), values.get("measures", []), where)
     if values.get("max_tokens", 1) < 1:
         _refuse(where, f"max_tokens = {values['max_tokens']} must be 1 or more")
+
+
+def _check_words(values: dict[str, Any], where: str) -> None:
+    """Refuse words that are none of those allowed; the nearest is named."""
+    allowed: dict[str, Sequence[str]] = {
+        "layout": tuple(_layouts()),
+        "domain": ("", *DOMAINS),
+        "reasoning": REASONING,
+    }
+    for key, words in allowed.items():
+        given = values.get(key, [])
+        for word in given if isinstance(given, list) else [given]:
+            if word not in words:
+                _refuse(where, unknown_name(key, word, [one for one in words if one]))
+
+
+def _check_metric(metric: str, measures: Sequence[str], where: str) -> None:
+    for name in measures:
+        if not MEASURE.fullmatch(name):
+            _refuse(where, unknown_name("measure", name, _EXAMPLES))
+    if not _METRIC.fullmatch(metric) and metric not in measures:
+        known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *measures)
+        nearest = difflib.get_close_matches(metric, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "; give one such as 'ndcg_at_10'"
+        _refuse(where, f"unknown main_score {metric!r}{hint}")
 
 
 def _fill(values: dict[str, Any], where: str) -> None:
@@ -385,8 +506,9 @@ def _fill(values: dict[str, Any], where: str) -> None:
             values[key] = values.get(key, "").format(**known)
         except (KeyError, IndexError, ValueError):
             _refuse(where, f"{key} = {values[key]!r}: write {{subset}} or {{wanted}}; double any other brace")
-    # Data beside the table is known by its content.
-    values.setdefault("revision", "" if values["data"] else "main")
+    # Data next to the table is known by its content.
+    held = values["data"] or values["layout"] == MTEB_LAYOUT
+    values.setdefault("revision", "" if held else "main")
     values.setdefault("queries_path", values["path"])
     values.setdefault("queries_revision", values["revision"])
     values.setdefault("family", values["kind"])
@@ -457,7 +579,7 @@ def load_rows() -> tuple[TaskRow, ...]:
 
     Raises:
         DataError: If a table is missing or cannot be read, a row holds an unknown key or value, or a task
-            or benchmark stands in another table already.
+            or benchmark is in another table already.
     """
     found: dict[str, TaskRow] = {}
     owners: dict[str, str] = {}
@@ -466,10 +588,10 @@ def load_rows() -> tuple[TaskRow, ...]:
         for row in (*own, *_rewritten_rows(table, own)):
             if row.name in found:
                 other = found[row.name].table
-                _refuse(table.label, f"task {row.name} stands in {other} already; give it another name")
+                _refuse(table.label, f"task {row.name} is in {other} already; give it another name")
             owner = owners.setdefault(row.benchmark, table.label)
             if owner != table.label:
-                problem = f"benchmark {row.benchmark} stands in {owner} already; give it another name"
+                problem = f"benchmark {row.benchmark} is in {owner} already; give it another name"
                 _refuse(f"{table.label}, task {row.name}", problem)
             found[row.name] = row
     return tuple(found.values())
@@ -485,6 +607,28 @@ def collections() -> tuple[Collection, ...]:
         for table in _tables()
         for part in table.content.get("collection", [])
     )
+
+
+@cache
+def suites() -> dict[str, SuiteRow]:
+    """Return the suites by name, as the tables declare them.
+
+    Raises:
+        DataError: If a part is no benchmark of ours, or the name is taken; the nearest is named.
+    """
+    found: dict[str, SuiteRow] = {}
+    known = benchmarks()
+    for table in _tables():
+        for section in table.content.get("suite", []):
+            values: dict[str, Any] = dict(section)
+            suite = SuiteRow(**values | {"parts": tuple(values["parts"])})
+            if suite.name in known or suite.name in found:
+                _refuse(table.label, f"benchmark {suite.name} stands elsewhere already; give it another name")
+            for part in suite.parts:
+                if part not in known:
+                    _refuse(f"{table.label}, suite {suite.name}", unknown_name("part", part, known))
+            found[suite.name] = suite
+    return found
 
 
 def training_tasks() -> set[str]:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import torch
 
 from reasonembed_mteb.encoding.output import TextsError
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, first_names
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
-from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity
+from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity, id_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from mteb.abstasks.task_metadata import PromptDict, TaskMetadata
     from mteb.models import EncoderProtocol, MTEBModels, SearchProtocol
     from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE = 8192
-_NAMED = 5
 _SEVERAL = 2
+# Documents that an error names.
+_NAMED = 5
 
 Results = dict[str, dict[str, float]]
 
@@ -96,8 +98,9 @@ def _drop_candidates(
 def _warn_nothing_left(results: Results) -> None:
     empty = [query for query, found in results.items() if not found]
     if empty:
-        named = ", ".join(empty[:_NAMED])
-        logger.warning("%d queries have no document left to find and score 0: %s", len(empty), named)
+        logger.warning(
+            "%d queries have no document left to find and score 0: %s", len(empty), first_names(empty)
+        )
 
 
 class _FilteredSearch:
@@ -165,7 +168,7 @@ class _DenseSearch:
         query_ids = queries["id"][:]
         document_ids = _string_column(self._corpus, "id")
         pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
-        best = RunningTopK(len(query_ids), top_k, document_ids)
+        best = RunningTopK(len(query_ids), top_k, id_ranks(document_ids))
         query_vectors = self._encode(self.model, _query_loader(queries, **kwargs), "query", **kwargs)
         similarity = Similarity(self.model, query_vectors)
         chunk_size = self._own_chunk_size()
@@ -246,6 +249,27 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
     column = dataset.with_format("arrow")[:][name] if len(dataset) else pa.array([], pa.string())
     combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return combined.cast(pa.large_string())
+
+
+def search_metadata(name: str, instruction: str, language: str = "eng-Latn") -> TaskMetadata:
+    """Return the metadata of a task that is searched for its results alone, not for scores.
+
+    Args:
+        name: An MTEB task whose prompt and length hold, or any other name.
+        instruction: What queries are asked with; empty for none.
+        language: As MTEB spells it.
+    """
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    return TaskMetadata(
+        name=name,
+        description=f"Search for {name}.",
+        dataset={"path": "local/search", "revision": "1"},
+        type="Retrieval",
+        eval_langs=[language],
+        main_score="ndcg_at_10",
+        prompt=cast("PromptDict", {"query": instruction}) if instruction else None,
+    )
 
 
 def column_loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[Any]:

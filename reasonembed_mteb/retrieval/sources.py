@@ -1,21 +1,23 @@
-"""Parquet files as memory-mapped data sets, read in small batches whatever their row groups.
+"""Where a task's data is, on the hub or in a local copy; its files as memory-mapped data sets.
 
+Parquet is read in small batches, however large its row groups are:
 `Dataset.from_parquet` holds a row group at a time, which in a file written at one go is the whole corpus.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, one_line
 from reasonembed_mteb.files import content_hash
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from reasonembed_mteb.retrieval.rows import TaskRow
 
 _ROWS = 4096
+_ENDINGS = ("parquet", "jsonl", "tsv")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BUFFER = 1 << 20
 
 
@@ -79,7 +83,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def local_copy(row: TaskRow) -> Path | None:
-    """Return the folder of a task's data: beside its table, or a local copy; None for the hub.
+    """Return the folder of a task's data: next to its table, or a local copy; None for the hub.
 
     Args:
         row: The task.
@@ -100,31 +104,66 @@ def local_copy(row: TaskRow) -> Path | None:
     return folder
 
 
-def data_files(folder: Path, config: str, split: str) -> list[Path]:
+class Source(NamedTuple):
+    """A part of a data set.
+
+    Attributes:
+        repo: Hub data set.
+        revision: Its commit.
+        config: Config name; empty where the part is read by file.
+        split: Split name; empty for the only one.
+        file: File or pattern within the data set, where it is read by file.
+    """
+
+    repo: str
+    revision: str
+    config: str
+    split: str
+    file: str = ""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.file or ", ".join(filter(None, (self.config, self.split)))
+
+
+def data_files(folder: Path, config: str, split: str, file: str = "") -> list[Path]:
     """Return the files of one split of one config in a local copy.
 
     Args:
         folder: The local copy.
         config: Config name, which is a folder (``documents/biology-*.parquet``) or the stem of a file.
-        split: Split name.
+        split: Split name; empty for the only one.
+        file: File or pattern in the data set, in place of config and split; found without its folder too.
 
     Raises:
         DataError: If there are none; the message names the file looked for.
     """
-    patterns = (
+    for pattern in (file, Path(file).name) if file else _patterns(config, split):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    wanted = file or f"{config}/{split or '*'}-*.parquet"
+    msg = f"{folder} has no {wanted}; download it, or run only the subsets it holds"
+    raise DataError(msg)
+
+
+def _patterns(config: str, split: str) -> list[str]:
+    """Return where a split may lie: as the hub converts it, as its authors write it, as `hf` leaves it."""
+    if not split:
+        return [f"{config}/*.{ending}" for ending in _ENDINGS] + [f"{config}.{ending}" for ending in _ENDINGS]
+    # The hub keeps the config `default` of a data set in a folder of this name, or at its top.
+    tops = ["data/", ""] if config == "default" else []
+    return [
         f"{config}/{split}-*.parquet",
         f"{config}/{split}.parquet",
         f"{config}-{split}.jsonl",
         f"{config}/{split}.jsonl",
+        *(f"{config}/{split}/*.{ending}" for ending in _ENDINGS),
+        *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl")),
         f"{config}.parquet",
         f"{config}.jsonl",
-    )
-    for pattern in patterns:
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
-    msg = f"{folder} has no {config}/{split}-*.parquet; download it, or run only the subsets it holds"
-    raise DataError(msg)
+    ]
 
 
 def _check_columns(files: Iterable[Path], columns: tuple[str, ...]) -> None:
@@ -147,12 +186,13 @@ def _check_columns(files: Iterable[Path], columns: tuple[str, ...]) -> None:
             raise DataError(msg)
 
 
-def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
+def read_files(files: list[Path], columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Dataset:
     """Read local files into a memory-mapped data set.
 
     Args:
-        files: Parquet files, or JSON Lines files.
+        files: Parquet, JSON Lines, CSV or TSV files; cells of the latter two are text.
         columns: The columns wanted.
+        optional: Columns that need not be there.
 
     Returns:
         A data set with exactly these columns.
@@ -167,33 +207,55 @@ def read_files(files: list[Path], columns: tuple[str, ...]) -> Dataset:
     try:
         if files[0].suffix == ".parquet":
             _check_columns(files, columns)
-            data: Any = read_parquet(files, columns)
+            present = pq.read_schema(files[0]).names
+            data: Any = read_parquet(files, (*columns, *(name for name in optional if name in present)))
+        elif files[0].suffix in _SEPARATORS:
+            data = _read_cells(files)
         else:
             data = Dataset.from_json(names)
     except DatasetGenerationError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         msg = f"{names[0]} cannot be read ({cause}); download it again"
         raise DataError(msg) from error
+    return _selected(data, columns, optional, names[0])
+
+
+def _selected(data: Any, columns: tuple[str, ...], optional: tuple[str, ...], where: str) -> Dataset:  # noqa: ANN401
     missing = [column for column in columns if column not in data.column_names]
     if missing:
-        msg = f"{names[0]} has no column {', '.join(missing)} (it has {', '.join(data.column_names)})"
+        msg = f"{where} has no column {', '.join(missing)} (it has {', '.join(data.column_names)})"
         raise DataError(msg)
-    selected: Dataset = data.select_columns(list(columns))
+    chosen = (*columns, *(name for name in optional if name in data.column_names))
+    selected: Dataset = data.select_columns(list(chosen))
     return selected
 
 
+def _read_cells(files: list[Path] | list[str]) -> Any:  # noqa: ANN401 - Dataset
+    """Read CSV or TSV with every cell as text: an id 007 stays one, and "NA" is no missing value."""
+    from datasets import Dataset, Features, Value
+
+    names = [str(file) for file in files]
+    separator = _SEPARATORS[Path(names[0]).suffix]
+    try:
+        with Path(names[0]).open(encoding="utf-8-sig", newline="") as stream:
+            head = next(csv.reader(stream, delimiter=separator), [])
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        msg = f"{names[0]} cannot be read ({one_line(error)}); download it again"
+        raise DataError(msg) from error
+    features = Features({name: Value("string") for name in head})
+    return Dataset.from_csv(names, features=features, sep=separator, keep_default_na=False)
+
+
 def read_split(
-    row: TaskRow, repo: str, revision: str, config: str, split: str, columns: tuple[str, ...]
+    row: TaskRow, source: Source, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Dataset:
-    """Read one split of one config, from the local copy where there is one, else from the hub.
+    """Read one part of a task's data, from the local copy where there is one, else from the hub.
 
     Args:
         row: The task, for its local copy.
-        repo: Hub data set.
-        revision: Its commit.
-        config: Config name.
-        split: Split name.
+        source: The part; see `splits_of`.
         columns: The columns wanted.
+        optional: Columns that need not be there.
 
     Returns:
         A data set with exactly these columns.
@@ -203,35 +265,73 @@ def read_split(
     """
     folder = local_copy(row)
     if folder is not None:
-        return read_files(data_files(folder, config, split), columns)
-    import datasets
-
+        files = data_files(folder, source.config, source.split, source.file)
+        return read_files(files, columns, optional)
     try:
-        data = datasets.load_dataset(repo, config, split=split, revision=revision)
+        data = _from_hub(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = str(error).splitlines()[0]
         msg = (
-            f"cannot load {repo} ({config}, {split}) at {revision[:12]}: {cause}; go online and run "
-            f"`reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
+            f"cannot load {source.repo} ({source.label}) at {source.revision[:12]}: {cause}; go online and "
+            f"run `reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
         )
         raise DataError(msg) from error
-    missing = [column for column in columns if column not in data.column_names]
-    if missing:
-        msg = f"{repo} ({config}, {split}) at {revision} has no column {', '.join(missing)}"
+    return _selected(data, columns, optional, f"{source.repo} ({source.label}) at {source.revision[:12]}")
+
+
+def _from_hub(source: Source) -> Any:  # noqa: ANN401 - Dataset
+    if source.file:
+        import huggingface_hub
+
+        root = huggingface_hub.snapshot_download(
+            source.repo, repo_type="dataset", revision=source.revision, allow_patterns=[source.file]
+        )
+        return _read_cells(data_files(Path(root), "", "", source.file))
+    found = datasets.load_dataset(
+        source.repo, source.config, split=source.split or None, revision=source.revision
+    )
+    return found if source.split else next(iter(found.values()))
+
+
+def splits_of(row: TaskRow) -> dict[str, Source]:
+    """Return the parts of a task's data: ``corpus``, ``queries``, ``labels`` and ``excluded``.
+
+    Labels or exclusions that stand with the queries have no part of their own.
+
+    Args:
+        row: The task.
+
+    Raises:
+        DataError: If MTEB loads the task.
+    """
+    if row.is_mtebs:
+        msg = f"{row.name} is a task of MTEB's, which loads its data: `mteb.get_task({row.name!r})`"
         raise DataError(msg)
-    selected: datasets.Dataset = data.select_columns(list(columns))
-    return selected
-
-
-def splits_of(row: TaskRow) -> list[tuple[str, str, str, str]]:
-    """Return what a task reads, as ``(repo, revision, config, split)``."""
-    if row.layout == "r2med":
-        configs = (row.corpus_config, row.queries_config, row.gold_column)
-        return [(row.path, row.revision, config, config) for config in configs]
-    return [
-        (row.path, row.revision, row.corpus_config, row.subset),
-        (row.queries_path, row.queries_revision, row.queries_config, row.subset),
-    ]
+    here, there = (row.path, row.revision), (row.queries_path, row.queries_revision)
+    # BRIGHT has a split a subset; where labels are rows of their own, a split is named as its config.
+    alone = row.layout == "r2med"
+    usual = row.subset if row.layout == "bright" else ""
+    parts = {
+        "corpus": Source(
+            *here,
+            row.corpus_config,
+            row.corpus_split or (row.corpus_config if alone else usual),
+            row.corpus_file,
+        ),
+        "queries": Source(
+            *there,
+            row.queries_config,
+            row.queries_split or (row.queries_config if alone else usual),
+            row.queries_file,
+        ),
+    }
+    if row.label_columns or row.layout == "coquir":
+        parts["labels"] = Source(
+            *there, row.gold_column, row.labels_split or (row.gold_column if alone else "")
+        )
+    if row.excluded_config:
+        parts["excluded"] = Source(*there, row.excluded_config, "")
+    return parts
 
 
 def copied_revision(folder: Path, files: Iterable[Path]) -> str | None:
@@ -256,12 +356,27 @@ def copied_revision(folder: Path, files: Iterable[Path]) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
+def task_files(row: TaskRow, folder: Path) -> list[Path]:
+    """Return the files of a task in its local copy, each once.
+
+    Args:
+        row: The task.
+        folder: The local copy.
+
+    Raises:
+        DataError: If a file is missing.
+    """
+    parts = splits_of(row).values()
+    found = (file for part in parts for file in data_files(folder, part.config, part.split, part.file))
+    return list(dict.fromkeys(found))
+
+
 def data_revision(row: TaskRow) -> str:
     """Return what identifies the data that a task would be scored on.
 
     Returns:
         The commit on the hub; for a local copy the commit it was downloaded from if that is known, else
-        a content hash of the task's own files. Data beside a table may have it in the table; a BEIR folder's
+        a content hash of the task's own files. Data next to a table may have it in the table; a BEIR folder's
         was taken when its task was made.
 
     Raises:
@@ -272,5 +387,5 @@ def data_revision(row: TaskRow) -> str:
     folder = local_copy(row)
     if folder is None:
         return row.revision
-    files = [file for *_, config, split in splits_of(row) for file in data_files(folder, config, split)]
+    files = task_files(row, folder)
     return copied_revision(folder, files) or content_hash(files)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,18 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from pydantic import ValidationError
 
 from reasonembed_mteb.errors import DataError, unknown_name
-from reasonembed_mteb.retrieval.labels import load_split
+from reasonembed_mteb.retrieval.layouts import load_data
 from reasonembed_mteb.retrieval.lengths import capped_length
+from reasonembed_mteb.retrieval.measures import Judged, query_measures
 from reasonembed_mteb.retrieval.rows import benchmarks as benchmark_rows
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import load_rows, suites
 from reasonembed_mteb.retrieval.search import excluding_search
 from reasonembed_mteb.retrieval.sources import data_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from mteb.abstasks import AbsTask
     from mteb.benchmarks.benchmark import Benchmark
     from mteb.models import MTEBModels
 
@@ -30,9 +33,6 @@ if TYPE_CHECKING:
 # Where this module is imported before mteb, the start-up hook runs in the middle of the imports above and
 # leaves here what has to wait until the task class exists.
 when_imported: list[Callable[[], None]] = globals().get("when_imported", [])
-
-# AbsTaskRetrieval's own name for the only subset of a task in one language.
-_SUBSET = "default"
 
 
 class ReasonTask(AbsTaskRetrieval):
@@ -57,7 +57,7 @@ class ReasonTask(AbsTaskRetrieval):
         """
         if self.data_loaded:
             return
-        self.dataset = {_SUBSET: {self.row.split: load_split(self.row)}}  # type: ignore[dict-item]
+        self.dataset = {pool: {self.row.split: part} for pool, part in load_data(self.row).items()}  # type: ignore[dict-item]
         self._record_data_revision()
         self.data_loaded = True
 
@@ -74,6 +74,42 @@ class ReasonTask(AbsTaskRetrieval):
             scores: Any = super()._evaluate_subset(search, data_split, **kwargs)
         scores["max_tokens"] = length
         return scores
+
+    def query_measures(
+        self, results: Mapping[str, Mapping[str, float]], hf_split: str, hf_subset: str
+    ) -> dict[str, dict[str, float]]:
+        """Return the row's measures besides MTEB's, by query.
+
+        Args:
+            results: Scores by query and document id.
+            hf_split: Split.
+            hf_subset: Pool.
+
+        Returns:
+            Measures by query and name. A query that was asked and has judgements but no results has 0.
+        """
+        part: Any = self.dataset[hf_subset][hf_split]
+        judged = part.get("judged") or {}
+        found = {}
+        for query in judged.keys() | results.keys() if self.row.measures else ():
+            hits = results.get(query, {})
+            ranked = sorted(hits, key=lambda document: (hits[document], document), reverse=True)
+            labels = part["relevant_docs"].get(query, {})
+            found[query] = query_measures(self.row.measures, ranked, labels, judged.get(query, Judged()))
+        return {query: measures for query, measures in found.items() if measures}
+
+    def task_specific_scores(
+        self,
+        scores: dict[str, dict[str, float]],
+        qrels: Any,  # noqa: ANN401 - mteb's type
+        results: dict[str, dict[str, float]],
+        hf_split: str,
+        hf_subset: str,
+    ) -> dict[str, float]:
+        """Return the means of `query_measures`; see `AbsTaskRetrieval.task_specific_scores`."""
+        found = self.query_measures(results, hf_split, hf_subset)
+        values = {name: [row[name] for row in found.values() if name in row] for name in self.row.measures}
+        return {name: math.fsum(held) / len(held) for name, held in values.items() if held}
 
 
 def _metadata(row: TaskRow) -> TaskMetadata:
@@ -94,7 +130,7 @@ def _metadata_values(row: TaskRow) -> dict[str, Any]:
         "category": "t2t",
         "modalities": ["text"],
         "eval_splits": [row.split],
-        "eval_langs": ["eng-Latn"],
+        "eval_langs": {pool: ["eng-Latn"] for pool in row.pools} if row.pools else ["eng-Latn"],
         "main_score": row.main_score,
         "date": row.date or None,
         "domains": list(row.domains) or None,
@@ -104,7 +140,7 @@ def _metadata_values(row: TaskRow) -> dict[str, Any]:
         "dialect": [],
         "sample_creation": row.sample_creation or None,
         "bibtex_citation": row.citation,
-        "prompt": {"query": row.instruction},
+        "prompt": {"query": row.instruction} if row.instruction else None,
         "adapted_from": [row.mteb_name] if row.mteb_name else None,
     }
 
@@ -127,7 +163,7 @@ def make_task(row: TaskRow) -> type[ReasonTask]:
     """Build the task class of one row.
 
     Args:
-        row: The row.
+        row: Of one of the tables, ours or a user's.
 
     Returns:
         A class named as the task, which lives in this module so that it can be pickled; for an equal row
@@ -148,10 +184,10 @@ def build_tasks() -> dict[str, type[ReasonTask]]:
     # calls this very function, run before and not in the middle of it.
     import_module("mteb")
 
-    return {row.name: make_task(row) for row in load_rows()}
+    return {row.name: make_task(row) for row in load_rows() if not row.is_mtebs}
 
 
-def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[ReasonTask]:
+def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[AbsTask]:
     """Return the tasks of one of our benchmarks, ready for ``mteb.evaluate``.
 
     Args:
@@ -160,11 +196,26 @@ def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[ReasonTask]:
     Raises:
         UnknownNameError: If we have no such benchmark.
     """
-    grouped = benchmark_rows()
+    grouped = benchmark_rows() | {
+        name: [row for rows in suite.rows().values() for row in rows] for name, suite in suites().items()
+    }
     if benchmark not in grouped:
         raise unknown_name("benchmark", benchmark, grouped)
-    tasks = build_tasks()
-    return [tasks[row.name]() for row in grouped[benchmark]]
+    return [_new_task(row) for row in grouped[benchmark]]
+
+
+def _new_task(row: TaskRow) -> AbsTask:
+    """Return a new object of a row's task: ours, or MTEB's own."""
+    if not row.is_mtebs:
+        return make_task(row)()
+    # `mteb.get_task` is there only once `import mteb` has ended; benchmarks are registered before.
+    from mteb.get_tasks import get_task
+
+    try:
+        return get_task(row.name)
+    except KeyError:
+        msg = f"{row.table}: this MTEB has no task {row.name}; install a newer one, or take the row out"
+        raise DataError(msg) from None
 
 
 def _description(name: str, rows: list[TaskRow]) -> str:
@@ -182,16 +233,20 @@ def build_benchmarks() -> dict[str, Benchmark]:
     import_module("mteb")
     from mteb.benchmarks.benchmark import Benchmark
 
-    return {
+    from reasonembed_mteb.retrieval.suite import Lazy, SuiteBenchmark
+
+    found: dict[str, Benchmark] = {
         name: Benchmark(
             name=name,
-            tasks=load_tasks(name),
+            # Tasks are made when somebody looks at them: `import mteb` has to stay quick.
+            tasks=Lazy(partial(load_tasks, name)),
             description=_description(name, rows),
             reference=rows[0].benchmark_reference or rows[0].reference or None,
             citation=rows[0].citation or None,
         )
         for name, rows in benchmark_rows().items()
     }
+    return found | {name: SuiteBenchmark(suite, _new_task) for name, suite in suites().items()}
 
 
 for _finish in when_imported:

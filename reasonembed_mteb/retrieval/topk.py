@@ -1,4 +1,4 @@
-"""Score matrices of a dense model, chunk by chunk, as MTEB's own similarity gives them."""
+"""A dense model's scores chunk by chunk, as MTEB computes them; excluded pairs; the exact top k."""
 
 from __future__ import annotations
 
@@ -178,13 +178,12 @@ class RunningTopK:
     Args:
         queries: Number of queries.
         k: How many documents to keep a query.
-        document_ids: The whole corpus' ids.
+        ranks: The corpus' order among equal scores; see `id_ranks`.
     """
 
-    def __init__(self, queries: int, k: int, document_ids: pa.Array) -> None:
+    def __init__(self, queries: int, k: int, ranks: Tensor) -> None:
         """Start with nothing."""
-        self._k = k
-        self._ranks = id_ranks(document_ids)
+        self._k, self._ranks = k, ranks
         self._scores = torch.empty(queries, 0)
         self._documents = torch.empty(queries, 0, dtype=torch.int64)
 
@@ -202,6 +201,25 @@ class RunningTopK:
         kept = best(merged, self._ranks[documents], min(self._k, merged.shape[1]))
         self._scores, self._documents = merged.gather(1, kept), documents.gather(1, kept)
 
+    def arrays(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return places in the corpus and scores, best first, each ``(Q, k)``; -1 where there is none.
+
+        Args:
+            k: Columns.
+        """
+        scores, documents = self._sorted()
+        missing = (0, k - scores.shape[1])
+        # An excluded document is none.
+        documents = documents.masked_fill(scores == -torch.inf, -1)
+        scores = torch.nn.functional.pad(scores, missing, value=-torch.inf)
+        return torch.nn.functional.pad(documents, missing, value=-1).numpy(), scores.numpy()
+
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        by_rank = torch.argsort(self._ranks[self._documents], dim=1)
+        by_score = torch.argsort(self._scores.gather(1, by_rank), dim=1, descending=True, stable=True)
+        order = by_rank.gather(1, by_score)
+        return self._scores.gather(1, order), self._documents.gather(1, order)
+
     def results(self, query_ids: Sequence[str], document_ids: pa.Array) -> dict[str, dict[str, float]]:
         """Return scores by query and document id, best first.
 
@@ -209,10 +227,7 @@ class RunningTopK:
             query_ids: The queries.
             document_ids: The whole corpus' ids.
         """
-        by_rank = torch.argsort(self._ranks[self._documents], dim=1)
-        by_score = torch.argsort(self._scores.gather(1, by_rank), dim=1, descending=True, stable=True)
-        order = by_rank.gather(1, by_score)
-        scores, documents = self._scores.gather(1, order), self._documents.gather(1, order)
+        scores, documents = self._sorted()
         found: dict[str, dict[str, float]] = {}
         for row, query in enumerate(query_ids):
             counted = int((scores[row] > -torch.inf).sum())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# The key that MTEB puts beside the subsets in its predictions.
+# The key that MTEB puts next to the subsets in its predictions.
 _PREDICTIONS = "mteb_model_meta"
 _RUN_COLUMNS = "query id, Q0, document id, rank, score, tag"
 

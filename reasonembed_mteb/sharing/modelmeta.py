@@ -117,9 +117,13 @@ Checklist of mteb:
 """
 
 
+# Data whose tasks get the paper's instructions (arXiv 2510.08252), also where mteb has others.
+_PAPERS = ("BRIGHT", "BRIGHT-Pro", "R2MED")
+
+
 def own_task_names() -> frozenset[str]:
     """Return the names of our tasks, which mteb alone does not know."""
-    return frozenset(row.name for row in load_rows())
+    return frozenset(row.name for row in load_rows() if not row.is_mtebs)
 
 
 def mteb_training_tasks() -> set[str]:
@@ -128,9 +132,12 @@ def mteb_training_tasks() -> set[str]:
 
 
 def mteb_prompts() -> dict[str, str]:
-    """Return the instruction of every task of mteb's that the protocol has one for."""
+    """Return the instruction of every task of mteb's that the protocol has another one for than mteb."""
     ours = own_task_names()
-    return {name: text for name, text in sorted(task_instructions().items()) if name not in ours}
+    # Of a task that is mteb's own row, mteb's prompt is the instruction, unless the row says otherwise.
+    same = {row.name for row in load_rows() if row.is_mtebs and row.family not in _PAPERS}
+    named = sorted(task_instructions().items())
+    return {name: text for name, text in named if name not in ours | same}
 
 
 def export_modelmeta(

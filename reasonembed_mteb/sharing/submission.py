@@ -11,14 +11,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.files import is_number
 from reasonembed_mteb.models.checkpoints import CHECKPOINTS
 from reasonembed_mteb.reporting.results import is_share, score_problem
 from reasonembed_mteb.retrieval.rows import load_rows
 from reasonembed_mteb.sharing.modelmeta import TWIN, mteb_training_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from mteb.abstasks import AbsTask
@@ -46,7 +47,7 @@ _META_AGAIN = "run the model again with this version of mteb, which writes it"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that stands in the way of a submission.
+    """One thing that a submission would be refused or asked about.
 
     Attributes:
         where: File or folder.
@@ -179,7 +180,7 @@ def _check_size(path: Path) -> Iterator[Finding]:
 
 
 def _check_complete(folder: Path, scored: set[str]) -> Iterator[Finding]:
-    """Say which tasks of a benchmark are missing beside the ones that are there."""
+    """Say which tasks of a benchmark are missing, where others are there."""
     own = [row for row in load_rows() if row.mteb_benchmark and not row.is_rewritten]
     for label in dict.fromkeys(row.mteb_benchmark for row in own):
         rows = [row for row in own if row.mteb_benchmark == label]
@@ -187,7 +188,7 @@ def _check_complete(folder: Path, scored: set[str]) -> Iterator[Finding]:
         missing = [name for name in wanted if name not in scored]
         if missing and len(missing) < len(wanted):
             counts = f"{len(wanted) - len(missing)} of {label}'s {len(wanted)} tasks"
-            problem = f"{counts}; missing: {_some(missing)}"
+            problem = f"{counts}; missing: {first_names(missing, _NAMED)}"
             yield Finding(folder, "subsets", problem, "run the others: a mean needs them all", refused=False)
 
 
@@ -198,8 +199,8 @@ def _check_meta(folder: Path) -> list[Finding]:
     file = folder / META
     if not file.is_file():
         others = [path.name for path in folder.glob("*meta*.json")]
-        beside = f"; there is {_some(others)}" if others else ""
-        return [Finding(file, "metadata", f"is missing{beside}", _META_AGAIN)]
+        also = f"; there is {first_names(others, _NAMED)}" if others else ""
+        return [Finding(file, "metadata", f"is missing{also}", _META_AGAIN)]
     meta = _read_json(file)
     if isinstance(meta, str):
         return [Finding(file, "metadata", meta, _META_AGAIN)]
@@ -296,7 +297,7 @@ def _difference(given: Any, entry: Any) -> str:  # noqa: ANN401 - fields of JSON
             "lacks": [one for one in theirs if one not in ours],
             "adds": [one for one in ours if one not in theirs],
         }
-        return "; ".join(f"it {verb} {_some(names)}" for verb, names in parts.items() if names)
+        return "; ".join(f"it {verb} {first_names(names, _NAMED)}" for verb, names in parts.items() if names)
     return f"{_shown(given)} here, {_shown(entry)} there"
 
 
@@ -325,13 +326,9 @@ def _check_plausible(file: Path, meta: Mapping[str, Any], skipped: set[str]) -> 
         yield Finding(file, "metadata", problem, "name the licence, as the model card does", refused=False)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_positive(value: Any) -> bool:  # noqa: ANN401 - a field of JSON
     # A model without positions of its own has no longest input, which is written as Infinity.
-    return value == math.inf or (_is_number(value) and value > 0)
+    return value == math.inf or (is_number(value) and value > 0)
 
 
 def _is_count(value: Any) -> bool:  # noqa: ANN401 - a field of JSON
@@ -359,9 +356,8 @@ def _check_training(file: Path, meta: Mapping[str, Any], registered: ModelMeta |
         known = set(map(str, declared)) if isinstance(declared, list) else set()
         missing = sorted(mteb_training_tasks() - known)
         if missing:
-            problem = (
-                f"training_datasets does not declare {_some(missing)}, whose data the model was trained on"
-            )
+            named = first_names(missing, _NAMED)
+            problem = f"training_datasets does not declare {named}, whose data the model was trained on"
             yield Finding(file, "leakage", problem, "declare them: the scores are not zero-shot")
     elif declared is None and (registered is None or registered.training_datasets is not None):
         problem = "training_datasets is null: nobody knows whether the scores are zero-shot"
@@ -376,8 +372,8 @@ def _check_result(file: Path, covered: Covered | None) -> tuple[list[Finding], s
     """Check one result file.
 
     Args:
-        file: The file.
-        covered: What the settings beside it say; None if there are none.
+        file: One task of one model, as MTEB writes it.
+        covered: What the settings in the same folder say; None if there are none.
 
     Returns:
         Findings, and the task that it holds a score for.
@@ -414,11 +410,11 @@ def _check_fields(file: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
     seconds = content.get("evaluation_time", 0)
     if seconds is None:
         yield Finding(file, "result", "evaluation_time is null", _AGAIN, refused=False)
-    elif not _is_number(seconds) or seconds < 0:
+    elif not is_number(seconds) or seconds < 0:
         problem = f"evaluation_time is {_shown(seconds)}; it must be a number of seconds"
         yield Finding(file, "result", problem, _AGAIN)
     emitted = content.get("kg_co2_emissions")
-    if emitted is not None and not (_is_number(emitted) and emitted >= 0):
+    if emitted is not None and not (is_number(emitted) and emitted >= 0):
         problem = f"kg_co2_emissions is {_shown(emitted)}; it must be null or a number from 0 on"
         yield Finding(file, "result", problem, _AGAIN)
     date = content.get("date")
@@ -463,7 +459,7 @@ def _entry_problems(where: str, entry: Mapping[str, Any], metric: str | None) ->
             continue
         if isinstance(value, float) and not math.isfinite(value):
             yield "nan", f"{name} of {where} is {value}"
-        elif is_share(name) and not (_is_number(value) and 0 <= value <= 1):
+        elif is_share(name) and not (is_number(value) and 0 <= value <= 1):
             yield "result", f"{name} of {where} is {_shown(value)}; it lies in [0, 1]"
 
 
@@ -519,10 +515,12 @@ def _check_subsets(file: Path, result: TaskResult, task: AbsTask) -> Iterator[Fi
     }
     missing = sorted("/".join(place) for place in wanted - held.keys())
     if missing:
-        yield Finding(file, "subsets", f"lacks {_some(missing)}", f"{_AGAIN}, with all its subsets")
+        yield Finding(
+            file, "subsets", f"lacks {first_names(missing, _NAMED)}", f"{_AGAIN}, with all its subsets"
+        )
     unknown = sorted("/".join(place) for place in held.keys() - wanted)
     if unknown:
-        problem = f"has {_some(unknown)}, which the task does not evaluate"
+        problem = f"has {first_names(unknown, _NAMED)}, which the task does not evaluate"
         yield Finding(file, "subsets", problem, "the leaderboard ignores it", refused=False)
     for place in sorted(held.keys() & wanted):
         given = held[place]["languages"]
@@ -610,7 +608,7 @@ def _check_covered(settings: Path, result: TaskResult, covered: Covered) -> Iter
     }
     missing = sorted(f"{split}/{subset}" for task, split, subset in scored - covered.keys())
     if missing:
-        problem = f"says nothing about {result.task_name} {_some(missing)}"
+        problem = f"says nothing about {result.task_name} {first_names(missing, _NAMED)}"
         yield Finding(settings, "settings", problem, _AGAIN)
     old = sorted({str(covered[key]) for key in scored & covered.keys() if _too_old(covered[key])})
     if old:
@@ -657,9 +655,3 @@ def _shown(value: object) -> str:
     """Return a value as JSON, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

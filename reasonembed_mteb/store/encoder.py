@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from reasonembed_mteb.encoding.output import TextsError
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, first_names
 from reasonembed_mteb.models.identity import describe_model
-from reasonembed_mteb.models.instructions import loaded_prefix
+from reasonembed_mteb.models.instructions import ABLATED, loaded_prefix
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.lengths import current_length
 from reasonembed_mteb.retrieval.rows import max_tokens_for
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 _COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
 _NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
 # What our encoders put before a text is part of the text.
-_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens"}
-_NAMED = 5
+_OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens", ABLATED}
 
 
 def storable(model: Any) -> bool:  # noqa: ANN401 - any of mteb's model protocols
@@ -79,7 +78,7 @@ class StoredEncoder:
     """An MTEB encoder in front of a store: texts that are stored are not encoded again.
 
     Texts are looked up in fixed chunks of the corpus and each chunk's missing ones are encoded together, so
-    that a run that was killed goes on with the same batches, and so the same vectors, at most one chunk
+    that a run that was killed continues with the same batches, and so the same vectors, at most one chunk
     behind.
     """
 
@@ -131,8 +130,8 @@ class StoredEncoder:
 
         Args:
             inputs: Batches of texts.
-            task_metadata: The task.
-            prompt_type: Query or document.
+            task_metadata: Its name decides prefix and length, and so which vector is looked up.
+            prompt_type: Query or document; None counts as query.
             **kwargs: Further arguments of the model's own encode.
 
         Returns:
@@ -203,7 +202,7 @@ class StoredEncoder:
         prefix = loaded_prefix(self.model, task, side)
         skipped = {"task_metadata", "prompt_type", "hf_split", "hf_subset", *_COSMETIC}
         options = {key: str(value) for key, value in sorted(call.items()) if key not in skipped}
-        # A model with code of its own may treat each task in a way of its own.
+        # A model with its own code may treat each task differently.
         known = side if prefix is not None else f"{side} of {task.name}"
         return f"{known} {json.dumps(options)}" if options else known, prefix or ""
 
@@ -225,7 +224,7 @@ class StoredEncoder:
         broken = (~torch.isfinite(encoded)).any(dim=1).nonzero().flatten().tolist()
         if broken:
             names = columns.get("id", columns["text"])
-            named = ", ".join(str(names[row])[:60] for row in broken[:_NAMED])
+            named = first_names(str(names[row])[:60] for row in broken)
             msg = (
                 f"{self.mteb_model_meta.name} gives {len(broken)} vectors with NaN or infinite values "
                 f"({named}); nothing of them is stored; try another dtype"

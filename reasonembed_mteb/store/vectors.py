@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import mmap
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.files import file_blocks, json_hash, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,16 +95,12 @@ class Shard:
 def file_checksum(file: Path) -> str:
     """Return a file's xxh3 (64 bit) in hexadecimal.
 
-    Args:
-        file: The file.
-
     Raises:
         OSError: If it cannot be read.
     """
     digest = xxhash.xxh3_64()
-    if file.stat().st_size:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            digest.update(content)
+    for block in file_blocks(file):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -171,8 +166,7 @@ class VectorStore:
             raise StoreError(msg)
         self._dtype = dtype
         self._fingerprint = dict(fingerprint) | {"stored_as": dtype}
-        canonical = json.dumps(self._fingerprint, sort_keys=True)
-        self.folder = root / xxhash.xxh3_128_hexdigest(canonical.encode())
+        self.folder = root / json_hash(self._fingerprint)
         self.dimension: int | None = None
         self._shards: list[Shard] = []
         self._index = _Index()
@@ -324,7 +318,7 @@ class VectorStore:
             (self.folder / LOCK).touch()
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                msg = f"cannot write {self.folder}: the disk is full; free space and run again to go on"
+                msg = f"cannot write {self.folder}: the disk is full; free space and run again to continue"
                 raise ReasonEmbedError(msg) from error
             self._writable = False
             logger.warning(
@@ -342,7 +336,7 @@ class VectorStore:
                 "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
                 "vectors": stored,
             },
-            # One entry only: safetensors writes several in an order of its own.
+            # One entry only: safetensors writes several in an order that may change.
             metadata={"layout": str(LAYOUT)},
         )
         checksum = xxhash.xxh3_64_hexdigest(content)
@@ -403,11 +397,7 @@ class Found:
 
 
 def as_json(content: Mapping[str, Any]) -> str:
-    """Return what is written into a store's own files.
-
-    Args:
-        content: The content.
-    """
+    """Return what is written into a store's own files: JSON, the same text for equal content."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
@@ -427,7 +417,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a model folder's manifest.
 
     Args:
-        folder: The folder.
+        folder: Of one model, below the store's root.
 
     Raises:
         StoreError: If it is damaged or of another layout.

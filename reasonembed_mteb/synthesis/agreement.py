@@ -139,7 +139,7 @@ def agreements(run: Run, subset: SubsetSection) -> dict[str, Agreement]:
 
     Args:
         run: The run; annotated.
-        subset: The subset.
+        subset: One whose labels are there.
 
     Returns:
         Agreement by ``second annotator`` and ``gold file``; one without a common pair is left out.

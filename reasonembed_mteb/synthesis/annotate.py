@@ -15,7 +15,7 @@ from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reasonembed_mteb.endpoints.endpoint import Answer
     from reasonembed_mteb.synthesis.config import AnnotateSection, SubsetSection
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SIZE = 16
 UNJUDGED = -1
 _LABELS = {str(label): label for label in range(1, 6)}
-# A mined query, and which of its candidates are short enough to be judged.
-_Item = tuple["Row", list[bool]]
+# A mined query, the labels that its user brought, and which of its candidates are short enough to be judged.
+_Item = tuple["Row", "Mapping[str, int]", dict[str, bool]]
 
 
 def parse_label(text: str | None) -> int:
@@ -56,23 +56,15 @@ def median_label(labels: Sequence[int]) -> int:
 
 
 def labelled(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row a query, with ``documents`` and their ``labels``.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row a query, with ``documents`` and their ``labels``."""
+    if "labels" in run.own_parts(subset):
+        return run.own_shards(subset, "labels")
     return _labelled(run, subset, run.config.annotate, "labels")
 
 
 def second_labelled(run: Run, subset: SubsetSection) -> Shards | None:
-    """Return the second annotator's labels of the first queries, or None where there is none.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
-    second = _second(run.config.annotate)
+    """Return the second annotator's labels of the first queries, or None where there is none."""
+    second = None if "labels" in run.own_parts(subset) else _second(run.config.annotate)
     return None if second is None else _labelled(run, subset, second, "second", second.second_queries)
 
 
@@ -88,16 +80,13 @@ def _labelled(
     note = need(mined(run, subset), "mine", subset)
     # The corpus' texts are part of what is judged.
     causes = [note["output"], run.corpus(subset).fingerprint, section.samples, section.max_characters, most]
+    # Labels that a user brings are taken as they are.
+    causes += [run.own(subset).fingerprint] if run.own_parts(subset) else []
     return run.shards(part, subset, causes, run.asking(section, "annotate", subset))
 
 
 def annotate(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     section = run.config.annotate
     if (shards := labelled(run, subset)).note is None:
         _judge(run, subset, section, shards, None)
@@ -116,24 +105,50 @@ def _judge(
     run: Run, subset: SubsetSection, section: AnnotateSection, shards: Shards, most: int | None
 ) -> None:
     shards.begin()
+    count, load = _items(run, subset, section, most)
+    client = partial(run.client, section.endpoint)
+    ask(shards, count, load, partial(_label_row, section.samples), client, f"annotate {subset.name}")
+    shards.finish(count)
+
+
+def _items(
+    run: Run, subset: SubsetSection, section: AnnotateSection, most: int | None
+) -> tuple[int, Callable[[int], Iterator[tuple[_Item, Sequence[Request]]]]]:
+    """Return the number of files, and what gives the queries of one with what is asked about them."""
     kept = need(mined(run, subset), "mine", subset)["kept"]
     kept = kept if most is None else min(kept, most)
     block = in_blocks(mined(run, subset).rows(), SIZE)
+    own = run.own(subset).queries if run.own_parts(subset) else ()
+    known = {query.id: query.labels for query in own}
 
     def load(index: int) -> Iterator[tuple[_Item, Sequence[Request]]]:
         rows = block(index)[: kept - index * SIZE]
         names = [document for row in rows for document, *_ in row["candidates"]]
         texts = run.corpus(subset).texts(names)
         for row in rows:
-            documents = [(name, texts[name]) for name, *_ in row["candidates"]]
-            fits = [len(row["query"]) + len(text) <= section.max_characters for _, text in documents]
-            chosen = list(compress(documents, fits))
-            yield (row, fits), _requests(run, subset, section, row, chosen)
+            labels = known.get(row["id"], {})
+            documents = [(name, texts[name]) for name, *_ in row["candidates"] if name not in labels]
+            limit = section.max_characters - len(row["query"])
+            fits = {name: len(text) <= limit for name, text in documents}
+            chosen = list(compress(documents, fits.values()))
+            yield (row, labels, fits), _requests(run, subset, section, row, chosen)
 
-    count = shard_count(kept, SIZE)
-    client = partial(run.client, section.endpoint)
-    ask(shards, count, load, partial(_label_row, section.samples), client, f"annotate {subset.name}")
-    shards.finish(count)
+    return shard_count(kept, SIZE), load
+
+
+def asked_pairs(run: Run, subset: SubsetSection) -> Iterator[list[tuple[str, Request]]]:
+    """Give what was asked about each query: documents, each with one request a sample.
+
+    Args:
+        run: Where the step is finished.
+        subset: Without labels of its own.
+    """
+    section = run.config.annotate
+    count, load = _items(run, subset, section, None)
+    for index in range(count):
+        for (_, _, fits), requests in load(index):
+            asked = [name for name, fit in fits.items() if fit for _ in range(section.samples)]
+            yield list(zip(asked, requests, strict=True))
 
 
 def _requests(
@@ -141,22 +156,22 @@ def _requests(
 ) -> list[Request]:
     domain = run.domain(subset)
     values = {"topic": domain.topic, "asks": domain.asks, "wants": domain.wants, "query": row["query"]}
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
+    prompt, sampling = run.prompt(section, "annotate"), run.sampling(section)
     made = []
     for name, text in documents:
-        messages = run.prompts["annotate"].messages(**values, document=text)
+        messages = prompt.messages(**values, document=text)
         key = f"annotate/{row['id']}/{name}"
         made += [Request(f"{key}/{n}", messages, *sampling, n_sample=n) for n in range(section.samples)]
     return made
 
 
 def _label_row(samples: int, item: _Item, answers: list[Answer]) -> Row:
-    row, fits = item
+    row, known, fits = item
     left = iter(answers)
-    labels: list[int] = []
-    every: list[list[int]] = []
+    labels = list(known.values())
+    every = [[label] * samples for label in labels]
     unjudged: Counter[str] = Counter()
-    for fit in fits:
+    for fit in fits.values():
         given = list(islice(left, samples)) if fit else []
         every.append([UNJUDGED if one.error else parse_label(one.text) for one in given])
         labels.append(median_label(every[-1]))
@@ -164,7 +179,7 @@ def _label_row(samples: int, item: _Item, answers: list[Answer]) -> Row:
             why = next((one.error for one in given if one.error), "unparsable")
             unjudged[why if fit else "too long"] += 1
     made: Row = {"id": row["id"], "source": row["source"], "query": row["query"]}
-    made |= {"documents": [document for document, *_ in row["candidates"]], "labels": labels}
+    made |= {"documents": [*known, *fits], "labels": labels}
     if samples > 1:
         made["samples"] = every
     return made | ({"unjudged": dict(sorted(unjudged.items()))} if unjudged else {})
@@ -174,9 +189,9 @@ def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
     return labelled(run, subset).note if is_annotated(run, subset) else None
 
 
-def _asked(run: Run, subset: SubsetSection) -> list[Shards]:
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
     second = second_labelled(run, subset)
-    return [labelled(run, subset), *([] if second is None else [second])]
+    return {"labels": labelled(run, subset), **({} if second is None else {"second": second})}
 
 
-STEP = Step("annotate", annotate, _note, _asked)
+STEP = Step("annotate", annotate, _note, _parts, ("labels", "second"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.escaping import markdown
 from reasonembed_mteb.files import json_text, replacing, write_whole
 from reasonembed_mteb.synthesis.agreement import agreements
-from reasonembed_mteb.synthesis.annotate import labelled, second_labelled
-from reasonembed_mteb.synthesis.clean import cleaned
+from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.format import formatted, formatted_file
-from reasonembed_mteb.synthesis.generate import drafts, queries, sources
-from reasonembed_mteb.synthesis.mine import mined
-from reasonembed_mteb.synthesis.reason import reasoned
+from reasonembed_mteb.synthesis.generate import sources
 from reasonembed_mteb.synthesis.shards import read_rows
+from reasonembed_mteb.synthesis.steps import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.config import AskingSection, SubsetSection
     from reasonembed_mteb.synthesis.step import Run
 
+_FIGURE = re.compile(r"[\d.,]+%?|nan|-")
 _LABELS = (-1, 1, 2, 3, 4, 5)
-_NOTE = ("rows", "kept", "dropped", "tokens")
-# Which step's endpoint wrote which part.
-_PAID = {"clean": "clean", "drafts": "generate", "labels": "annotate", "reasoned": "reason"}
+_NOTE = ("rows", "kept", "dropped", "mended", "tokens")
 
 
 def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
     """Write README.md, card.json and pictures/*.png beside the data.
 
     Args:
-        run: The run.
+        run: Whose folder gets them.
         subsets: Those whose samples are there.
 
     Returns:
@@ -52,20 +51,9 @@ def write_card(run: Run, subsets: Sequence[SubsetSection]) -> Path:
 
 def _facts(run: Run, subset: SubsetSection) -> dict[str, Any]:
     corpus = run.corpus(subset)
-    parts = {
-        "clean": cleaned,
-        "sources": sources,
-        "drafts": drafts,
-        "queries": queries,
-        "mined": mined,
-        "labels": labelled,
-        "reasoned": reasoned,
-    }
-    notes = {name: part(run, subset).note or {} for name, part in parts.items()}
-    second = second_labelled(run, subset)
-    if second is not None and second.note is not None:
-        notes["second"] = second.note
-    steps = {name: {key: note[key] for key in _NOTE} for name, note in notes.items()}
+    parts = {name: part for step in STEPS.values() for name, part in step.parts(run, subset).items()}
+    notes = {name: part.note for name, part in parts.items()}
+    steps = {name: {key: note[key] for key in _NOTE if key in note} for name, note in notes.items() if note}
     note = formatted(run, subset) or {}
     steps["format"] = {key: value for key, value in note.items() if key not in ("fingerprint", "output")}
     labels, unjudged = _labels(run, subset)
@@ -79,6 +67,7 @@ def _facts(run: Run, subset: SubsetSection) -> dict[str, Any]:
         "lengths": _lengths(formatted_file(run, subset)),
         "agreement": {name: asdict(found) for name, found in agreements(run, subset).items()},
         "instruction": run.domain(subset).instruction,
+        "start": None if subset.start is None else subset.start.model_dump(exclude={"path"}),
     }
 
 
@@ -95,6 +84,8 @@ def _targets(run: Run, subset: SubsetSection) -> dict[str, dict[str, int]]:
     """Count what was asked for: target lengths and education levels."""
     words: Counter[str] = Counter()
     levels: Counter[str] = Counter()
+    if run.own_parts(subset):
+        return {}
     for row in sources(run, subset).rows():
         words[row["words"]] += 1
         levels[row["level"]] += 1
@@ -137,9 +128,9 @@ def _made_with(run: Run) -> dict[str, Any]:
     steps = {**asked, "reason": config.reason}
     return {
         "seed": config.seed,
-        "prompts": {name: prompt.hash for name, prompt in sorted(run.prompts.items())},
+        "prompts": {name: run.prompt(section, name).hash for name, section in sorted(steps.items())},
         "steps": {
-            name: {**_settings(section), "model": config.endpoint(section.endpoint).model}
+            name: {**_settings(section), **_asked(run, section)}
             for name, section in steps.items()
             if not getattr(section, "skip", False)
         },
@@ -153,26 +144,36 @@ def _made_with(run: Run) -> dict[str, Any]:
     }
 
 
+def _asked(run: Run, section: AskingSection) -> dict[str, Any]:
+    """Return what is asked and how far: a known annotator brings its own length."""
+    return {"max_tokens": run.sampling(section)[2], "model": run.config.endpoint(section.endpoint).model}
+
+
 def _settings(section: AskingSection) -> dict[str, Any]:
     """Return a table's values; of a path only the last part, as the card leaves the machine."""
     values = section.model_dump()
     if values.get("gold") is not None:
         values["gold"] = Path(values["gold"]).name
+    if values.get("train_model") is not None:
+        values["train_model"] = _short(values["train_model"])
     return values
 
 
 def _retriever(run: Run) -> str | None:
-    """Return the model's name; of a directory only the last two folders, as the card leaves the machine."""
     mine = run.config.mine
-    if mine.model is None or mine.retriever == "bm25":
-        return None
-    return "/".join(Path(mine.model).parts[-2:])
+    return None if mine.model is None or mine.retriever == "bm25" else _short(mine.model)
+
+
+def _short(model: str) -> str:
+    """Return a model's name; of a directory only the last two folders, as the card leaves the machine."""
+    return "/".join(Path(model).parts[-2:])
 
 
 def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Add up tokens by step; a price where the endpoint has both prices."""
     annotate = run.config.annotate
-    names = {part: (step, getattr(run.config, step).endpoint) for part, step in _PAID.items()}
+    asking = {part: step.name for step in STEPS.values() for part in step.asked if part != "second"}
+    names = {part: (step, getattr(run.config, step).endpoint) for part, step in asking.items()}
     if annotate.second_endpoint is not None:
         names["second"] = ("second annotator", annotate.second_endpoint)
     found: dict[str, dict[str, Any]] = {}
@@ -182,7 +183,7 @@ def _costs(run: Run, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not prompt + completion:
             continue
         endpoint = run.config.endpoint(name)
-        price = endpoint.opened().cost(prompt, completion)
+        price = endpoint.cost(prompt, completion)
         cost = None if price is None else round(price, 6)
         found[step] = {"prompt_tokens": prompt, "completion_tokens": completion, "cost": cost}
     return found
@@ -252,9 +253,7 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
         ),
         "---",
         "# Reasoning-intensive retrieval data",
-        "Queries were written by a language model from documents of a corpus; candidates come from a search "
-        "of the whole corpus without the source, and a language model judged each. Made by ReMixer (arXiv "
-        "2510.08252) as `reasonembed synthesize` implements it; the prompts are that package's own.",
+        *_origin(facts),
         "",
         "Rows have `prompt` (the retrieval instruction), `query`, `reasoning_query` (the query followed by "
         "reasoning about it; missing where none was written), `pos`, `neg`, `train_group_size` and "
@@ -265,6 +264,9 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
         "",
         "## Dropped",
         *_dropped(facts),
+        "",
+        "## Mended",
+        *_mended(facts),
         "",
         "## Labels and lengths",
         *_lengths_table(facts),
@@ -283,13 +285,45 @@ def _text(run: Run, content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# What a user can bring, by the step that it is followed by.
+_BROUGHT = {
+    "mine": "queries, and what was known of their documents, were",
+    "annotate": "queries and candidates were",
+    "reason": "queries and labels were",
+    "format": "queries, labels and reasoning queries were",
+}
+
+
+def _origin(facts: Mapping[str, Any]) -> list[str]:
+    """Say who wrote and judged what."""
+    lines = [
+        "Queries were written by a language model from documents of a corpus; candidates come from a search "
+        "of the whole corpus without the source, and a language model judged each. Made by ReMixer (arXiv "
+        "2510.08252) as `reasonembed synthesize` implements it; the prompts are that package's own."
+    ]
+    lines += [
+        f"Not so in {markdown(name)}: its {_BROUGHT[fact['start']['at']]} brought by whoever made the data."
+        for name, fact in facts.items()
+        if fact["start"] is not None
+    ]
+    return lines
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    made = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return ["| " + " | ".join(map(_cell, row)) + " |" for row in made]
+    made = [list(map(_cell, row)) for row in [head, *rows]]
+    made.insert(1, ["---"] + ["---:"] * (len(head) - 1))
+    return ["| " + " | ".join(row) + " |" for row in made]
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+    if isinstance(value, int):
+        return f"{value:,}"
+    # Figures need no escapes, by which they would only be harder to read.
+    text = str(value)
+    return text if _FIGURE.fullmatch(text) else markdown(text)
+
+
+_COUNTED = ("clean", "sources", "drafts", "queries", "mined")
 
 
 def _counts(facts: Mapping[str, Any]) -> list[str]:
@@ -297,7 +331,8 @@ def _counts(facts: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, fact in facts.items():
         steps = fact["steps"]
-        kept = [steps[part]["kept"] for part in ("clean", "sources", "drafts", "queries", "mined")]
+        # What a user brought in place of a step was not counted there.
+        kept = [steps.get(part, {}).get("kept", "-") for part in _COUNTED]
         made = [steps["format"][key] for key in ("kept", "positives", "negatives")]
         rows.append([name, fact["corpus"]["documents"], *kept, *made])
     return _table(head, rows)
@@ -318,6 +353,16 @@ def _dropped(facts: Mapping[str, Any]) -> list[str]:
         for why, count in fact["unjudged"].items()
     ]
     return _table(["subset", "step", "reason", "rows"], rows) if rows else ["Nothing."]
+
+
+def _mended(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, part, kind, count]
+        for name, fact in facts.items()
+        for part, note in fact["steps"].items()
+        for kind, count in note.get("mended", {}).items()
+    ]
+    return _table(["subset", "step", "what was taken away", "rows"], rows) if rows else ["Nothing."]
 
 
 def _lengths_table(facts: Mapping[str, Any]) -> list[str]:
@@ -365,6 +410,6 @@ def _made_lines(run: Run, content: Mapping[str, Any]) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        f"Candidates: top {mine.top_k} by {retriever}. Seed {made['seed']}. "
+        f"Candidates: top {mine.top_k} by {markdown(retriever)}. Seed {made['seed']}. "
         "Everything in figures: `card.json`.",
     ]

@@ -45,10 +45,6 @@ def cleaned(run: Run, subset: SubsetSection) -> Shards:
     """Return the step's output: a row a document, in the order of the corpus.
 
     Kept rows are documents of the domain, of the right length, and no benchmark's.
-
-    Args:
-        run: The run.
-        subset: The subset.
     """
     config, section = run.config, run.config.clean
     asked = [] if section.skip else run.asking(section, "clean", subset)
@@ -58,12 +54,7 @@ def cleaned(run: Run, subset: SubsetSection) -> Shards:
 
 
 def clean(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     shards, corpus = cleaned(run, subset), run.corpus(subset)
     shards.begin()
     chooser = _Chooser(run, corpus)
@@ -119,9 +110,8 @@ class _Chooser:
 
 def _request(run: Run, subset: SubsetSection, name: str, text: str) -> Request:
     section = run.config.clean
-    messages = run.prompts["clean"].messages(topic=run.domain(subset).topic, document=text)
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return Request(f"clean/{subset.name}/{name}", messages, *sampling)
+    messages = run.prompt(section, "clean").messages(topic=run.domain(subset).topic, document=text)
+    return Request(f"clean/{subset.name}/{name}", messages, *run.sampling(section))
 
 
 def _row(item: _Item, answers: list[Answer]) -> Row:
@@ -133,4 +123,8 @@ def _row(item: _Item, answers: list[Answer]) -> Row:
     return row | ({"dropped": why} if why else {})
 
 
-STEP = Step("clean", clean, lambda run, subset: cleaned(run, subset).note, lambda *of: [cleaned(*of)])
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    return {} if run.own_parts(subset) else {"clean": cleaned(run, subset)}
+
+
+STEP = Step("clean", clean, lambda run, subset: cleaned(run, subset).note, _parts, ("clean",))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.synthesis.annotators import as_released
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 # PROTOCOL section 7: the released scripts' weights of target lengths (words) and education levels.
 WORD_WEIGHTS = {
@@ -52,6 +58,26 @@ class CorpusSection(Section):
     protect: Literal["all", "own"] = "all"
 
 
+class StartSection(Section):
+    """Queries, pairs or labels of one's own: the subset begins with them, and the steps before are left out.
+
+    Attributes:
+        at: The step that it begins with: ``mine`` (queries, and positives where known), ``annotate``
+            (candidates), ``reason`` (labels) or ``format`` (labels and reasoning queries).
+        path: File or folder; relative to the configuration file.
+        layout: ``jsonl``, ``beir`` or ``bright``.
+        split: Of ``beir``, the one whose labels are taken (none: the queries alone); of ``bright``, that of
+            the examples (none: the one of this name).
+        scale: How labels in JSON Lines are meant: ``1-5``, or ``relevance``, where above 0 is relevant.
+    """
+
+    at: Literal["mine", "annotate", "reason", "format"] = "mine"
+    path: str
+    layout: Layout = "jsonl"
+    split: str | None = None
+    scale: Literal["1-5", "relevance"] = "1-5"
+
+
 class SubsetSection(Section):
     """One subset: a name, a domain, and its own corpus where it has one.
 
@@ -61,6 +87,7 @@ class SubsetSection(Section):
         layout: As in the corpus table.
         path: As in the corpus table.
         queries: JSON Lines of benchmark queries (id, query, gold_ids, excluded_ids) to keep apart.
+        start: Queries, pairs or labels of one's own to begin with.
     """
 
     name: Name
@@ -68,6 +95,7 @@ class SubsetSection(Section):
     layout: Layout | None = None
     path: str | None = None
     queries: str | None = None
+    start: StartSection | None = None
 
 
 class DomainSection(Section):
@@ -86,34 +114,13 @@ class DomainSection(Section):
     instruction: str = Field(min_length=1)
 
 
-class EndpointSection(Section):
-    """An OpenAI-compatible server and a model on it.
+class _FromTable:
+    """Take a table of the file for a dataclass; strict pydantic takes nothing but a finished one."""
 
-    Attributes:
-        base_url: Such as ``http://localhost:8000/v1``.
-        model: As the server names it.
-        api_key_env: Name of the environment variable with the key; keys stand in no file.
-        concurrency: Requests in flight.
-        timeout: Seconds a request.
-        max_attempts: Tries a request.
-        price_in: Cost of a million prompt tokens.
-        price_out: Cost of a million completion tokens.
-        extra_body: Further fields of the request.
-    """
-
-    base_url: str = Field(pattern=r"^https?://")
-    model: str = Field(min_length=1)
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 6
-    price_in: Annotated[float, Field(ge=0)] | None = None
-    price_out: Annotated[float, Field(ge=0)] | None = None
-    extra_body: dict[str, Any] | None = None
-
-    def opened(self) -> Endpoint:
-        """Return the endpoint, which knows the price of tokens."""
-        return Endpoint(**self.model_dump())
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+        schema = handler.resolve_ref_schema(handler(source))
+        # For the table alone: its values stay strict.
+        return cast("CoreSchema", {**schema, "strict": False})
 
 
 class BudgetSection(Section):
@@ -135,7 +142,7 @@ class AskingSection(Section):
         endpoint: Which table of ``[endpoints]``.
         temperature: Sampling temperature.
         top_p: Nucleus.
-        max_tokens: Longest answer.
+        max_tokens: Longest answer; None leaves it to the endpoint, or to what a known annotator came with.
     """
 
     endpoint: str = "default"
@@ -190,6 +197,7 @@ class GenerateSection(AskingSection):
         near_duplicate: MinHash similarity from which a second query is the same one.
         leak_similarity: MinHash similarity from which a query counts as a benchmark query.
         leak_words: So many words in a row shared with a benchmark query count as a leak too.
+        length_factor: A query may be so many times shorter or longer than asked; 1000 keeps every length.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -199,6 +207,7 @@ class GenerateSection(AskingSection):
     near_duplicate: Share = 0.8
     leak_similarity: Share = 0.7
     leak_words: Annotated[int, Field(ge=2)] = 13
+    length_factor: Annotated[float, Field(ge=1, le=1000)] = 2.0
 
     @model_validator(mode="after")
     def _weights(self) -> Self:
@@ -281,9 +290,19 @@ class ReasonSection(AskingSection):
 
     Attributes:
         skip: Leave it out; such rows train by plain InfoNCE only.
+        words: Most words of the reasoning.
+        train_model: The model to be trained, a hub name or a directory (relative to the file); its tokenizer
+            says how much of a reasoning query training takes. Without it words alone are counted.
+        train_tokens: Tokens that training takes of a reasoning query, its instruction included: the recipe's
+            ``data.reasoning_tokens``.
+        too_long: What becomes of longer reasoning: cut after the last sentence that fits, or dropped.
     """
 
     skip: bool = False
+    words: Annotated[int, Field(ge=20)] = 400
+    train_model: str | None = None
+    train_tokens: Annotated[int, Field(ge=64)] = 4096
+    too_long: Literal["trim", "drop"] = "trim"
 
 
 class FormatSection(Section):
@@ -344,7 +363,7 @@ class Config(Section):
     corpus: CorpusSection = CorpusSection()
     subset: Annotated[list[SubsetSection], Field(min_length=1)]
     domains: dict[str, DomainSection] = {}
-    endpoints: dict[str, EndpointSection] = {}
+    endpoints: dict[str, Annotated[Endpoint, _FromTable()]] = {}
     budget: BudgetSection = BudgetSection()
     sources: SourcesSection = SourcesSection()
     clean: CleanSection = CleanSection()
@@ -377,8 +396,8 @@ class Config(Section):
         """Return the folder of everything that is made."""
         return self.path(self.output)
 
-    def endpoint(self, name: str) -> EndpointSection:
-        """Return an endpoint by name.
+    def endpoint(self, name: str) -> Endpoint:
+        """Return an endpoint by name; one that serves a known annotator asks it as its authors do.
 
         Args:
             name: Its table under ``[endpoints]``.
@@ -390,7 +409,7 @@ class Config(Section):
             error = unknown_name("endpoint", name, self.endpoints)
             error.args = (f"{error} Write a table [endpoints.{name}] with base_url and model.",)
             raise error
-        return self.endpoints[name]
+        return as_released(self.endpoints[name])
 
 
 def read_config(file: Path) -> Config:
@@ -422,17 +441,23 @@ def read_config(file: Path) -> Config:
         raise ReasonEmbedError(f"{file}: {_first_line(error, content)}") from None
 
 
-def _keys(section: type[BaseModel]) -> list[str]:
-    return [name for name in section.model_fields if name != "folder"]
+def _keys(section: type) -> list[str]:
+    if issubclass(section, BaseModel):
+        return [name for name in section.model_fields if name != "folder"]
+    return [one.name for one in fields(Endpoint)]
+
+
+# Of a model, and of a dataclass.
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
     """Say the first thing that is wrong, and how many more there are."""
     # A misspelt key first: what is missing is often the same one.
-    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    found = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN_KEY)
     first = found[0]
     where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN_KEY:
         known = _keys(_section_at(first["loc"][:-1]))
         text = f"{unknown_name('key', str(first['loc'][-1]), known)} Allowed in {_table(first['loc'])}: " + (
             ", ".join(known)
@@ -451,12 +476,12 @@ def _table(location: tuple[int | str, ...]) -> str:
     return f"[{'.'.join(named)}]" if named else "the file"
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+def _section_at(location: tuple[int | str, ...]) -> type:
     """Return the class of the table at a place of the file."""
-    inner: dict[str, type[BaseModel]] = {
+    inner: dict[str, type] = {
         "subset": SubsetSection,
         "domains": DomainSection,
-        "endpoints": EndpointSection,
+        "endpoints": Endpoint,
     }
     if not location:
         return Config

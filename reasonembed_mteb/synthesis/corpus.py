@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from reasonembed_mteb.synthesis.config import Config, SubsetSection
+    from reasonembed_mteb.synthesis.config import Config, StartSection, SubsetSection
 
 _SPLIT_SUFFIXES = (".parquet", ".jsonl")
 # Documents read at a time.
@@ -90,16 +90,53 @@ class Corpus:
         Args:
             names: Ids, each in the corpus.
         """
+        return {name: text for _, name, text in self.documents(self.positions(names).values())}
+
+    def positions(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the places of some documents by id.
+
+        Args:
+            names: Ids, each in the corpus.
+
+        Raises:
+            DataError: If one is not there.
+        """
+        places = self._places(names)
+        if lost := next((name for name, place in places.items() if place is None), None):
+            msg = f"{self.name}: document {lost!r} is not in the corpus any more"
+            raise DataError(msg)
+        return {name: place for name, place in places.items() if place is not None}
+
+    def holds(self, names: Iterable[str]) -> set[str]:
+        """Return those names that are ids of documents.
+
+        Args:
+            names: Ids, or anything else.
+        """
+        return {name for name, place in self._places(names).items() if place is not None}
+
+    def _places(self, names: Iterable[str]) -> dict[str, int | None]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         unique = list(dict.fromkeys(names))
-        places = pc.index_in(pa.array(unique, pa.large_string()), value_set=self.ids)
-        positions = places.to_pylist()
-        if None in positions:
-            msg = f"{self.name}: document {unique[positions.index(None)]!r} is not in the corpus any more"
-            raise DataError(msg)
-        return {name: text for _, name, text in self.documents(positions)}
+        found = pc.index_in(pa.array(unique, pa.large_string()), value_set=self.ids)
+        return dict(zip(unique, found.to_pylist(), strict=True))
+
+    def names_of(self, texts: Iterable[str]) -> dict[str, str]:
+        """Return the ids of documents by their texts; what no document says is left out.
+
+        Args:
+            texts: Texts; space around them does not count.
+        """
+        wanted = {text.strip(): text for text in texts}
+        if not wanted:
+            return {}
+        found: dict[str, str] = {}
+        for _, name, text in self.documents():
+            if (given := wanted.get(text.strip())) is not None:
+                found.setdefault(given, name)
+        return found
 
     @cached_property
     def ids(self) -> Any:  # noqa: ANN401 - pyarrow.Array
@@ -115,7 +152,7 @@ def open_corpus(subset: SubsetSection, config: Config) -> Corpus:
     """Open a subset's corpus.
 
     Args:
-        subset: The subset.
+        subset: Its own layout and path go before those of the run.
         config: The run.
 
     Returns:
@@ -132,10 +169,13 @@ def open_corpus(subset: SubsetSection, config: Config) -> Corpus:
     if not folder.exists():
         msg = f"subset {subset.name}: {folder} does not exist; correct path, which is relative to the file"
         raise DataError(msg)
+    start = subset.start
+    # What a user begins with is no benchmark's, though it may lie in one folder with what is.
+    own = None if start is None or config.path(start.path).resolve() != folder.resolve() else start
     if layout == "bright":
-        corpus = _bright(folder, subset.name, every=config.corpus.protect == "all")
+        corpus = _bright(folder, subset.name, own, every=config.corpus.protect == "all")
     elif layout == "beir":
-        corpus = _beir(folder, subset.name)
+        corpus = _beir(folder, subset.name, own)
     else:
         queries = None if subset.queries is None else config.path(subset.queries)
         corpus = _jsonl(folder, subset.name, queries)
@@ -152,7 +192,7 @@ def check_unchanged(corpus: Corpus, note: Path) -> None:
     """Record a corpus' fingerprint, or compare it with the one recorded before.
 
     Args:
-        corpus: The corpus.
+        corpus: As it is now.
         note: The file of the record.
 
     Raises:
@@ -196,13 +236,15 @@ def _with_text(data: Dataset, id_column: str, text_column: str, name: str) -> Da
     return last_of_each_id(data, name)
 
 
-def _bright(folder: Path, name: str, *, every: bool) -> Corpus:
+def _bright(folder: Path, name: str, start: StartSection | None, *, every: bool) -> Corpus:
     files = data_files(folder, "documents", name)
     data = _with_text(read_files(files, ("id", "content")), "id", "content", name)
     own = _examples_files(folder, name)
     splits = _splits(folder) if every else [name]
     others = [file for split in splits if split != name for file in _examples_files(folder, split)]
-    return Corpus(name, [*files, *own, *others], data, _bright_benchmark([*own, *others]))
+    begun = [] if start is None else _examples_files(folder, start.split or name)
+    apart = [file for file in [*own, *others] if file not in begun]
+    return Corpus(name, [*files, *own, *others], data, _bright_benchmark(apart))
 
 
 def _examples_files(folder: Path, split: str) -> list[Path]:
@@ -288,14 +330,16 @@ def _jsonl(file: Path, name: str, queries: Path | None) -> Corpus:
     return Corpus(name, files, _jsonl_data(file, name), apart)
 
 
-def _beir(folder: Path, name: str) -> Corpus:
-    """Read a BEIR folder by the reader that `run --beir` has; every split's gold stays apart."""
+def _beir(folder: Path, name: str, start: StartSection | None) -> Corpus:
+    """Read a BEIR folder by the reader that `run --beir` has; every other split's gold stays apart."""
     file = beir.find_file(folder / beir.CORPUS)
     if file is None:
         msg = f"subset {name}: {folder} has no {beir.CORPUS}; give a BEIR folder, or another layout"
         raise DataError(msg)
     data = _beir_data(file)
-    apart = beir.read_protected(folder, set(data["id"][:]))
+    if start is not None and start.split is None:
+        return Corpus(name, [file], data, Benchmark(frozenset(), frozenset(), ()))
+    apart = beir.read_protected(folder, set(data["id"][:]), None if start is None else start.split)
     benchmark = Benchmark(apart.gold, apart.excluded, apart.queries)
     return Corpus(name, [file, *apart.files], data, benchmark)
 

@@ -84,11 +84,7 @@ class NearDuplicates:
         self._index = MinHashLSH(max(0.1, threshold - 0.15), _PERMUTATIONS)
 
     def find(self, text: str) -> str | None:
-        """Return the key of a text that is nearly this one, or None.
-
-        Args:
-            text: The text.
-        """
+        """Return the key of a text that is nearly this one, or None."""
         return self._find(_sketch(text))
 
     def _find(self, sketch: Any) -> str | None:  # noqa: ANN401 - datasketch.MinHash
@@ -103,7 +99,7 @@ class NearDuplicates:
 
         Args:
             key: Its name, used once.
-            text: The text.
+            text: What it is compared by.
 
         Returns:
             The key of the other one, or None if the text was added.

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from reasonembed_mteb.synthesis.shards import Row
     from reasonembed_mteb.synthesis.step import Run
 
+# Where the samples lie, and how their files end, as the published data's do (PROTOCOL section 6).
+FOLDER, SUFFIX = "formatted", "-formatted"
 # Queries whose documents are in memory at a time.
 _SIZE = 16
 
 
 def formatted_file(run: Run, subset: SubsetSection) -> Path:
-    """Return the file of a subset's samples, named as the published data is (PROTOCOL section 6)."""
-    return run.folder / "formatted" / f"{subset.name}-formatted.jsonl"
+    """Return the file of a subset's samples."""
+    return run.folder / FOLDER / f"{subset.name}{SUFFIX}.jsonl"
 
 
 def _note_file(run: Run, subset: SubsetSection) -> Path:
@@ -49,12 +51,7 @@ def _fingerprint(run: Run, subset: SubsetSection) -> str:
 
 
 def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
-    """Return what the step counted, or None where it has to run.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return what the step counted, or None where it has to run."""
     note = read_json_object(_note_file(run, subset))
     if note is None:
         return None
@@ -64,12 +61,7 @@ def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
 
 
 def format_samples(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     counts: Counter[str] = Counter()
     file = formatted_file(run, subset)
     for part in file.parent.glob(f".{file.name}.*.part"):

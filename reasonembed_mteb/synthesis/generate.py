@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.synthesis.boilerplate import far_from_length, refusal_to_write, rules_hash, tidied
 from reasonembed_mteb.synthesis.clean import cleaned, rank
 from reasonembed_mteb.synthesis.duplicates import Leaks, NearDuplicates
 from reasonembed_mteb.synthesis.prompts import tagged
@@ -34,6 +35,16 @@ _LENGTHS = {
     "300-400": "300 to 400 words",
     "400-500": "400 to 500 words",
     ">=500": "500 words or more",
+}
+# Fewest and most words of each. Of the last one no more is kept than of the one before it, so that training
+# need cut neither a query nor the reasoning after it.
+_BOUNDS = {
+    "<100": (10, 100),
+    "100-200": (100, 200),
+    "200-300": (200, 300),
+    "300-400": (300, 400),
+    "400-500": (400, 500),
+    ">=500": (500, 500),
 }
 _TEXT = r"(?:passage|excerpt|document|text|article|paragraph|snippet|context)"
 # Only what points at a given text: "this text" does, "the passage of time" does not.
@@ -59,12 +70,7 @@ def points_at_a_text(query: str) -> str | None:
 
 
 def sources(run: Run, subset: SubsetSection) -> Shards:
-    """Return the sources: document ids with target length and education level, in the order of the draw.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the sources: document ids with target length and education level, in the order of the draw."""
     note = need(cleaned(run, subset), "clean", subset)
     limits, section = run.config.sources, run.config.generate
     weights = [section.word_weights, section.level_weights]
@@ -79,31 +85,24 @@ def drafts(run: Run, subset: SubsetSection) -> Shards:
 
 
 def queries(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row a source, those kept with a query.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row a source, those kept with a query."""
+    if "queries" in run.own_parts(subset):
+        return run.own_shards(subset, "queries")
     section = run.config.generate
     note = need(drafts(run, subset), "generate", subset)
     checks = [section.near_duplicate, section.leak_similarity, section.leak_words, _POINTERS.pattern]
+    checks += [section.length_factor, rules_hash()]
     return run.shards("queries", subset, note["output"], run.corpus(subset).fingerprint, checks)
 
 
 def is_generated(run: Run, subset: SubsetSection) -> bool:
     """Say whether the step is finished."""
-    parts = (sources, drafts, queries)
+    parts = (queries,) if run.own_parts(subset) else (sources, drafts, queries)
     return all(part(run, subset).note is not None for part in parts)
 
 
 def generate(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Run the step for one subset."""
     if (drawn := sources(run, subset)).note is None:
         drawn.begin()
         found = list(_drawn(run, subset))
@@ -171,9 +170,8 @@ def _draft(run: Run, subset: SubsetSection, drawn: Shards, written: Shards) -> N
 def _request(run: Run, subset: SubsetSection, row: Row, text: str) -> Request:
     domain, section = run.domain(subset), run.config.generate
     values = {"topic": domain.topic, "asks": domain.asks, "document": text, "level": row["level"]}
-    messages = run.prompts["generate"].messages(**values, words=_LENGTHS[row["words"]])
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return Request(f"generate/{row['id']}", messages, *sampling)
+    messages = run.prompt(section, "generate").messages(**values, words=_LENGTHS[row["words"]])
+    return Request(f"generate/{row['id']}", messages, *run.sampling(section))
 
 
 def _draft_row(row: Row, answers: list[Answer]) -> Row:
@@ -194,15 +192,22 @@ def _checked(run: Run, subset: SubsetSection, written: Shards) -> Iterator[Row]:
         # The tokens are counted once, with the drafts.
         made = {key: value for key, value in row.items() if key != "tokens"}
         if "dropped" not in made:
-            why = _refusal(made["query"], leaks) or _repeated(seen, made)
+            tidy = tidied(made["query"])
+            made |= {"query": tidy.text, "mended": list(tidy.mended)} if tidy.mended else {}
+            why = _refusal(made, leaks, section.length_factor) or _repeated(seen, made)
             made |= {"dropped": why} if why else {}
         yield made
 
 
-def _refusal(query: str, leaks: Leaks) -> str | None:
+def _refusal(row: Row, leaks: Leaks, factor: float) -> str | None:
+    query = row["query"]
+    if why := refusal_to_write(query):
+        return why
     if points_at_a_text(query):
         return "points at a given text"
-    return "nearly a benchmark query" if leaks.has(query) else None
+    if leaks.has(query):
+        return "nearly a benchmark query"
+    return far_from_length(query, _BOUNDS[row["words"]], factor)
 
 
 def _repeated(seen: NearDuplicates, row: Row) -> str | None:
@@ -213,4 +218,9 @@ def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
     return queries(run, subset).note if is_generated(run, subset) else None
 
 
-STEP = Step("generate", generate, _note, lambda *of: [drafts(*of)])
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    made = {} if run.own_parts(subset) else {"sources": sources(run, subset), "drafts": drafts(run, subset)}
+    return {**made, "queries": queries(run, subset)}
+
+
+STEP = Step("generate", generate, _note, _parts, ("drafts",))

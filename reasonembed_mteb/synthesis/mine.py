@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,7 +18,6 @@ from reasonembed_mteb.synthesis.step import Step, in_blocks, need
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mteb.abstasks.task_metadata import PromptDict
     from numpy.typing import NDArray
 
     from reasonembed_mteb.synthesis.config import MineSection, SubsetSection
@@ -46,6 +45,8 @@ def mined(run: Run, subset: SubsetSection) -> Shards:
         run: The run.
         subset: The subset.
     """
+    if "mined" in run.own_parts(subset):
+        return run.own_shards(subset, "mined")
     section = run.config.mine
     window = [section.first_rank, section.last_rank, section.score_ceiling, section.rrf_k]
     return run.shards("mined", subset, _causes(run, subset), _identities(run), section.retriever, window)
@@ -149,22 +150,13 @@ def _search_arguments(run: Run, subset: SubsetSection) -> dict[str, Any]:
 
 def _metadata(run: Run, subset: SubsetSection) -> Any:  # noqa: ANN401 - mteb's TaskMetadata
     """Return a task by which a model finds its instruction: a table's own where the words are the same."""
-    from mteb.abstasks.task_metadata import TaskMetadata
-
     from reasonembed_mteb.retrieval.rows import load_rows
+    from reasonembed_mteb.retrieval.search import search_metadata
 
     instruction = run.domain(subset).instruction
     rows = (row for row in load_rows() if row.instruction == instruction)
     known = next((row.name for row in rows if row.subset == (subset.domain or subset.name)), None)
-    return TaskMetadata(
-        name=known or f"ReMixer-{subset.name}",
-        description=f"Mining for {subset.name}.",
-        dataset={"path": "local/remixer", "revision": "1"},
-        type="Retrieval",
-        eval_langs=[run.config.mine.language],
-        main_score="ndcg_at_10",
-        prompt=cast("PromptDict", {"query": instruction}),
-    )
+    return search_metadata(known or f"ReMixer-{subset.name}", instruction, run.config.mine.language)
 
 
 def _query_data(rows: list[Row]) -> Any:  # noqa: ANN401 - datasets.Dataset
@@ -345,8 +337,8 @@ def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> 
 
 
 def _position(row: Row) -> int:
-    """Return the place of a query's source in the corpus, which its id ends with."""
-    return int(row["id"].rpartition("-")[2])
+    """Return the place of a query's source in the corpus; where the row has none, its id ends with it."""
+    return int(row["position"]) if "position" in row else int(row["id"].rpartition("-")[2])
 
 
 # The defaults of mteb 2.26.24's BM25Search.
@@ -445,4 +437,8 @@ class LexicalSearch:
         return tokens
 
 
-STEP = Step("mine", mine, lambda run, subset: mined(run, subset).note)
+def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:
+    return {} if "labels" in run.own_parts(subset) else {"mined": mined(run, subset)}
+
+
+STEP = Step("mine", mine, lambda run, subset: mined(run, subset).note, _parts)

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra, unknown_name
 from reasonembed_mteb.llm.batch import BatchFiles, MissingAnswersError
 from reasonembed_mteb.llm.client import Budget, LLMClient
-from reasonembed_mteb.synthesis import annotate, clean, generate, mine, reason
-from reasonembed_mteb.synthesis import format as formatting
+from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.card import write_card
 from reasonembed_mteb.synthesis.corpus import open_corpus
 from reasonembed_mteb.synthesis.format import formatted
+from reasonembed_mteb.synthesis.own import read_own
 from reasonembed_mteb.synthesis.prompts import load_prompts
 from reasonembed_mteb.synthesis.step import Run
+from reasonembed_mteb.synthesis.steps import STEPS as _STEPS
+from reasonembed_mteb.synthesis.taking import take_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STEPS: dict[str, Step] = {
-    module.STEP.name: module.STEP for module in (clean, generate, mine, annotate, reason, formatting)
-}
 STEPS = tuple(_STEPS)
 # Where the answers of every step and endpoint are kept.
 ANSWERS = "answers"
@@ -52,6 +51,7 @@ class StepResult:
         kept: Rows that went on.
         dropped: The others, by reason.
         error: What went wrong.
+        mended: What was changed in rows that went on, by kind.
     """
 
     step: str
@@ -61,6 +61,7 @@ class StepResult:
     kept: int = 0
     dropped: tuple[tuple[str, int], ...] = ()
     error: str | None = None
+    mended: tuple[tuple[str, int], ...] = ()
 
 
 def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str], Client]:
@@ -74,7 +75,7 @@ def make_client(config: Config, *, retry_errors: bool = False) -> Callable[[str]
     budget = Budget(max_cost=limits.max_cost, max_tokens=limits.max_tokens)
 
     def make(name: str) -> Client:
-        endpoint = config.endpoint(name).opened()
+        endpoint = config.endpoint(name)
         folder = config.output_folder / ANSWERS
         return LLMClient(endpoint, folder, budget, retry_errors=retry_errors)
 
@@ -106,7 +107,7 @@ class _BatchWriter:
         self, requests: Iterable[Request], *, total: int | None = None, description: str
     ) -> Iterator[Answer]:
         file = self._folder / f"{description.replace(' ', '-')}-{self._name}.jsonl"
-        endpoint = self._config.endpoint(self._name).opened()
+        endpoint = self._config.endpoint(self._name)
         answers = self._config.output_folder / ANSWERS
         with BatchFiles(endpoint, answers, file, retry_errors=self._retry) as batch:
             yield from batch.run(requests, total=total, description=description)
@@ -126,7 +127,7 @@ def take_answers(config: Config, files: Sequence[Path]) -> int:
         ReasonEmbedError: If a file cannot be read or is not of that format.
     """
     # The answers name their requests; which model wrote them stands there.
-    endpoint = config.endpoint(next(iter(config.endpoints), "default")).opened()
+    endpoint = config.endpoint(next(iter(config.endpoints), "default"))
     folder = config.output_folder / ANSWERS
     with BatchFiles(endpoint, folder, folder / "requests.jsonl", files) as batch:
         return batch.usage.requests
@@ -167,8 +168,22 @@ def check_names(config: Config) -> None:
     if config.annotate.gold is not None and not config.path(config.annotate.gold).is_file():
         msg = f"annotate.gold: {config.path(config.annotate.gold)} does not exist; correct the path"
         raise DataError(msg)
-    # Read now, so that a wrong template is said before anything is sent.
-    _ = run.prompts
+    # Read now, so that a wrong template or tokenizer is said before anything is sent.
+    _ = run.prompts, run.tokenizer
+    _tell_of_wording(run)
+
+
+def _tell_of_wording(run: Run) -> None:
+    """Warn where an annotator that was trained on a prompt of its own gets ours."""
+    annotate = run.config.annotate
+    for name in filter(None, [annotate.endpoint, annotate.second_endpoint]):
+        known = known_annotator(run.config.endpoint(name).model)
+        if known is not None and not run.prompts["annotate"].own:
+            logger.warning(
+                "%s was trained on a prompt that is not ours to ship: it is asked in our own words, with its "
+                'five levels. Give its own as a file: templates = "annotator.toml", with a table [annotate]',
+                known.name,
+            )
 
 
 def _no_client(name: str) -> Client:
@@ -211,7 +226,7 @@ def synthesize(
         stopped: set[str] = set()
         for step in chosen:
             for subset in config.subset:
-                if subset.name not in stopped:
+                if subset.name not in stopped and not _is_before_start(step, subset):
                     outcome = _one(run, _STEPS[step], subset, retry_errors)
                     outcomes.append(outcome)
                     say(_line(outcome))
@@ -224,9 +239,31 @@ def synthesize(
     return outcomes
 
 
+def _begin(run: Run, step: Step, subset: SubsetSection) -> StepResult | None:
+    """Take what the user brings, and say so once; return what is wrong where none of it is left."""
+    assert subset.start is not None
+    take_own(run, subset)
+    note = run.own_shards(subset, "queries").note or {}
+    dropped = tuple(note["dropped"].items())
+    told = f"{note['kept']:,} of {note['rows']:,} queries of {subset.start.path} kept"
+    told += _counted("dropped", dropped)
+    if step.name == subset.start.at or not note["kept"]:
+        run.say(f"{subset.name} begins at {subset.start.at}: {told}")
+    if note["kept"]:
+        return None
+    return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
+
+
+def _is_before_start(step: str, subset: SubsetSection) -> bool:
+    """Whether a step is replaced by what the user brings."""
+    return subset.start is not None and STEPS.index(step) < STEPS.index(subset.start.at)
+
+
 def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> StepResult:
     """Run one step for one subset; what is wrong with its data stops no other subset."""
     try:
+        if subset.start is not None and (failed := _begin(run, step, subset)):
+            return failed
         if retry_errors:
             _forget_errors(run, step, subset)
         note = step.note(run, subset)
@@ -240,12 +277,18 @@ def _one(run: Run, step: Step, subset: SubsetSection, retry_errors: bool) -> Ste
         return StepResult(step.name, subset.name, "waiting", error=str(error))
     dropped = tuple(note["dropped"].items())
     if not note["kept"]:
-        reasons = (
-            ", ".join(f"{why} ({count:,})" for why, count in dropped) or "there was nothing to begin with"
-        )
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in dropped) or _nothing(step)
         told = f"{step.name} kept nothing of {subset.name}: {reasons}"
         return StepResult(step.name, subset.name, "failed", note["rows"], 0, dropped, told)
-    return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped)
+    mended = tuple(note.get("mended", {}).items())
+    return StepResult(step.name, subset.name, state, note["rows"], note["kept"], dropped, mended=mended)
+
+
+def _nothing(step: Step) -> str:
+    """Say why a step had no row to look at."""
+    if step.name == "reason":
+        return "no query has positives and negatives enough (format.min_positives, format.min_negatives)"
+    return "there was nothing to begin with"
 
 
 def _is_finished(run: Run, subset: SubsetSection) -> bool:
@@ -257,17 +300,22 @@ def _is_finished(run: Run, subset: SubsetSection) -> bool:
 def _forget_errors(run: Run, step: Step, subset: SubsetSection) -> None:
     """Remove what failed requests left behind in a step that asks."""
     with contextlib.suppress(DataError):
-        for part in step.asked(run, subset):
-            part.forget(_PASSING)
+        for name, part in step.parts(run, subset).items():
+            if name in step.asked:
+                part.forget(_PASSING)
 
 
 def _line(outcome: StepResult) -> str:
     start = f"{outcome.step} {outcome.subset}: "
     if outcome.error is not None:
         return f"{start}{outcome.state}: {outcome.error}"
-    dropped = ", ".join(f"{why} {count:,}" for why, count in outcome.dropped)
-    kept = f"{outcome.kept:,} of {outcome.rows:,} kept" + (f" (dropped: {dropped})" if dropped else "")
+    kept = f"{outcome.kept:,} of {outcome.rows:,} kept"
+    kept += _counted("dropped", outcome.dropped) + _counted("mended", outcome.mended)
     return start + kept + (", unchanged" if outcome.state == "there" else "")
+
+
+def _counted(what: str, counts: Sequence[tuple[str, int]]) -> str:
+    return f" ({what}: {', '.join(f'{why} {count:,}' for why, count in counts)})" if counts else ""
 
 
 @contextlib.contextmanager
@@ -339,6 +387,9 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
     eligible, length, mean = _eligible(config, corpus)
     asked = min(eligible, config.clean.max_documents or eligible)
     sources = min(asked, config.sources.per_subset)
+    if subset.start is not None:
+        # What is known beforehand is not asked for; at most every candidate is new.
+        asked, sources = 0, len(read_own(subset, config, corpus).queries)
     window = (config.mine.last_rank or config.mine.top_k) - config.mine.first_rank + 1
     pairs = sources * min(window, len(corpus) - 1) * config.annotate.samples
     sizes = {
@@ -347,13 +398,16 @@ def _subset(config: Config, prompts: dict[str, Prompt], subset: SubsetSection) -
         "annotate": (pairs, mean + _QUERY),
         "reason": (0 if config.reason.skip else sources, _QUERY),
     }
+    sizes = {
+        step: (0 if _is_before_start(step, subset) else size[0], size[1]) for step, size in sizes.items()
+    }
     made = []
     for step, (requests, characters) in sizes.items():
         wording = len(prompts[step].system) + len(prompts[step].user)
         prompt = requests * (characters + wording) // _CHARACTERS
         answer = requests * _ANSWERS[step]
         endpoint = config.endpoint(getattr(config, step).endpoint) if requests else None
-        cost = None if endpoint is None else endpoint.opened().cost(prompt, answer)
+        cost = None if endpoint is None else endpoint.cost(prompt, answer)
         made.append(Estimate(step, subset.name, requests, prompt, answer, cost))
     return made
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.config import DomainSection
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FIELDS = {
     "clean": {"topic", "document"},
     "generate": {"topic", "asks", "document", "level", "words"},
     "annotate": {"topic", "asks", "wants", "query", "document"},
-    "reason": {"topic", "asks", "wants", "query"},
+    "reason": {"topic", "asks", "wants", "query", "limit"},
 }
 _NEEDED = {
     "clean": {"document"},
@@ -44,11 +45,13 @@ class Prompt:
         step: ``clean``, ``generate``, ``annotate`` or ``reason``.
         system: System message; empty for none.
         user: User message, with ``$names``.
+        own: Whether the user wrote it.
     """
 
     step: str
     system: str
     user: str
+    own: bool = False
 
     @property
     def hash(self) -> str:
@@ -109,13 +112,26 @@ def load_prompts(own: Path | None = None) -> dict[str, Prompt]:
         ReasonEmbedError: If the file cannot be read, or a template names what it cannot get.
     """
     content = _packaged("prompts.toml")
+    written: dict[str, Any] = {}
     if own is not None:
         try:
-            content |= tomllib.loads(own.read_text(encoding="utf-8"))
+            written = tomllib.loads(own.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             msg = f"cannot read the templates {own}: {error}; give a TOML file with [generate] and the like"
             raise ReasonEmbedError(msg) from error
-    return {step: _checked(step, values, own) for step, values in content.items()}
+    ours = {step: _checked(step, values, None) for step, values in content.items()}
+    return ours | {step: _checked(step, values, own) for step, values in written.items()}
+
+
+def prompt_for(prompt: Prompt, model: str) -> Prompt:
+    """Return the template for a model: a known annotator gets its own levels, unless the user wrote one.
+
+    Args:
+        prompt: A step's template.
+        model: As the server calls it.
+    """
+    known = known_annotator(model) if prompt.step == "annotate" and not prompt.own else None
+    return prompt if known is None else _checked("annotate", {"user": known.user}, None)
 
 
 def _checked(step: str, values: Any, own: Path | None) -> Prompt:  # noqa: ANN401 - any TOML
@@ -138,7 +154,16 @@ def _checked(step: str, values: Any, own: Path | None) -> Prompt:  # noqa: ANN40
     if missing := sorted(_NEEDED[step] - named):
         msg = f"{where}, [{step}]: the template has no ${missing[0]}; put it where the text belongs"
         raise ReasonEmbedError(msg)
-    return Prompt(step, str(values.get("system", "")), values["user"])
+    return Prompt(step, str(values.get("system", "")), values["user"], own is not None)
+
+
+def without_thought(text: str) -> str:
+    """Return an answer without what a thinking model wrote before ``</think>``.
+
+    Args:
+        text: The answer.
+    """
+    return _THOUGHT.sub("", text, count=1).strip()
 
 
 def tagged(text: str | None, tag: str) -> str | None:
@@ -152,7 +177,7 @@ def tagged(text: str | None, tag: str) -> str | None:
         The content without space around it; None unless there is exactly one such pair with something
         in it.
     """
-    said = _THOUGHT.sub("", text or "", count=1)
+    said = without_thought(text or "")
     if said.count(f"<{tag}>") != 1 or said.count(f"</{tag}>") != 1:
         return None
     inner = said.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0].strip()

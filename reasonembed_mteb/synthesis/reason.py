@@ -1,4 +1,4 @@
-"""Step 5: the reasoning query, for the queries that become samples."""
+"""Step 5: the reasoning query, for the queries that become samples; no longer than training takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.synthesis.annotate import labelled
+from reasonembed_mteb.synthesis.boilerplate import (
+    refusal_to_write,
+    rules_hash,
+    tidied,
+    trimmed,
+    word_count,
+)
 from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
@@ -15,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from reasonembed_mteb.endpoints.endpoint import Answer
+    from reasonembed_mteb.synthesis.boilerplate import Tidied
     from reasonembed_mteb.synthesis.config import FormatSection, SubsetSection
     from reasonembed_mteb.synthesis.shards import Row, Shards
     from reasonembed_mteb.synthesis.step import Run
@@ -43,8 +52,8 @@ def refusal(positives: Sequence[str], negatives: Sequence[str], section: FormatS
     """Say why these make no sample, or None.
 
     Args:
-        positives: Positives.
-        negatives: Negatives.
+        positives: Documents, by id or text.
+        negatives: Documents, by id or text.
         section: The minimum counts.
     """
     if len(positives) < section.min_positives:
@@ -53,26 +62,32 @@ def refusal(positives: Sequence[str], negatives: Sequence[str], section: FormatS
 
 
 def reasoned(run: Run, subset: SubsetSection) -> Shards:
-    """Return the step's output: a row for each query that becomes a sample.
-
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    """Return the step's output: a row for each query that becomes a sample."""
+    if "reasoned" in run.own_parts(subset):
+        return run.own_shards(subset, "reasoned")
     note = need(labelled(run, subset), "annotate", subset)
     section = run.config.format
     which = [section.positive_from, section.negative_to, section.min_positives, section.min_negatives]
-    asked = [] if run.config.reason.skip else run.asking(run.config.reason, "reason", subset)
+    asked: list[Any] = []
+    if not run.config.reason.skip:
+        asked = [*run.asking(run.config.reason, "reason", subset), _length_rule(run), rules_hash()]
     return run.shards("reasoned", subset, note["output"], which, asked)
 
 
-def reason(run: Run, subset: SubsetSection) -> None:
-    """Run the step for one subset.
+def _length_rule(run: Run) -> list[Any]:
+    """Return what decides how long the reasoning may be; a directory may move."""
+    section = run.config.reason
+    if run.tokenizer is None:
+        return [section.words, section.too_long]
+    from reasonembed_mteb.models.folders import content_revision
 
-    Args:
-        run: The run.
-        subset: The subset.
-    """
+    folder = run.config.path(section.train_model or "")
+    model = content_revision(folder) if folder.is_dir() else section.train_model
+    return [section.words, section.too_long, model, section.train_tokens]
+
+
+def reason(run: Run, subset: SubsetSection) -> None:
+    """Run the step for one subset."""
     shards = reasoned(run, subset)
     shards.begin()
     # Nothing is asked for queries that are dropped afterwards anyway.
@@ -82,7 +97,8 @@ def reason(run: Run, subset: SubsetSection) -> None:
     def load(index: int) -> list[tuple[Row, Sequence[Request]]]:
         return [(row, _requests(run, subset, row)) for row in block(index)]
 
-    ask(shards, count, load, _row, partial(run.client, run.config.reason.endpoint), f"reason {subset.name}")
+    made = partial(_row, run, subset)
+    ask(shards, count, load, made, partial(run.client, run.config.reason.endpoint), f"reason {subset.name}")
     shards.finish(count)
 
 
@@ -93,26 +109,71 @@ def _rows_to_reason(run: Run, subset: SubsetSection) -> Iterator[Row]:
             yield row
 
 
+# English words a token, about; a little fewer, since the limit is for tokens.
+_WORDS_PER_TOKEN = 0.7
+# Fewer tokens than these are not worth a question.
+_LEAST_ROOM = 32
+
+
+def _tokens(run: Run, subset: SubsetSection, reasoning_query: str) -> int:
+    """Return how many tokens training sees, the instruction included (PROTOCOL section 6: on both)."""
+    text = query_prefix(run.domain(subset).instruction) + reasoning_query
+    return len(run.tokenizer(text, verbose=False)["input_ids"])
+
+
+def _room(run: Run, subset: SubsetSection, query: str) -> int | None:
+    """Return how many tokens are left for the reasoning, None where words alone are counted."""
+    if run.tokenizer is None:
+        return None
+    return run.config.reason.train_tokens - _tokens(run, subset, f"{query}\n")
+
+
 def _requests(run: Run, subset: SubsetSection, row: Row) -> Sequence[Request]:
     section, domain = run.config.reason, run.domain(subset)
-    if section.skip:
+    room = _room(run, subset, row["query"])
+    if section.skip or (room is not None and room < _LEAST_ROOM):
         return ()
-    messages = run.prompts["reason"].messages(
-        topic=domain.topic, asks=domain.asks, wants=domain.wants, query=row["query"]
-    )
-    sampling = (section.temperature, section.top_p, section.max_tokens, run.config.seed)
-    return (Request(f"reason/{row['id']}", messages, *sampling),)
+    limit = f"{section.words} words"
+    if room is not None:
+        limit = f"{min(section.words, int(room * _WORDS_PER_TOKEN))} words ({room} tokens at most)"
+    values = {"topic": domain.topic, "asks": domain.asks, "wants": domain.wants, "query": row["query"]}
+    messages = run.prompt(section, "reason").messages(**values, limit=limit)
+    return (Request(f"reason/{row['id']}", messages, *run.sampling(section)),)
 
 
-def _row(row: Row, answers: list[Answer]) -> Row:
+def _row(run: Run, subset: SubsetSection, row: Row, answers: list[Answer]) -> Row:
     made: Row = {"id": row["id"]}
     if not answers:
-        return made | {"dropped": "not asked for"}
+        return made | {
+            "dropped": "not asked for" if run.config.reason.skip else "query too long for training"
+        }
     if answers[0].error is not None:
         return made | {"dropped": answers[0].error}
     text = tagged(answers[0].text, "reasoning")
+    if text is None:
+        return made | {"dropped": "unparsable"}
+    tidy = tidied(text, "reasoning")
+    if why := refusal_to_write(tidy.text):
+        return made | {"dropped": why}
+    return made | _of_length(run, subset, row["query"], tidy)
+
+
+def _of_length(run: Run, subset: SubsetSection, query: str, tidy: Tidied) -> Row:
+    """Return the reasoning query, cut where it is longer than training takes."""
+    section = run.config.reason
+
+    def fits(text: str) -> bool:
+        if word_count(text) > section.words:
+            return False
+        whole = f"{query}\n{text}"
+        return run.tokenizer is None or _tokens(run, subset, whole) <= section.train_tokens
+
+    text = trimmed(tidy.text, fits)
+    if text is None or (text != tidy.text and section.too_long == "drop"):
+        return {"dropped": "reasoning too long"}
+    mended = [*tidy.mended, *(["cut after a sentence"] if text != tidy.text else [])]
     # The query itself comes first, as in query + reasoning: the words of the question stay searchable.
-    return made | ({"reasoning_query": f"{row['query']}\n{text}"} if text else {"dropped": "unparsable"})
+    return {"reasoning_query": f"{query}\n{text}", **({"mended": mended} if mended else {})}
 
 
 def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
@@ -121,4 +182,4 @@ def _note(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
     return note and note | {"kept": note["rows"]}
 
 
-STEP = Step("reason", reason, _note, lambda *of: [reasoned(*of)])
+STEP = Step("reason", reason, _note, lambda *of: {"reasoned": reasoned(*of)}, ("reasoned",))

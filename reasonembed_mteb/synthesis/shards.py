@@ -47,7 +47,8 @@ class Shards:
     def note(self) -> dict[str, Any] | None:
         """Return what `finish` wrote: ``output`` (a hash), ``rows``, ``kept``, ``dropped``, ``tokens``.
 
-        None unless the folder is finished and made from the same things.
+        It has ``mended`` too, where rows that are kept were changed. None unless the folder is finished and
+        made from the same things.
         """
         note = read_json_object(self.folder / "done.json")
         if note is None or note.get("fingerprint") != self.fingerprint:
@@ -100,11 +101,14 @@ class Shards:
             if file not in paths:
                 file.unlink()
         dropped: Counter[str] = Counter()
+        mended: Counter[str] = Counter()
         rows, tokens = 0, [0, 0]
         for row in _all_rows(paths):
             rows += 1
             if "dropped" in row:
                 dropped[row["dropped"]] += 1
+            else:
+                mended.update(row.get("mended", ()))
             for side, count in enumerate(row.get("tokens", ())):
                 tokens[side] += count
         note = {
@@ -115,6 +119,7 @@ class Shards:
             "kept": rows - dropped.total(),
             "dropped": dict(sorted(dropped.items())),
             "tokens": tokens,
+            **({"mended": dict(sorted(mended.items()))} if mended else {}),
             **more,
         }
         write_whole(self.folder / "done.json", json_text(note))

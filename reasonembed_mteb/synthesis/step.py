@@ -10,14 +10,16 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.files import ContentHashes, fingerprint
+from reasonembed_mteb.synthesis.annotators import known_annotator
 from reasonembed_mteb.synthesis.corpus import Corpus, check_unchanged, open_corpus
-from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts
+from reasonembed_mteb.synthesis.own import OwnData, read_own
+from reasonembed_mteb.synthesis.prompts import domain_of, load_prompts, prompt_for
 from reasonembed_mteb.synthesis.shards import Shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from reasonembed_mteb.endpoints.endpoint import Answer, Request
@@ -29,6 +31,15 @@ logger = logging.getLogger(__name__)
 
 # Raised where rows are written differently, so that older folders are made again.
 FORMAT = 1
+
+
+# What stands in place of the steps before each.
+_OWN_PARTS = {
+    "mine": ("queries",),
+    "annotate": ("queries", "mined"),
+    "reason": ("queries", "labels"),
+    "format": ("queries", "labels", "reasoned"),
+}
 
 
 class Client(Protocol):
@@ -59,6 +70,7 @@ class Run:
     _clients: dict[str, Client] = field(default_factory=dict)
     hashes: ContentHashes = field(default_factory=ContentHashes)
     _corpus: Corpus | None = None
+    _own: dict[str, OwnData] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -70,6 +82,46 @@ class Run:
         """Return the templates by step."""
         own = self.config.templates
         return load_prompts(None if own is None else self.config.path(own))
+
+    def own(self, subset: SubsetSection) -> OwnData:
+        """Return what a subset begins with, read once."""
+        if subset.name not in self._own:
+            self._own[subset.name] = read_own(subset, self.config, self.corpus(subset))
+        return self._own[subset.name]
+
+    def own_parts(self, subset: SubsetSection) -> tuple[str, ...]:
+        """Return the parts that the user brings, in place of the steps before the subset's first."""
+        return () if subset.start is None else _OWN_PARTS[subset.start.at]
+
+    def own_shards(self, subset: SubsetSection, part: str) -> Shards:
+        """Return a part that the user brings."""
+        generate, section = self.config.generate, self.config.format
+        checks = [generate.leak_similarity, generate.leak_words, self.config.mine.score_ceiling is not None]
+        checks += [section.positive_from, section.negative_to, section.min_positives, section.min_negatives]
+        corpus = self.corpus(subset)
+        return self.shards(part, subset, "own", self.own(subset).fingerprint, corpus.fingerprint, checks)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - a transformers tokenizer
+        """Return the tokenizer of the model to be trained, None where the configuration names none.
+
+        Raises:
+            ReasonEmbedError: If it cannot be loaded.
+        """
+        name = self.config.reason.train_model
+        if name is None or self.config.reason.skip:
+            return None
+        from transformers import AutoTokenizer
+
+        folder = self.config.path(name)
+        try:
+            return AutoTokenizer.from_pretrained(folder if folder.is_dir() else name)
+        except (OSError, ValueError) as error:
+            msg = (
+                f"reason.train_model: the tokenizer of {name} cannot be loaded ({one_line(error)}); give a "
+                "hub name or the directory of the model to be trained"
+            )
+            raise ReasonEmbedError(msg) from error
 
     def client(self, endpoint: str) -> Client:
         """Return the client of an endpoint."""
@@ -99,20 +151,31 @@ class Run:
 
         Args:
             part: Its folder's name.
-            subset: The subset.
+            subset: Its name is the folder below that.
             *causes: What the rows are made from; another cause makes them again.
         """
         return Shards(
             self.folder / part / subset.name, fingerprint(FORMAT, part, subset.name, *causes), self.hashes
         )
 
+    def prompt(self, section: AskingSection, step: str) -> Prompt:
+        """Return a step's template: the user's, else the one of the annotator that is asked, else ours."""
+        return prompt_for(self.prompts[step], self.config.endpoint(section.endpoint).model)
+
+    def sampling(self, section: AskingSection) -> tuple[float, float, int | None, int]:
+        """Return temperature, top_p, longest answer and seed, in the order in which requests take them."""
+        longest = section.max_tokens
+        if longest is None and (known := known_annotator(self.config.endpoint(section.endpoint).model)):
+            longest = known.max_tokens
+        return section.temperature, section.top_p, longest, self.config.seed
+
     def asking(self, section: AskingSection, step: str, subset: SubsetSection) -> list[Any]:
         """Return what decides the answers of a step that asks: sampling, model and wording."""
         endpoint = self.config.endpoint(section.endpoint)
         return [
-            [section.temperature, section.top_p, section.max_tokens, self.config.seed],
+            list(self.sampling(section)),
             [endpoint.model, endpoint.extra_body],
-            [self.prompts[step].hash, self.domain(subset).model_dump()],
+            [self.prompt(section, step).hash, self.domain(subset).model_dump()],
         ]
 
 
@@ -124,13 +187,15 @@ class Step:
         name: As users write it.
         work: Runs it for one subset.
         note: What the finished step counted, None where it has to run: its settings or inputs changed.
-        asked: The parts of its output that answers of a language model stand in.
+        parts: Its output in parts, by the names of their folders.
+        asked: The parts that answers of a language model stand in.
     """
 
     name: str
     work: Callable[[Run, SubsetSection], None]
     note: Callable[[Run, SubsetSection], dict[str, Any] | None]
-    asked: Callable[[Run, SubsetSection], Sequence[Shards]] = lambda _run, _subset: ()
+    parts: Callable[[Run, SubsetSection], Mapping[str, Shards]] = lambda _run, _subset: {}
+    asked: tuple[str, ...] = ()
 
 
 def in_blocks(rows: Iterator[Row], size: int) -> Callable[[int], list[Row]]:
@@ -158,7 +223,7 @@ def need(shards: Shards, step: str, subset: SubsetSection) -> dict[str, Any]:
     Args:
         shards: The part.
         step: The step that writes it.
-        subset: The subset.
+        subset: Whose part it is, for the message.
 
     Raises:
         DataError: If it is not finished with the present settings.

@@ -38,7 +38,8 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
         half: Whether its forward pass runs in 16 bits.
 
     Raises:
-        ReasonEmbedError: If the model or the device has no packed path.
+        ReasonEmbedError: If the model or the device has no packed path, or the model drops attention, which
+            the packed kernels do not.
     """
     import torch
 
@@ -55,6 +56,14 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
     kernel = kernel_for(transformer.auto_model.config, device, torch.bfloat16 if half else torch.float32)
     if kernel is None:
         msg = f"training.packed: no packed attention on {device.type} in this precision; set it to false"
+        raise ReasonEmbedError(msg)
+    dropout = getattr(transformer.auto_model.config, "attention_dropout", 0.0)
+    # Of the kernels, flash-attn 2 alone has dropout. That of adapters and layers is outside of any kernel.
+    if dropout and kernel != "flash_attention_2":
+        msg = (
+            f"training.packed: the model's attention_dropout is {dropout}, which packed attention does not "
+            "have; set training.packed to false, or attention_dropout in the model's config.json to 0"
+        )
         raise ReasonEmbedError(msg)
     keep_packed(transformer, kernel)
 

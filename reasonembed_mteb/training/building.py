@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
 from reasonembed_mteb.training.schema import LOG_WARMUP
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
     from torch import nn
+    from transformers import TrainerCallback
 
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
@@ -66,33 +67,56 @@ def build_trainer(
 
     Returns:
         The trainer, not yet started.
+
+    Raises:
+        ReasonEmbedError: If the recipe asks for two kinds of attention.
     """
     from transformers import set_seed
 
     from reasonembed_mteb.training.adapters import load_model, pack_texts
+    from reasonembed_mteb.training.sampling import repeated
     from reasonembed_mteb.training.schedule import warmup_decay_schedule
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
     set_seed(recipe.training.seed)
     model = load_model(recipe)
-    arguments = _arguments(recipe, output, plan)
+    evaluator = _evaluator(recipe, output)
+    arguments = _arguments(recipe, output, plan, _best_score(recipe, evaluator))
     if recipe.training.packed:
+        if recipe.training.attention:
+            msg = (
+                f"training.packed brings its own attention, training.attention={recipe.training.attention!r} "
+                "another one: give one of the two"
+            )
+            raise ReasonEmbedError(msg)
         pack_texts(model, arguments.device, half=recipe.training.half)
     collator = make_collator(model, recipe, plan)
     return RedapterTrainer(
         model=model,
         args=arguments,
         plans=plan.subsets,
-        train_dataset=data.subsets,
+        train_dataset={
+            name: repeated(rows, one.passes)
+            for one, (name, rows) in zip(plan.subsets, data.subsets.items(), strict=True)
+        },
         data_collator=collator,
         loss=shortened(make_loss(model, recipe, plan.start_step), recipe.loss.matryoshka),
-        evaluator=_evaluator(recipe, output),
+        evaluator=evaluator,
         metrics=MetricsFile(output / "metrics.csv"),
         keep=recipe.training.keep,
+        retries=recipe.training.retries,
         say=say,
         schedule=warmup_decay_schedule if recipe.training.schedule == LOG_WARMUP else None,
+        callbacks=_early_stop(recipe),
     )
+
+
+def _early_stop(recipe: Recipe) -> list[TrainerCallback]:
+    from transformers import EarlyStoppingCallback
+
+    patience = recipe.evaluation.patience
+    return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
 
 
 def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan) -> GroupCollator:
@@ -182,7 +206,25 @@ def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
     return TaskEvaluator(tasks, output / "evaluation.csv" if is_main() else None)
 
 
-def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTransformerTrainingArguments:
+def _best_score(recipe: Recipe, evaluator: TaskEvaluator | None) -> str | None:
+    """Return the evaluator's name of the score by which the best checkpoint is chosen."""
+    by = recipe.evaluation.best
+    if not by or evaluator is None:
+        return None
+    named = {
+        task.metadata.name: f"{task.metadata.name}_{task.metadata.main_score}" for task in evaluator.tasks
+    }
+    if by in named:
+        return named[by]
+    # A benchmark is the mean of its tasks.
+    if by == "mean" or recipe.evaluation.tasks == [by]:
+        return "mean"
+    raise unknown_name("task", by, [*named, "mean"])
+
+
+def _arguments(
+    recipe: Recipe, output: Path, plan: TrainingPlan, best: str | None
+) -> SentenceTransformerTrainingArguments:
     import torch
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
@@ -207,7 +249,13 @@ def _arguments(recipe: Recipe, output: Path, plan: TrainingPlan) -> SentenceTran
         # Without this word several processes on CPUs would not know of each other, and bf16 be refused.
         use_cpu=on_cpu(),
         save_strategy="steps",
-        save_steps=part.save_steps or _NEVER,
+        # The best is one of those that are kept.
+        save_steps=steps if best else part.save_steps or _NEVER,
+        load_best_model_at_end=best is not None,
+        metric_for_best_model=best,
+        greater_is_better=True if best else None,
+        # A run that goes on counts on where it was.
+        restore_callback_states_from_checkpoint=recipe.evaluation.patience > 0,
         # Ours are counted once they are whole.
         save_total_limit=None,
         eval_strategy="steps" if recipe.evaluation.tasks and steps else "no",

@@ -9,8 +9,8 @@ import torch
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 
+from reasonembed_mteb.training.columns import LossError
 from reasonembed_mteb.training.devices import Replay, autocast_like_now, device_type
-from reasonembed_mteb.training.features import Columns, LossError, split_columns
 from reasonembed_mteb.training.losses import RedapterLoss
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.losses import RandContext
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from reasonembed_mteb.training.features import Columns
 
 _GRADCACHE_CITATION = """
 @misc{gao2021scaling,
@@ -57,7 +59,9 @@ class CachedRedapterLoss(CachedLossMixin, RedapterLoss):
         LossError: If a setting is out of range, or the model cannot be fed in mini-batches.
 
     Requirements:
-        As of :class:`RedapterLoss`; right padding is cheaper than left, since it is cut off each mini-batch.
+        1. As of :class:`RedapterLoss`; right padding is cheaper than left: it is cut off each mini-batch.
+        2. No loss around it that changes the model's forward pass, as `AdaptiveLayerLoss` and
+           `Matryoshka2dLoss` do: the second pass comes when they are over.
 
     Inputs:
         As of :class:`RedapterLoss`; one packed document column needs the fewest forward passes.
@@ -69,8 +73,10 @@ class CachedRedapterLoss(CachedLossMixin, RedapterLoss):
     Example:
         ::
 
+            from sentence_transformers import SentenceTransformer
             from reasonembed_mteb.training import CachedRedapterLoss
 
+            model = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")
             loss = CachedRedapterLoss(model, mini_batch_num_tokens=8192)
     """
 
@@ -129,7 +135,8 @@ class CachedRedapterLoss(CachedLossMixin, RedapterLoss):
         Raises:
             LossError: If the columns do not fit together.
         """
-        columns = split_columns(sentence_features, reasoning=self.start_step is not None)
+        _refuse_patched(self.model)
+        columns = self._columns(sentence_features)
         reasoning = None
         # The machinery wants a gradient for each column that it is given, so not this one.
         if columns.reasoning is not None and self.weighted:
@@ -219,3 +226,16 @@ class CachedRedapterLoss(CachedLossMixin, RedapterLoss):
     def citation(self) -> str:
         """The papers, as BibTeX, for the model card."""
         return super().citation + _GRADCACHE_CITATION
+
+
+def _refuse_patched(model: nn.Module) -> None:
+    """Refuse a forward pass that a loss around this one has changed: the second pass would be another."""
+    for module in model.modules():
+        patch = vars(module).get("forward")
+        if patch is not None and type(patch).__module__.startswith("sentence_transformers."):
+            name = type(patch).__module__.rpartition(".")[2]
+            msg = (
+                f"a loss around CachedRedapterLoss changes the model's forward pass ({name}), and no longer "
+                "does when gradients are taken: use RedapterLoss in AdaptiveLayerLoss and Matryoshka2dLoss"
+            )
+            raise LossError(msg)

@@ -86,15 +86,18 @@ def remove_broken(folder: Path) -> list[str]:
     return [path.name for path in broken]
 
 
-def keep_newest(folder: Path, number: int) -> None:
-    """Remove all but the newest whole checkpoints.
+def keep_newest(folder: Path, number: int, best: int | None = None) -> None:
+    """Remove all but the newest whole checkpoints, and the best one.
 
     Args:
         folder: Where they lie.
         number: How many are kept.
+        best: Step of one that is kept in any case.
     """
-    whole = [path for _, path in checkpoints(folder) if is_whole(path)]
-    for path in whole[:-number]:
+    whole = [(step, path) for step, path in checkpoints(folder) if is_whole(path)]
+    for step, path in whole[:-number]:
+        if step == best:
+            continue
         # First the mark: a removal that is cut off leaves no folder that looks whole.
         (path / MARK).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)

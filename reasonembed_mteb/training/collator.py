@@ -11,10 +11,10 @@ import xxhash
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.models.instructions import PromptRule
 from reasonembed_mteb.retrieval.rows import instruction_for
 from reasonembed_mteb.training.cuts import UNCUT, mean_cut, row_cuts, token_counts
-from reasonembed_mteb.training.sampling import draw_group, generator
+from reasonembed_mteb.training.sampling import PASS, draw_group, generator
+from reasonembed_mteb.training.schema import prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,8 +135,10 @@ class GroupCollator(SentenceTransformerDataCollator):
         return found
 
     def _group(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Draw a row's documents with their grades, NaN where they have none; each time the same ones."""
-        random = generator(self.seed, self.epoch, "group", row["subset"], row["row"])
+        """Draw a row's documents with their grades, NaN where they have none; the same ones at each call."""
+        # A row that comes again in an epoch draws anew.
+        again = [row[PASS]] if row.get(PASS) else []
+        random = generator(self.seed, self.epoch, "group", row["subset"], row["row"], *again)
         good, bad = (
             list(zip(row[name], row.get(grades) or [math.nan] * len(row[name]), strict=True))
             for name, grades in (("positives", "positive_grades"), ("negatives", "negative_grades"))
@@ -149,8 +151,7 @@ class GroupCollator(SentenceTransformerDataCollator):
         Args:
             rows: With ``instruction`` and ``subset``.
         """
-        rule = PromptRule(template=self.template or None)
-        return [rule.under(row_instruction(row, self.instructions)) for row in rows]
+        return [prefix_of(self.template, row_instruction(row, self.instructions)) for row in rows]
 
     @property
     def reasoning_limit(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers.util import all_gather, get_rank, get_world_size
 
-from reasonembed_mteb.training.features import LossError
+from reasonembed_mteb.training.columns import LossError
 
 if TYPE_CHECKING:
     from types import TracebackType

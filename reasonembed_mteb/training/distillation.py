@@ -9,8 +9,9 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch.nn import functional
 
 from reasonembed_mteb.training.cached import CachedRedapterLoss
+from reasonembed_mteb.training.columns import LossError
 from reasonembed_mteb.training.devices import Devices
-from reasonembed_mteb.training.features import GRADES, Extras, LossError
+from reasonembed_mteb.training.features import GRADES, Extras
 from reasonembed_mteb.training.losses import RedapterLoss
 
 if TYPE_CHECKING:

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.training.columns import LossError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from torch import Tensor
+
+    from reasonembed_mteb.training.columns import Roles
 
 HAS_REASONING = "has_reasoning"
 DOCUMENT_IDS = "document_ids"
@@ -35,10 +37,8 @@ POSITIVE_IDS = "positive_ids"
 # A number for each document, which `reasonembed_mteb.training.distillation` learns from.
 GRADES = "grades"
 _EXTRA_KEYS = (HAS_REASONING, DOCUMENT_IDS, POSITIVE_IDS, GRADES)
-
-
-class LossError(ReasonEmbedError, ValueError):
-    """A setting of a loss, or a batch, that it cannot work with."""
+# sentence-transformers' key of every layer's activations.
+_LAYERS = "all_layer_embeddings"
 
 
 @dataclass(frozen=True)
@@ -65,69 +65,65 @@ class Columns:
         reasoning: The reasoning queries, or None in a plain InfoNCE batch.
         documents: The positive first, then negatives; or one packed column.
         extras: What was taken out of them.
+        given: The caller's own dictionaries: query, reasoning queries where there are any, documents.
     """
 
     query: dict[str, Any]
     reasoning: dict[str, Any] | None
     documents: list[dict[str, Any]]
     extras: Extras
+    given: list[dict[str, Any]]
+
+    def hand_back(self) -> None:
+        """Leave every layer's activations, where the model gave them, in the caller's dictionaries.
+
+        `AdaptiveLayerLoss` looks for them there when it calls the loss again for an earlier layer.
+        """
+        own = [self.query, *([] if self.reasoning is None else [self.reasoning]), *self.documents]
+        for bare, given in zip(own, self.given, strict=True):
+            if _LAYERS in bare:
+                given[_LAYERS] = bare[_LAYERS]
 
 
-def split_columns(sentence_features: Iterable[dict[str, Any]], *, reasoning: bool) -> Columns:
+def split_columns(columns: Sequence[dict[str, Any]], roles: Roles) -> Columns:
     """Sort the columns of a batch by their role and take the extra keys out.
 
     Args:
-        sentence_features: ``(query, reasoning_query, *documents)`` or ``(query, documents)``.
-        reasoning: Whether three or more columns have the reasoning query second. False: all columns after
-            the first are documents.
+        columns: The batch.
+        roles: Which is what; a column without a role is left out.
 
     Returns:
         The columns, as new dictionaries: the model adds its activations to those that it is given, and they
         would live as long as the batch.
 
     Raises:
-        LossError: If there are too few columns, or an extra key stands in a column of another role.
+        LossError: If an extra key stands in a column of another role.
     """
-    columns = list(sentence_features)
-    second = reasoning_column(len(columns), reasoning=reasoning)
-    first_document = 2 if second else 1
-    for index, column in enumerate(columns):
-        role = "query" if index == 0 else "reasoning_query" if index < first_document else "document"
-        _refuse_misplaced(column, index, role)
-    ids = [column[DOCUMENT_IDS] for column in columns[first_document:] if DOCUMENT_IDS in column]
-    if 0 < len(ids) < len(columns) - first_document:
-        count = len(columns) - first_document
-        msg = f"{DOCUMENT_IDS} in {len(ids)} of {count} document columns: give all of them or none"
+    query, documents = columns[roles.query], [columns[place] for place in roles.documents]
+    reasoning = None if roles.reasoning is None else columns[roles.reasoning]
+    _refuse_misplaced(query, roles.query, "query")
+    if reasoning is not None:
+        _refuse_misplaced(reasoning, roles.reasoning or 0, "reasoning_query")
+    for place, column in zip(roles.documents, documents, strict=True):
+        _refuse_misplaced(column, place, "document")
+    ids = [column[DOCUMENT_IDS] for column in documents if DOCUMENT_IDS in column]
+    if 0 < len(ids) < len(documents):
+        msg = f"{DOCUMENT_IDS} in {len(ids)} of {len(documents)} document columns: give all of them or none"
         raise LossError(msg)
-    bare = [{key: value for key, value in column.items() if key not in _EXTRA_KEYS} for column in columns]
-    extras = Extras(
-        has_reasoning=columns[1].get(HAS_REASONING) if second else None,
-        document_ids=ids or None,
-        positive_ids=columns[0].get(POSITIVE_IDS),
+    has_reasoning = None if reasoning is None else reasoning.get(HAS_REASONING)
+    extras = Extras(has_reasoning, ids or None, query.get(POSITIVE_IDS))
+    given = [query, *([] if reasoning is None else [reasoning]), *documents]
+    return Columns(
+        _bare(query),
+        None if reasoning is None else _bare(reasoning),
+        list(map(_bare, documents)),
+        extras,
+        given,
     )
-    return Columns(bare[0], bare[1] if second else None, bare[first_document:], extras)
 
 
-def reasoning_column(columns: int, *, reasoning: bool) -> bool:
-    """Say whether the second of so many columns is the reasoning query.
-
-    Args:
-        columns: How many there are.
-        reasoning: Whether the loss is in its reasoning mode.
-
-    Returns:
-        Whether it is; with two columns the second holds documents.
-
-    Raises:
-        LossError: If there are fewer than two columns.
-    """
-    if columns < 2:
-        msg = (
-            f"{columns} column(s) given; allowed are (query, reasoning_query, documents...) and "
-            "(query, documents): add the missing columns to the data set"
-        )
-        raise LossError(msg)
-    return reasoning and columns > 2
+def _bare(column: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in column.items() if key not in _EXTRA_KEYS}
 
 
 def _refuse_misplaced(column: dict[str, Any], index: int, role: str) -> None:

@@ -7,6 +7,7 @@ queries of the global batch, ``C`` candidates, ``D`` dimensions.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,17 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reasonembed_mteb.training.caller import check_trainer, find_caller
+from reasonembed_mteb.training.columns import LossError, Roles, roles_by_name, roles_by_place
 from reasonembed_mteb.training.devices import Devices, autocast_like_now, device_type
-from reasonembed_mteb.training.features import Extras, LossError, check_rows, reasoning_column, split_columns
+from reasonembed_mteb.training.features import Columns, Extras, check_rows, split_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 # Keeps RI finite where the reasoning query's own loss is zero (the authors' training code).
 EPSILON = 1e-6
@@ -127,8 +132,10 @@ class RedapterLoss(nn.Module):
 
     Before ``start_step`` the loss is the plain mean of InfoNCE and reasoning queries are not encoded; from it
     on every query weighs its share of the reasoning intensity (RI) of the batch: a query that is hard as it
-    stands and easy once its reasoning is written out counts most. The step is ``loss.global_step``, which
-    stays 0 until a trainer sets it. Evaluation (a model in evaluation mode, without gradients) always returns
+    stands and easy once its reasoning is written out counts most. The step is that of the
+    `SentenceTransformerTrainer` that calls the loss, alone, in another loss or as one of several. Elsewhere
+    :class:`RedapterCallback` tells it, or ``loss.global_step`` is set before each step; a loss whose step
+    nobody tells says so once. Evaluation (a model in evaluation mode, without gradients) always returns
     the plain mean, so that its curve does not jump at ``start_step``.
 
     After each call ``loss.metrics`` holds detached scalars under the same keys every time: ``loss``,
@@ -137,15 +144,18 @@ class RedapterLoss(nn.Module):
     (a query). Those of RI are NaN where the batch has none. With ``gather_across_devices`` they describe the
     global batch.
 
-    A data set that has reasoning queries for some rows only marks them; see
-    :mod:`reasonembed_mteb.training.features` for the extra keys that a collator may give.
+    A trainer's columns are known by their names, in any order: the reasoning query is ``reasoning_query``
+    and nothing else, and names that leave open which column is what are refused. A data set without that
+    column is trained with plain InfoNCE, which is said once. One that has reasoning queries for some rows
+    only marks them; see :mod:`reasonembed_mteb.training.features` for the extra keys of a collator.
+    Columns given by hand have no names, and the order of the table below.
 
     Args:
         model: Any SentenceTransformer.
         temperature: What the cosines are divided by; the inverse of ``scale`` elsewhere. The paper's is 0.02.
         max_intensity: Upper end of RI's clamp, the paper's kappa, 5; ``math.inf`` for none.
-        start_step: First weighted step; the paper's is 100. None is plain InfoNCE throughout: no column is a
-            reasoning query then, and documents start at the second.
+        start_step: First weighted step; the paper's is 100. None is plain InfoNCE throughout: a column named
+            ``reasoning_query`` is left out then, and without names documents start at the second.
         normalize_weights: Whether the weights of a batch sum to 1. False: the loss is the sum of RI * L, as
             the authors' code offers.
         gather_across_devices: Whether candidates and the sum of RI are those of all devices. The loss of a
@@ -171,6 +181,8 @@ class RedapterLoss(nn.Module):
         | (query, reasoning_query, documents), packed: B * G rows, row-major     | none   |
         +------------------------------------------------------------------------+--------+
         | (query, documents), plain InfoNCE: B or B * G documents                | none   |
+        +------------------------------------------------------------------------+--------+
+        | (query, positive, negative, ...) by name, plain InfoNCE                | none   |
         +------------------------------------------------------------------------+--------+
         | (query, positive, negative_1, ..., negative_n) with start_step=None    | none   |
         +------------------------------------------------------------------------+--------+
@@ -199,7 +211,7 @@ class RedapterLoss(nn.Module):
                 "positive": ["Rayleigh scattering ...", "Abscission ..."],
                 "negative": ["The sky at night ...", "Leaf shapes ..."],
             })
-            loss = RedapterLoss(model, start_step=0)
+            loss = RedapterLoss(model)
             SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()
     """
 
@@ -230,8 +242,21 @@ class RedapterLoss(nn.Module):
         self.normalize_weights = normalize_weights
         self.gather_across_devices = gather_across_devices
         self.mask_false_negatives = mask_false_negatives
-        self.global_step = 0
         self.metrics: dict[str, Tensor] = {}
+        self._found_step = 0
+        self._told_step: int | None = None
+        self._calls_since_told = 0
+        self._said: set[str] = set()
+
+    @property
+    def global_step(self) -> int:
+        """The optimiser steps made: as was told by setting it, else those of the trainer that calls."""
+        return self._found_step if self._told_step is None else self._told_step
+
+    @global_step.setter
+    def global_step(self, step: int) -> None:
+        self._told_step = step
+        self._calls_since_told = 0
 
     @property
     def weighted(self) -> bool:
@@ -253,16 +278,71 @@ class RedapterLoss(nn.Module):
         Raises:
             LossError: If the columns do not fit together.
         """
-        columns = split_columns(sentence_features, reasoning=self.start_step is not None)
+        columns = self._columns(sentence_features)
         reasoning = None
         # First, as in the cached loss, so that both draw the same dropout masks where one mini-batch is all.
         if columns.reasoning is not None and self.weighted:
             with torch.no_grad(), autocast_like_now(device_type(columns.reasoning)):
                 reasoning = self.model(columns.reasoning)["sentence_embedding"]
         query, *documents = embed_columns(self.model, [columns.query, *columns.documents])
+        columns.hand_back()
         return self._loss_of(
             query, reasoning, documents, columns.extras, has_column=columns.reasoning is not None
         )
+
+    def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> Columns:
+        """Take a batch apart by the names that its trainer has for the columns, else by their places."""
+        given = list(sentence_features)
+        caller = find_caller()
+        names = None if caller is None else caller.names(given)
+        return split_columns(given, self._roles(len(given), names))
+
+    def _roles(self, columns: int, names: Sequence[str] | None) -> Roles:
+        caller, wanted = find_caller(), self.start_step is not None
+        if caller is not None:
+            self._found_step = caller.step
+            if check_trainer(caller.trainer, self):
+                self._note_short_training(caller.trainer.state.max_steps)
+        else:
+            self._note_untold_call()
+        if names is None:
+            return roles_by_place(columns, reasoning=wanted)
+        roles = roles_by_name(names, reasoning=wanted)
+        if wanted and roles.reasoning is None:
+            self._say_once(
+                "no column is named reasoning_query among (%s): such rows are trained with plain InfoNCE",
+                ", ".join(names),
+            )
+        return roles
+
+    def _note_short_training(self, steps: int) -> None:
+        # A step that is told need not be one of this training.
+        if self.start_step is not None and self._told_step is None and 0 < steps <= self.start_step:
+            self._say_once(
+                "weights begin at step %d and the training has %d: it is plain InfoNCE throughout; give a "
+                "smaller start_step",
+                self.start_step,
+                steps,
+            )
+
+    def _note_untold_call(self) -> None:
+        """Say once that the step stands still while somebody trains, so that nothing will ever weigh."""
+        if self.start_step is None or not (torch.is_grad_enabled() and self.model.training):
+            return
+        self._calls_since_told += 1
+        if self.global_step < self.start_step < self._calls_since_told:
+            self._say_once(
+                "%d batches were trained on since the step, %d, was last told, and weights begin at step "
+                "%d: set loss.global_step before each step, or give the trainer RedapterCallback(loss)",
+                self._calls_since_told,
+                self.global_step,
+                self.start_step,
+            )
+
+    def _say_once(self, message: str, *values: object) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message, *values)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None, extras: Extras | None = None
@@ -273,7 +353,7 @@ class RedapterLoss(nn.Module):
             embeddings: One tensor a column, in the order of the columns: ``(B, D)``, or ``(B * n, D)`` for
                 packed documents.
             labels: Not used.
-            extras: What a collator says beside the texts.
+            extras: What a collator says beside the texts; where a trainer is calling, that is known.
 
         Returns:
             A scalar.
@@ -281,10 +361,18 @@ class RedapterLoss(nn.Module):
         Raises:
             LossError: If the columns do not fit together.
         """
-        has_column = reasoning_column(len(embeddings), reasoning=self.start_step is not None)
-        reasoning = embeddings[1] if has_column and self.weighted else None
-        documents = embeddings[2 if has_column else 1 :]
-        return self._loss_of(embeddings[0], reasoning, documents, extras or Extras(), has_column=has_column)
+        caller = find_caller()
+        given = [] if caller is None else caller.features()
+        names = caller.names(given) if caller is not None and len(given) == len(embeddings) else None
+        roles = self._roles(len(embeddings), names)
+        if extras is None:
+            extras = Extras() if names is None else split_columns(given, roles).extras
+        wanted = roles.reasoning is not None and self.weighted
+        reasoning = embeddings[roles.reasoning] if roles.reasoning is not None and wanted else None
+        documents = [embeddings[place] for place in roles.documents]
+        return self._loss_of(
+            embeddings[roles.query], reasoning, documents, extras, has_column=roles.reasoning is not None
+        )
 
     def _loss_of(
         self,

@@ -93,7 +93,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
         Markdown with its YAML head.
     """
     # A loss that never weighed is InfoNCE, whatever the recipe asks for.
-    weighted = run.get("weighted_steps", run["steps"]) if recipe.loss.kind == "redapter" else 0
+    made = run.get("steps_made", run["steps"])
+    weighted = run.get("weighted_steps", made) if recipe.loss.kind == "redapter" else 0
     base = public_name(recipe.model.name)
     if base != recipe.model.name and (upon := base_of_folder(recipe.model.name)):
         base = f"{base} (a local model upon {upon})"
@@ -111,7 +112,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     shown = markdown(base)
     parts = [
         f"# {shown}, trained with the recipe {markdown(recipe.name)}",
-        f"{shown}, trained with {_loss(recipe, weighted, run['steps'])} on {run['world_size']} process(es).",
+        f"{shown}, trained with {_loss(recipe, weighted, made)} on {run['world_size']} process(es)."
+        f"{_chosen(run)}",
         "## Use",
         _usage(recipe, prompts),
         "## Data",
@@ -139,6 +141,14 @@ def _loss(recipe: Recipe, weighted: int, steps: int) -> str:
         if recipe.loss.kind == "redapter":
             rest = " (the recipe asks for Redapter, but no step was weighted by reasoning intensity)"
     return f"{name} (arXiv 2510.08252) in {steps:,} steps{rest}"
+
+
+def _chosen(run: Mapping[str, Any]) -> str:
+    """Say which checkpoint the model is, where it is not the last."""
+    best = run.get("best")
+    return (
+        f" It is the checkpoint of step {best['step']:,}, the best by {markdown(best['by'])}." if best else ""
+    )
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.training.cuts import mean_cut, position_limit, row_cuts, warn_of_cuts
 from reasonembed_mteb.training.recipes import model_name
 from reasonembed_mteb.training.rows import SHAPE_FIELDS
-from reasonembed_mteb.training.sampling import SubsetPlan
+from reasonembed_mteb.training.sampling import SubsetPlan, mixed_rows
 from reasonembed_mteb.training.schema import BatchShape
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
     """
     _check_data(recipe, data)
     asked = {name: rows_shape(rows) for name, rows in data.subsets.items()}
+    taken = mixed_rows({name: len(rows) for name, rows in data.subsets.items()}, recipe.data.mix)
     subsets = [
         SubsetPlan(
             name,
@@ -160,6 +161,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
             world_size,
             recipe.batch.drop_last,
             recipe.batch.devices,
+            taken[name],
         )
         for name, rows in data.subsets.items()
     ]
@@ -170,7 +172,7 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
         raise _no_batch(subsets)
     for plan in subsets:
         if not plan.batches:
-            logger.warning("%s: %d rows do not fill a batch of %d", plan.name, plan.rows, plan.joined)
+            logger.warning("%s: %d rows do not fill a batch of %d", plan.name, plan.taken, plan.joined)
     updates = max(1, math.ceil(batches / recipe.training.accumulation))
     steps = recipe.training.max_steps or math.ceil(updates * recipe.training.epochs)
     start = recipe.loss.first_weighted_step(steps) if recipe.loss.kind == "redapter" else None
@@ -181,9 +183,9 @@ def plan_training(recipe: Recipe, data: TrainingData, world_size: int = 1) -> Tr
 
 
 def _no_batch(subsets: Sequence[SubsetPlan]) -> ReasonEmbedError:
-    most = max(subsets, key=lambda plan: plan.rows)
+    most = max(subsets, key=lambda plan: plan.taken)
     return ReasonEmbedError(
-        f"no subset fills a batch: {most.name}, the largest, has {most.rows} rows and a global batch "
+        f"no subset fills a batch: {most.name}, the largest, gives {most.taken} rows and a global batch "
         f"takes {most.joined}; lower batch.queries or batch.devices, or keep smaller batches with "
         "--set batch.drop_last=false"
     )

@@ -139,6 +139,16 @@ def _check_together(recipe: Recipe) -> None:
             f"recipe {recipe.name}: lora.quantize is for weights beneath adapters: set lora.rank, 32 for one"
         )
         raise ReasonEmbedError(msg)
+    part = recipe.evaluation
+    if part.best and not (part.tasks and part.steps):
+        msg = (
+            f"recipe {recipe.name}: evaluation.best={part.best} needs evaluation.tasks to score and "
+            "evaluation.steps between the scores"
+        )
+        raise ReasonEmbedError(msg)
+    if part.patience and not part.best:
+        msg = f"recipe {recipe.name}: evaluation.patience needs evaluation.best, a task's name or mean"
+        raise ReasonEmbedError(msg)
     if recipe.model.template:
         try:
             check_template(recipe.model.template)

@@ -21,6 +21,7 @@ from reasonembed_mteb.training.metrics import summarise
 from reasonembed_mteb.training.modelcard import card, write_toml
 from reasonembed_mteb.training.plan import plan_training, sample_rows
 from reasonembed_mteb.training.requirements import check_processes, check_requirements
+from reasonembed_mteb.training.schema import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.plan import TrainingPlan
-    from reasonembed_mteb.training.schema import Recipe
+    from reasonembed_mteb.training.trainer import RedapterTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ ADAPTER = "adapter"
 # Keys that change neither a batch nor, but for rounding and dropout, a weight.
 _HARMLESS = {
     "loss": ("mini_batch_size", "mini_batch_tokens"),
-    "training": ("save_steps", "keep", "log_steps", "workers", "report_to", "checkpointing"),
+    "training": ("save_steps", "keep", "retries", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
 }
 _PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
@@ -58,9 +59,9 @@ def training_prompts(recipe: Recipe, data: TrainingData) -> dict[str, str]:
         The full prefix of every task of ours and of every evaluation task by MTEB's key; of each subset whose
         rows share one; ``query`` too, where all subsets do; and ``document``.
     """
-    rule = recipe.model.prompt_rule
     found = {"document": recipe.model.document_prefix} | {
-        f"{task}-query": rule.under(instruction) for task, instruction in _instructions(recipe).items()
+        f"{task}-query": recipe.model.prefix(instruction)
+        for task, instruction in _instructions(recipe).items()
     }
     prefixes = {name: _subset_prefixes(recipe, name, rows) for name, rows in data.subsets.items()}
     found |= {name: next(iter(texts)) for name, texts in prefixes.items() if len(texts) == 1}
@@ -88,7 +89,7 @@ def _subset_prefixes(recipe: Recipe, subset: str, rows: Dataset) -> set[str]:
 
     own = rows.data.column("instruction").unique().to_pylist()
     given = [row_instruction({"instruction": one, "subset": subset}, recipe.data.instructions) for one in own]
-    return {recipe.model.prompt_rule.under(instruction) for instruction in given}
+    return {recipe.model.prefix(instruction) for instruction in given}
 
 
 def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any], output: Path) -> Path | None:
@@ -248,6 +249,7 @@ def train(
         state.wait_for_everyone()
         adapter = None
         if state.is_main_process:
+            record |= _best(recipe, trainer)
             adapter = save_run(trainer.model, recipe, record, output)
         state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
@@ -297,6 +299,15 @@ def _record(recipe: Recipe, data: TrainingData, plan: TrainingPlan) -> dict[str,
     }
 
 
+def _best(recipe: Recipe, trainer: RedapterTrainer) -> dict[str, Any]:
+    """Return which checkpoint became the model, where that was chosen by a score."""
+    if not recipe.evaluation.best:
+        return {}
+    state = trainer.state
+    chosen = {"by": recipe.evaluation.best, "step": state.best_global_step, "score": state.best_metric}
+    return {"best": chosen, "steps_made": state.global_step}
+
+
 def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:
     """Check a run that is there against this one, and return the checkpoint to go on from."""
     held = _held(output / RECORD)
@@ -323,17 +334,21 @@ def _held(file: Path) -> dict[str, Any] | None:
 
 
 def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    # Scores decide nothing, unless the best of them chooses the model.
+    scored = bool(recipe.get("evaluation", {}).get("best"))
     flat = {}
     for section, values in recipe.items():
         if isinstance(values, dict):
             for key, value in values.items():
-                if key not in _HARMLESS.get(section, ()):
+                if key not in _HARMLESS.get(section, ()) or (section == "evaluation" and scored):
                     flat[f"{section}.{key}"] = value
     return flat
 
 
 def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> None:
-    before, now = _decisive(held["recipe"]), _decisive(record["recipe"])
+    # A run of an earlier version had none of the settings that came since.
+    before = _decisive(Recipe(name="").model_dump()) | _decisive(held["recipe"])
+    now = _decisive(record["recipe"])
     changed = [
         f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in now if before.get(key) != now[key]
     ]

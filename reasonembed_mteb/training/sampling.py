@@ -10,12 +10,18 @@ import numpy as np
 import xxhash
 from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.training.schema import SubsetMix
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from datasets import Dataset
     from torch.utils.data import ConcatDataset
 
 T = TypeVar("T")
+# The column that tells a row's later passes within an epoch from its first.
+PASS = "pass"
 
 
 def generator(seed: int, epoch: int, *parts: str | int) -> np.random.Generator:
@@ -55,6 +61,71 @@ def draw_group(
     return chosen, max(0, wanted - len(negatives))
 
 
+def mixed_rows(rows: Mapping[str, int], mix: Mapping[str, SubsetMix]) -> dict[str, int]:
+    """Return how many rows an epoch takes of each subset; a row that comes twice counts twice.
+
+    Repeats and caps say what a subset offers. Weights say its share: the epoch is the longest in which the
+    shares hold and no subset gives more than it offers. Where some subsets have no weight, the others'
+    weights are shares of the whole epoch, and those without divide what is left by what they offer.
+
+    Args:
+        rows: Rows by subset.
+        mix: What is asked of single subsets.
+
+    Raises:
+        UnknownNameError: If there is no subset of a name; the nearest is named.
+        ReasonEmbedError: If the weights leave nothing for the subsets without.
+    """
+    for name in mix:
+        if name not in rows:
+            raise unknown_name("subset", name, rows)
+    parts = {name: mix.get(name, SubsetMix()) for name in rows}
+    offered = {name: _offered(count, parts[name]) for name, count in rows.items()}
+    shares = _shares({name: part.weight for name, part in parts.items()}, offered)
+    if not shares:
+        return offered
+    # A share's own rounding must not lower the epoch by a row.
+    total = min(offered[name] / share for name, share in shares.items()) + 1e-9
+    return {name: max(1, int(total * share + 1e-9)) for name, share in shares.items()}
+
+
+def _offered(rows: int, part: SubsetMix) -> int:
+    found = max(1, round(rows * part.repeats))
+    return min(found, part.cap) if part.cap else found
+
+
+def _shares(weights: Mapping[str, float], offered: Mapping[str, int]) -> dict[str, float]:
+    """Return each subset's share of an epoch; nothing where no subset has a weight."""
+    given, rest = sum(weights.values()), [name for name in weights if not weights[name]]
+    if not given:
+        return {}
+    if not rest:
+        return {name: weight / given for name, weight in weights.items()}
+    if given >= 1:
+        msg = (
+            f"data.mix: the weights sum to {given:g} and leave nothing for {', '.join(rest)}: give every "
+            "subset a weight, or weights below 1 in all"
+        )
+        raise ReasonEmbedError(msg)
+    left = (1 - given) / sum(offered[name] for name in rest)
+    return {name: weight or left * offered[name] for name, weight in weights.items()}
+
+
+def repeated(rows: Dataset, passes: int) -> Dataset:
+    """Return a subset's rows as often as an epoch goes through them; the texts are not copied.
+
+    Args:
+        rows: The subset.
+        passes: At least 1; each later one has its number in the column ``pass``, by which a row draws other
+            documents each time.
+    """
+    if passes == 1:
+        return rows
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([rows.add_column(PASS, [number] * len(rows)) for number in range(passes)])
+
+
 @dataclass(frozen=True)
 class SubsetPlan:
     """What an epoch takes of a subset.
@@ -67,6 +138,7 @@ class SubsetPlan:
         drop_last: Whether rows that do not fill a global batch are left out.
         multiple: What the size of a smaller last batch is a multiple of: all numbers of processes that
             divide it have the same batches. At least ``world_size`` counts.
+        mixed: Rows of an epoch where that is not all of them once; see `mixed_rows`.
     """
 
     name: str
@@ -75,6 +147,17 @@ class SubsetPlan:
     world_size: int = 1
     drop_last: bool = True
     multiple: int = 1
+    mixed: int | None = None
+
+    @property
+    def taken(self) -> int:
+        """Rows of an epoch; a row that comes twice counts twice."""
+        return self.rows if self.mixed is None else self.mixed
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch goes through the rows, the last time perhaps not to the end."""
+        return max(1, math.ceil(self.taken / self.rows)) if self.rows else 1
 
     @property
     def joined(self) -> int:
@@ -85,17 +168,22 @@ class SubsetPlan:
     def last(self) -> int:
         """Queries a process in the smaller last batch; 0 for none."""
         multiple = math.lcm(self.multiple, self.world_size)
-        return 0 if self.drop_last else self.rows % self.joined // multiple * multiple // self.world_size
+        return 0 if self.drop_last else self.taken % self.joined // multiple * multiple // self.world_size
 
     @property
     def batches(self) -> int:
         """Global batches of an epoch."""
-        return self.rows // self.joined + (self.last > 0)
+        return self.taken // self.joined + (self.last > 0)
+
+    @property
+    def seen(self) -> int:
+        """Rows of an epoch that fill batches."""
+        return self.taken // self.joined * self.joined + self.last * self.world_size
 
     @property
     def left_out(self) -> int:
         """Rows that an epoch does not see; others in each epoch."""
-        return self.rows - (self.rows // self.joined) * self.joined - self.last * self.world_size
+        return max(0, self.rows - self.seen)
 
 
 class SubsetBatchSampler(MultiDatasetDefaultBatchSampler):
@@ -109,7 +197,7 @@ class SubsetBatchSampler(MultiDatasetDefaultBatchSampler):
         """Plan the batches.
 
         Args:
-            dataset: The subsets, one after the other.
+            dataset: The subsets, one after the other, each as often as its plan's passes (`repeated`).
             plans: One for each subset, in the same order.
             seed: The run's seed.
         """
@@ -131,13 +219,25 @@ class SubsetBatchSampler(MultiDatasetDefaultBatchSampler):
         """Return for each step the batch of every process."""
         steps, offset = [], 0
         for plan in self.plans:
-            order = generator(self.seed, self.epoch, "rows", plan.name).permutation(plan.rows) + offset
+            order = self._order(plan) + offset
             for start in range(0, plan.batches * plan.joined, plan.joined):
                 joined = order[start : start + plan.joined]
                 size = plan.queries if len(joined) == plan.joined else plan.last
                 steps.append([joined[k * size : (k + 1) * size].tolist() for k in range(plan.world_size)])
-            offset += plan.rows
+            offset += plan.rows * plan.passes
         return steps
+
+    def _order(self, plan: SubsetPlan) -> np.ndarray:
+        """Return an epoch's rows of a subset ``(taken,)``: none comes again before all have come."""
+        orders = [
+            # The first pass draws what a subset without a mix draws.
+            generator(self.seed, self.epoch, "rows", plan.name, *([number] if number else [])).permutation(
+                plan.rows
+            )
+            + number * plan.rows
+            for number in range(plan.passes)
+        ]
+        return np.concatenate(orders)[: plan.taken]
 
     def __len__(self) -> int:
         """Return the batches of all processes."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.prompts import QUERY_TEMPLATE
-
-if TYPE_CHECKING:
-    from reasonembed_mteb.models.instructions import PromptRule
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -41,12 +38,25 @@ class ModelPart(_Section):
     template: str = QUERY_TEMPLATE
     document_prefix: str = ""
 
-    @property
-    def prompt_rule(self) -> PromptRule:
-        """What goes before each query, in training and afterwards."""
-        from reasonembed_mteb.models.instructions import PromptRule
+    def prefix(self, instruction: str) -> str:
+        """Return what goes before a query, in training and afterwards; nothing without a template.
 
-        return PromptRule(template=self.template or None)
+        Args:
+            instruction: One sentence; empty for none.
+        """
+        return prefix_of(self.template, instruction)
+
+
+def prefix_of(template: str, instruction: str) -> str:
+    """Return what goes before a query under a recipe's template, which is empty for no instructions.
+
+    Args:
+        template: Where the instruction goes.
+        instruction: One sentence; empty for none.
+    """
+    from reasonembed_mteb.models.instructions import PromptRule
+
+    return PromptRule(template=template).instructed(instruction) if template else ""
 
 
 class LoraPart(_Section):
@@ -122,6 +132,20 @@ class LossPart(_Section):
         return math.ceil(self.start_step * steps) if 0 < self.start_step < 1 else int(self.start_step)
 
 
+class SubsetMix(_Section):
+    """What an epoch takes of a subset.
+
+    Attributes:
+        weight: Share of the epoch's rows, beside the other subsets' weights; 0 for none of its own.
+        cap: At most so many rows an epoch, others in each; 0 for no limit.
+        repeats: How often an epoch goes through the subset: 2 sees each row twice, 0.5 half of the rows.
+    """
+
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cap: Count = 0
+    repeats: float = Field(default=1.0, gt=0, le=1000)
+
+
 class DataPart(_Section):
     """How rows are read.
 
@@ -133,16 +157,18 @@ class DataPart(_Section):
         invalid: What becomes of broken lines and wrong types: ``error``, or ``drop`` and count.
         missing_reasoning: Rows without a reasoning query: ``plain`` trains them with plain InfoNCE.
         instructions: Instruction by subset, for rows that bring none; else our tables' own.
+        mix: What an epoch takes of single subsets; all rows of those that are not named.
     """
 
     query_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
-    # ReMixer asks for queries of up to some 600 words and for 400 words of reasoning: 1,000 words and an
-    # instruction, at 1.3 tokens a word of prose and 3.5 of formulas. A batch pays for its longest text alone.
+    # ReMixer keeps queries of up to 1,000 words and writes 400 words of reasoning: 1,400 words and an
+    # instruction, at 1.3 tokens a word of prose and twice that of code. A batch pays for its longest text alone.
     reasoning_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 4096
     document_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
     invalid: Literal["error", "drop"] = "error"
     missing_reasoning: Literal["plain", "error"] = "plain"
     instructions: dict[str, str] = Field(default_factory=dict)
+    mix: dict[str, SubsetMix] = Field(default_factory=dict)
 
     @property
     def reasoning_limit(self) -> int:
@@ -250,6 +276,7 @@ class TrainingPart(_Section):
             in bf16 or fp16).
         save_steps: Steps between checkpoints; 0 for one at the end.
         keep: Checkpoints kept.
+        retries: Steps in a row that are left out because loss or gradient is not finite, before the run ends.
         log_steps: Steps between lines on the console.
         workers: Worker processes that read and tokenise.
         report_to: Trackers, by transformers' names.
@@ -271,6 +298,7 @@ class TrainingPart(_Section):
     packed: bool = False
     save_steps: Count = 0
     keep: Positive = 2
+    retries: Count = 3
     log_steps: Positive = 10
     workers: Count = 0
     report_to: list[str] = Field(default_factory=list)
@@ -287,10 +315,15 @@ class EvaluationPart(_Section):
     Attributes:
         tasks: MTEB task names, ours or MTEB's.
         steps: Steps between evaluations, the last step included; 0 for that one alone.
+        best: Task by whose main score the best checkpoint becomes the model, or ``mean`` of all tasks; empty
+            for the last one. A checkpoint is then written at each evaluation.
+        patience: Evaluations without a better score after which training stops; 0 for never.
     """
 
     tasks: list[str] = Field(default_factory=list)
     steps: Count = 0
+    best: str = ""
+    patience: Count = 0
 
 
 class Recipe(_Section):

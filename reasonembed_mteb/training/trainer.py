@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weights
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
+from reasonembed_mteb.training.divergence import DivergedError, DivergenceGuard, check_weights
 from reasonembed_mteb.training.evaluator import same_random_numbers
 from reasonembed_mteb.training.metrics import METRICS, NEWER, Window
 from reasonembed_mteb.training.progress import Progress
@@ -49,6 +50,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         loss: nn.Module,
         metrics: MetricsFile | None = None,
         keep: int = 2,
+        retries: int = 3,
         say: Callable[[str], None] | None = None,
         schedule: Callable[[Optimizer, int, int], LambdaLR] | None = None,
         **options: Any,
@@ -62,6 +64,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             loss: Ours, plain or cached, or one around it.
             metrics: The CSV, begun already; only the first process writes.
             keep: Checkpoints kept.
+            retries: Steps in a row that may be left out because a loss or gradient is not finite.
             say: Takes a line for people now and then.
             schedule: Makes the learning rate's schedule from optimiser, warm-up steps and steps; None takes
                 transformers' own.
@@ -75,6 +78,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self.keep = keep
         self._say = say
         self._schedule = schedule
+        self.guard = DivergenceGuard(retries)
         self._window = Window()
         self._pending: list[dict[str, Any]] = []
         self._clock = time.monotonic()
@@ -125,8 +129,9 @@ class RedapterTrainer(SentenceTransformerTrainer):
 
     def start_epoch(self) -> None:
         """Tell sampler and collator the epoch; the trainer reaches neither after a resume on many devices."""
-        steps = max(1, len(self._train_dataloader) // self.args.gradient_accumulation_steps)
-        epoch = self.state.global_step // steps
+        # As transformers counts: an epoch's last batches make a step, however few they are.
+        steps = math.ceil(len(self._train_dataloader) / self.args.gradient_accumulation_steps)
+        epoch = self.state.global_step // max(1, steps)
         self.batch_sampler.set_epoch(epoch)
         self.group_collator.epoch = epoch
         self._progress.begin(self.state.global_step)
@@ -156,19 +161,45 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self.redapter.global_step = self.state.global_step
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
-            self._note(subset, sizes)
+            self._note(subset, sizes, result[0] if isinstance(result, tuple) else result)
         return result
 
-    def _note(self, subset: str, sizes: Mapping[str, float]) -> None:
+    def _note(self, subset: str, sizes: Mapping[str, float], loss: Tensor) -> None:
         if self.lr_scheduler is None:
             return
         metrics: dict[str, Tensor] = self.redapter.metrics
         row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
         # In one piece: each single number taken off a GPU waits for it.
         names = [*METRICS, *(name for name in NEWER if name in metrics)]
-        row |= zip(names, torch.stack([metrics[name].double() for name in names]).tolist(), strict=True)
+        values = torch.stack([loss.detach().double(), *(metrics[name].double() for name in names)]).tolist()
+        self.guard.see_loss(values[0], subset)
+        row |= zip(names, values[1:], strict=True)
         row["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
         self._pending.append(row)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # noqa: ANN401 - transformers' own
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if norm is not None:
+            self.guard.see_norm(float(norm))
+        return norm
+
+    def check_step(self) -> None:
+        """Leave out the step at hand if its loss or gradient is not finite; on every process alike.
+
+        Raises:
+            DivergedError: If too many steps in a row had to be left out.
+        """
+        scaler = self.accelerator.scaler
+        mine = torch.tensor(float(self.guard.is_bad(scaler)), device=self.args.device)
+        bad = bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+        if bad and scaler is None and self.optimizer is not None:
+            # Without gradients an optimiser changes nothing; a scaler leaves such a step out by itself.
+            self.optimizer.zero_grad()
+        try:
+            self.guard.end_step(self.state.global_step + 1, bad=bad)
+        except DivergedError:
+            self.end_step()
+            raise
 
     def end_step(self) -> None:
         """Write the metrics of the step that has just ended."""
@@ -212,14 +243,21 @@ class RedapterTrainer(SentenceTransformerTrainer):
             return super().evaluate(*arguments, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - transformers' own
+        # No process writes a part of a checkpoint that the others would not.
+        check_weights(self.model, self.state.global_step)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir))
             mark_whole(folder / f"checkpoint-{self.state.global_step}")
             # After the mark: the newest whole checkpoint is never removed for one that is not whole yet.
-            keep_newest(folder, self.keep)
+            keep_newest(folder, self.keep, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        # The library's way only logs an error, and would leave the last step's weights as the best.
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        self._load_from_checkpoint(str(folder))
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
         if has_adapters(self.model):
@@ -241,6 +279,13 @@ class _Steps(TrainerCallback):
         """Begin an epoch."""
         del args, state, control
         self.trainer.start_epoch()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Look at the step before it is made."""
+        del args, state, control
+        self.trainer.check_step()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

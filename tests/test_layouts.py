@@ -1,0 +1,338 @@
+"""Every layout of the tables from a local copy; scores are what brute force gives."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mteb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.retrieval import layouts
+from reasonembed_mteb.retrieval.rows import find
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+IMPLIRET = Path(__file__).resolve().parents[2] / "shared" / "data" / "impliret"
+RELEVANT = {"d1", "d3"}
+
+
+def vector(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=8)
+
+
+class ByText(AbsEncoder):
+    """An encoder whose vectors hang on the text alone."""
+
+    def __init__(self) -> None:
+        """Take the dot product."""
+        function = ScoringFunction.DOT_PRODUCT
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"name": "test/by-text", "revision": "1", "similarity_fn_name": function}
+        )
+
+    def encode(self, inputs: Any, **_: Any) -> Any:
+        """Return a vector a text."""
+        return np.stack([vector(text) for batch in inputs for text in batch["text"]])
+
+
+def evaluate(task: Any) -> Any:
+    results = mteb.evaluate(ByText(), [task], cache=None, co2_tracker=False, show_progress_bar=False)
+    return results.task_results[0]
+
+
+def rank(query: str, documents: Mapping[str, str], excluded: Sequence[str] = ()) -> list[str]:
+    """Rank documents by brute force in fp64."""
+    scores = {name: float(vector(query) @ vector(text)) for name, text in documents.items()}
+    return sorted((name for name in scores if name not in excluded), key=lambda name: (-scores[name], name))
+
+
+def ndcg(ranked: Sequence[str], labels: Mapping[str, int], cut: int = 10) -> float:
+    gains = [labels.get(name, 0) / math.log2(place + 2) for place, name in enumerate(ranked[:cut])]
+    best = [label / math.log2(i + 2) for i, label in enumerate(sorted(labels.values(), reverse=True)[:cut])]
+    return sum(gains) / sum(best)
+
+
+def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_parquet(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)
+
+
+DOCUMENTS = {f"d{number}": f"document {number}" for number in range(30)}
+QUERIES = {"q1": "first question", "q2": "second question"}
+LABELS = {"q1": {"d1": 1, "d3": 1}, "q2": {"d5": 2, "d6": 1}}
+
+
+@pytest.mark.parametrize("tier", ["easy", "medium", "hard"])
+@pytest.mark.parametrize("ending", ["jsonl", "tsv"])
+def test_mathnet_has_three_tiers_over_one_corpus(
+    tier: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MATHNET_PATH", str(tmp_path))
+    for name in ("easy", "medium", "hard"):
+        write_lines(tmp_path / name / "corpus.jsonl", [{"_id": k, "text": t} for k, t in DOCUMENTS.items()])
+        write_lines(tmp_path / name / "queries.jsonl", [{"_id": k, "text": t} for k, t in QUERIES.items()])
+        gold = {"easy": "d1", "medium": "d2", "hard": "d3"}[name]
+        rows = [{"query-id": query, "corpus-id": gold, "score": 1} for query in QUERIES]
+        file = tmp_path / name / "qrels" / f"test.{ending}"
+        write_lines(file, rows)
+        if ending == "tsv":
+            lines = ["\t".join(str(value) for value in row.values()) for row in rows]
+            file.write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    result = evaluate(mteb.get_task(f"ReasonEmbedMathNet{tier.capitalize()}"))
+    gold = {"easy": "d1", "medium": "d2", "hard": "d3"}[tier]
+    firsts = [rank(text, DOCUMENTS)[0] == gold for text in QUERIES.values()]
+    assert result.get_score() == pytest.approx(np.mean(firsts))
+    scores = result.scores["test"][0]
+    assert scores["recall_at_10"] == pytest.approx(
+        np.mean([gold in rank(text, DOCUMENTS)[:10] for text in QUERIES.values()])
+    )
+
+
+def write_mirb(folder: Path, *, titles: bool) -> None:
+    rows = [{"_id": k, "title": f"title {k}", "text": t} for k, t in DOCUMENTS.items()]
+    if not titles:
+        rows = [{"_id": row["_id"], "text": row["text"]} for row in rows]
+    write_parquet(folder / "corpus" / "train-00000-of-00001.parquet", rows)
+    write_parquet(folder / "queries" / "any.parquet", [{"_id": k, "text": t} for k, t in QUERIES.items()])
+    labels = [
+        {"query-id": query, "corpus-id": document, "score": float(label)}
+        for query, gold in LABELS.items()
+        for document, label in gold.items()
+    ]
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", labels)
+
+
+@pytest.mark.parametrize("titles", [True, False])
+def test_mirb_excludes_before_the_cut(titles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_MIRB_PATH", str(tmp_path))
+    folder = tmp_path / "modup"
+    write_mirb(folder, titles=titles)
+    documents = {k: f"title {k} {t}" if titles else t for k, t in DOCUMENTS.items()}
+    # The first documents that are no answers.
+    out = {
+        query: [name for name in rank(text, documents) if name not in LABELS[query]][:12]
+        for query, text in QUERIES.items()
+    }
+    write_parquet(
+        folder / "excluded_ids" / "x.parquet",
+        [{"query-id": query, "excluded-ids": names} for query, names in out.items()],
+    )
+    result = evaluate(mteb.get_task("ReasonEmbedMIRBMODup"))
+    expected = [ndcg(rank(text, documents, out[q]), LABELS[q]) for q, text in QUERIES.items()]
+    assert result.get_score() == pytest.approx(np.mean(expected), abs=1e-5)
+    assert result.get_score() > np.mean([ndcg(rank(t, documents), LABELS[q]) for q, t in QUERIES.items()])
+
+
+def test_one_excluded_document_may_stand_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_MIRB_PATH", str(tmp_path))
+    write_mirb(tmp_path / "modup", titles=False)
+    rows = [{"query-id": "q1", "excluded-ids": "d9"}, {"query-id": "q2", "excluded-ids": "N/A"}]
+    write_parquet(tmp_path / "modup" / "excluded_ids" / "x.parquet", rows)
+    assert layouts.load_split(find("ReasonEmbedMIRBMODup"))["excluded_ids"] == {"q1": ["d9"]}
+
+
+@pytest.mark.parametrize(("task", "variable", "split"), [
+    ("ReasonEmbedMMBrightAskUbuntu", "REASONEMBED_MM_BRIGHT_PATH", "askubuntu"),
+    ("ReasonEmbedTempoHSM", "REASONEMBED_TEMPO_PATH", "hsm"),
+])  # fmt: skip
+def test_negative_documents_are_excluded_and_not_scored(
+    task: str, variable: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path))
+    documents = [{"id": k, "content": t} for k, t in DOCUMENTS.items()]
+    write_parquet(tmp_path / "documents" / f"{split}.parquet", documents)
+    out = {q: [d for d in rank(t, DOCUMENTS) if d not in LABELS[q]][:9] for q, t in QUERIES.items()}
+    examples = [
+        {"id": q, "query": t, "gold_ids": list(LABELS[q]), "negative_ids": out[q], "image_paths": []}
+        for q, t in QUERIES.items()
+    ]
+    write_parquet(tmp_path / "examples" / f"{split}.parquet", examples)
+    ones = {query: dict.fromkeys(gold, 1) for query, gold in LABELS.items()}
+    expected = [ndcg(rank(text, DOCUMENTS, out[q]), ones[q]) for q, text in QUERIES.items()]
+    assert evaluate(mteb.get_task(task)).get_score() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def write_freshstack(folder: Path) -> None:
+    write_parquet(
+        folder / "godot" / "train-00000-of-00001.parquet",
+        [{"_id": k, "text": t, "metadata": {"url": "u"}} for k, t in DOCUMENTS.items()],
+    )
+
+    def nugget(name: str, good: list[str], bad: list[str]) -> dict[str, Any]:
+        return {"_id": name, "text": "n", "relevant_corpus_ids": good, "non_relevant_corpus_ids": bad}
+
+    rows = [
+        {
+            "query_id": "77",
+            "query_title": "How",
+            "query_text": "does it work?",
+            "nuggets": [
+                nugget("77_0", ["d1", "d3"], ["d4"]),
+                nugget("77_1", ["d1"], []),
+                nugget("77_2", [], ["d2"]),
+            ],
+        },
+        {
+            "query_id": "778",
+            "query_title": "Why",
+            "query_text": "so?",
+            "nuggets": [nugget("778_0", ["d8"], [])],
+        },
+    ]
+    write_parquet(folder / "godot" / "test-00000-of-00001.parquet", rows)
+
+
+def test_freshstack_counts_nuggets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_FRESHSTACK_PATH", str(tmp_path))
+    write_freshstack(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = layouts.load_split(find("ReasonEmbedFreshStackGodot"))
+    assert loaded["queries"]["text"][:] == ["How does it work?", "Why so?"]
+    # 778's nugget begins with 77: the official scorer gives it to both.
+    assert loaded["relevant_docs"]["77"] == {"d1": 2, "d3": 1, "d4": 0, "d2": 0, "d8": 1}
+    assert loaded["relevant_docs"]["778"] == {"d8": 1}
+    assert "query 77 gets nuggets of another query, 778_0" in caplog.text
+    assert "the data have 2 queries, and freshstack.toml has 99" in caplog.text
+    assert "the data have 30 documents, and freshstack.toml has 25,482" in caplog.text
+    result = evaluate(mteb.get_task("ReasonEmbedFreshStackGodot"))
+    nuggets = {"77": [["d1", "d3"], ["d1"], [], ["d8"]], "778": [["d8"]]}
+    texts = {"77": "How does it work?", "778": "Why so?"}
+    tops = {query: rank(text, DOCUMENTS) for query, text in texts.items()}
+    cover = [np.mean([bool(set(tops[q][:20]) & set(n)) for n in nuggets[q]]) for q in texts]
+    scores = result.scores["test"][0]
+    assert scores["coverage_at_20"] == pytest.approx(np.mean(cover))
+    assert scores["recall_at_50"] == 1
+    assert scores["main_score"] == scores["alpha_ndcg_at_10"] > 0
+
+
+def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
+    corpus = [
+        {"id": f"x-{language}-{number}", "title": "", "text": f"{language} {number}", "lang": language}
+        for language in languages
+        for number in range(8)
+    ]
+    write_parquet(folder / "corpus" / "corpus-0.parquet", corpus)
+    queries = [{"id": "q1", "text": "sort a list"}, {"id": "q2", "text": "read a file"}]
+    write_parquet(folder / "query" / "query-0.parquet", queries)
+    labels = [
+        {
+            "qid": "q1",
+            "pos-docids": ["x-go-1", "x-python-1", "x-python-2"],
+            "neg-docids": ["x-go-2", "x-python-3", "x-python-4"],
+        },
+        {"qid": "q2", "pos-docids": ["x-go-3"], "neg-docids": []},
+    ]
+    write_parquet(folder / "data" / "test-0.parquet", labels)
+
+
+def test_coquir_asks_the_pools_of_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = find("ReasonEmbedCoQuIRCVEFixes")
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "CVEFixes", languages=row.pools)
+    loaded = layouts.load_data(row)
+    assert list(loaded) == list(row.pools)
+    assert loaded["go"]["relevant_docs"] == {"q1": {"x-go-1": 1}, "q2": {"x-go-3": 1}}
+    assert loaded["python"]["queries"]["id"][:] == ["q1"]
+    assert loaded["python"]["judged"]["q1"].worse == ("x-python-3", "x-python-4")
+    assert len(loaded["c"]["queries"]) == 0
+    with pytest.raises(DataError, match="has the pools c, go"):
+        layouts.load_split(row)
+
+
+def test_coquir_compares_good_code_with_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "SQLR2", languages=["go", "python"])
+    result = evaluate(mteb.get_task("ReasonEmbedCoQuIRSQLR2"))
+    documents = {f"x-{lang}-{n}": f"{lang} {n}" for lang in ("go", "python") for n in range(8)}
+    order = rank("sort a list", documents)
+    good, bad = ["x-go-1", "x-python-1", "x-python-2"], ["x-go-2", "x-python-3", "x-python-4"]
+    won = [order.index(a) < order.index(b) for a in good for b in bad]
+    scores = result.scores["test"][0]
+    # The second query has nothing to compare.
+    assert scores["ppa"] == pytest.approx(np.mean(won))
+    margins = [1 / (1 + order.index(a)) - 1 / (1 + order.index(b)) for a in good for b in bad]
+    assert scores["mrs"] == pytest.approx(np.mean(margins))
+
+
+def test_a_pool_without_documents_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = find("ReasonEmbedCoQuIRCVEFixes")
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "CVEFixes", languages=row.pools[:-1])
+    with pytest.raises(DataError, match=r"lacks ruby, and coquir\.toml has the pools c, go, java, python"):
+        layouts.load_data(row)
+    write_coquir(tmp_path / "CVEFixes", languages=[*row.pools, "cobol"])
+    with pytest.raises(DataError, match="has documents of cobol"):
+        layouts.load_data(row)
+
+
+def test_bar_exam_reads_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_BAR_EXAM_QA_PATH", str(tmp_path))
+    for number, part in enumerate(("a", "b")):
+        file = tmp_path / "data" / "passages" / f"{part}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = [f'{number}{i}\t{part} passage {i}, said "so"' for i in range(8)]
+        file.write_text("\n".join(["idx\ttext", *rows]) + "\n")
+    for part, gold in (("test", "03"), ("train", "15"), ("validation", "12")):
+        file = tmp_path / "data" / "qa" / f"{part}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prompt = "" if part == "train" else f"A {part} story."
+        file.write_text(f'prompt,question,answer,gold_idx\n{prompt},"Who wins, then?",A,{gold}\n')
+    loaded = layouts.load_split(find("ReasonEmbedBarExamQAFull"))
+    assert loaded["corpus"]["id"][:3] == ["00", "01", "02"]
+    assert loaded["queries"]["text"][:] == [
+        "A test story. Who wins, then?",
+        "Who wins, then?",
+        "A validation story. Who wins, then?",
+    ]
+    assert list(loaded["relevant_docs"].values()) == [{"03": 1}, {"15": 1}, {"12": 1}]
+
+
+def test_a_missing_config_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_MIRB_PATH", str(tmp_path))
+    write_mirb(tmp_path / "modup", titles=False)
+    with pytest.raises(DataError, match=r"has no excluded_ids/\*-\*.parquet; download it"):
+        layouts.load_split(find("ReasonEmbedMIRBMODup"))
+
+
+@pytest.mark.skipif(not IMPLIRET.is_dir(), reason=f"{IMPLIRET} is not there")
+@pytest.mark.parametrize(
+    ("pool", "expected"), [("W_Multi", (15.20, 33.20, 9.86)), ("T_Multi", (11.76, 26.73, 7.33))]
+)
+def test_impliret_has_its_published_scores(
+    pool: str, expected: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bm25s = pytest.importorskip("bm25s", reason="needs the demo extra")
+    monkeypatch.setenv("REASONEMBED_IMPLIRET_PATH", str(IMPLIRET))
+    loaded = layouts.load_split(find(pool))
+    assert len(loaded["corpus"]) == len(loaded["queries"]) == 1500
+    index = bm25s.BM25()
+    index.index(
+        bm25s.tokenize(loaded["corpus"]["text"][:], stopwords="en", show_progress=False), show_progress=False
+    )
+    asked = bm25s.tokenize(loaded["queries"]["text"][:], stopwords="en", show_progress=False)
+    found, _ = index.retrieve(asked, k=1500, show_progress=False, n_threads=1)
+    places = np.array([int(np.flatnonzero(row == own)[0]) for own, row in enumerate(found)])
+    top = places < 10
+    scores = (np.where(top, 1 / np.log2(places + 2), 0), top, np.where(top, 1 / (places + 1), 0))
+    assert [100 * part.mean() for part in scores] == pytest.approx(expected, abs=0.02)

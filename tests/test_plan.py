@@ -1,0 +1,53 @@
+"""The plan of a run: sizes, tokens and prefixes before anything is encoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mteb
+import pytest
+from evaluation_data import (
+    BIOLOGY,
+    BIOLOGY_INSTRUCTION,
+    ECONOMICS,
+    write_subset,
+)
+
+from reasonembed_mteb.evaluation import plan as planning
+from reasonembed_mteb.evaluation import resolving, runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Score = Callable[..., tuple[list[runner.Outcome], list[str]]]
+
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+def test_plan_counts_what_would_be_encoded(bert: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_subset(data, "biology", last=" salt" * 60)
+    meta = resolving.resolve_model(str(bert), template="cell {instruction} ")
+    tokens = len(BIOLOGY_INSTRUCTION.replace(".", " .").replace(",", " ,").split()) + 1
+    plan = planning.plan_task(meta, mteb.get_task(BIOLOGY))
+    assert (plan.queries, plan.documents, plan.length) == (6, 40, 32)
+    assert plan.query_tokens == 6 * (3 + tokens)
+    assert plan.document_tokens == 39 * 3 + 32
+    assert plan.truncated == pytest.approx(1 / 40)
+    assert not plan.sampled
+    assert planning.plan_task(meta, mteb.get_task(BIOLOGY), limit=1).queries == 1
+    monkeypatch.setattr(planning, "SAMPLE", 13)
+    sampled = planning.plan_task(meta, mteb.get_task(BIOLOGY))
+    # Every fourth document, without the long one at the end.
+    assert (sampled.sampled, sampled.document_tokens) == (True, 40 * 3)
+
+
+def test_plan_of_a_model_without_tokenizer_and_of_broken_data(data: Path) -> None:
+    (data / "examples/economics-00000-of-00001.parquet").unlink()
+    tasks = [mteb.get_task(name) for name in (ECONOMICS, BIOLOGY, "STS12")]
+    (plan,), errors = planning.plan_tasks(resolving.resolve_model("bm25s"), tasks)
+    assert (plan.task, plan.queries, plan.length, plan.query_tokens) == (BIOLOGY, 6, None, None)
+    assert len(errors) == 2
+    assert "examples/economics-*.parquet" in errors[0]
+    assert "no retrieval task" in errors[1]
