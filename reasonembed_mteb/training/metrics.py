@@ -37,7 +37,7 @@ GRADED = "loss_grades"
 NEWER = (CUT, GRADED)
 COLUMNS = (
     *("step", "epoch", "subset", "queries", "documents", "tokens"),
-    *(*METRICS, "learning_rate", "seconds", *NEWER),
+    *(*METRICS, *NEWER, "learning_rate", "seconds"),
 )
 # Share of the run over which the lines are averaged.
 _SMOOTHING = 0.05

@@ -162,7 +162,7 @@ class DataPart(_Section):
 
     query_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
     # ReMixer keeps queries of up to 1,000 words and writes 400 words of reasoning: 1,400 words and an
-    # instruction, at 1.3 tokens a word of prose and twice that of code. A batch pays for its longest text alone.
+    # instruction, at 1.3 tokens a word of prose and twice that of code. A batch pays for its longest text.
     reasoning_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 4096
     document_tokens: Annotated[int, Field(ge=8, le=1 << 17)] = 512
     invalid: Literal["error", "drop"] = "error"
