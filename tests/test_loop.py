@@ -433,3 +433,27 @@ def test_prefetching_passes_errors_on_and_stops_when_left() -> None:
     made.clear()
     with pytest.raises(ValueError, match="twenty"):
         list(prefetched(iter(numbers())))
+
+
+STOPPED = """
+import sys
+from reasonembed_mteb import ReasonEmbed
+
+if __name__ == "__main__":
+    model = ReasonEmbed(sys.argv[1], device="cpu")
+    model.use_devices(["cpu"])
+    print(model.encode_document(["a"]).shape)
+    model.use_devices(None)
+"""
+
+
+@pytest.mark.slow
+def test_stopped_processes_leave_nothing_behind(qwen3_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), str(qwen3_dir)], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert done.stdout == "(1, 32)\n"
+    # As of semaphores that Python's tracker found still there.
+    assert "leaked" not in done.stderr

@@ -15,11 +15,16 @@ import torch
 from loss_reference import Settings, bag_batch, bag_model, redapter, share, worst
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
+from reasonembed_mteb.training.features import Extras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,8 +250,6 @@ def test_embeddings(kind: str, packed: bool, model: SentenceTransformer) -> None
         columns = [query, documents.flatten(0, 1)] if packed else [query, *documents.unbind(1)]
         columns = [column.clone().requires_grad_() for column in columns]
         loss = build(model, kind, temperature=0.1, start_step=0, normalize_weights=normalize)
-        from reasonembed_mteb.training.features import Extras
-
         embedded = [columns[0], reasoning.clone().requires_grad_(), *columns[1:]]
         value = loss.compute_loss_from_embeddings(embedded, extras=Extras(has_reasoning=torch.tensor(known)))
         value.backward()
@@ -500,6 +503,37 @@ def test_within_matryoshka(model: SentenceTransformer) -> None:
     assert worst(values[1], values[0]) <= TOLERANCE
     # Their decorator lets the uncached reasoning query be cut as well, and ours cuts it in the cached loss.
     assert max(worst(grads[1][key], grads[0][key]) for key in grads[0]) <= TOLERANCE
+
+
+def test_within_adaptive_layers(model: SentenceTransformer) -> None:
+    case = Case(known=[True, False, True, True])
+    columns = case.columns(model, packed=True)
+    loss = RedapterLoss(model, start_step=0, temperature=WARM)
+    around = AdaptiveLayerLoss(model, loss, n_layers_per_step=-1, kl_temperature=0)
+    value = around([dict(column) for column in columns], None)
+    value.backward()
+    ours = gradients(model)
+    # The mean of the earlier layers' losses beside the last layer's, each from that layer's vectors.
+    model[0].auto_model.config.output_hidden_states = True
+    try:
+        layers = [model[0](dict(column)) for column in columns]
+    finally:
+        model[0].auto_model.config.output_hidden_states = False
+    each = []
+    for number in range(3):
+        vectors = [
+            model[1]({**features, "token_embeddings": features["all_layer_embeddings"][number]})[
+                "sentence_embedding"
+            ]
+            for features in layers
+        ]
+        extras = Extras(has_reasoning=columns[1]["has_reasoning"])
+        each.append(loss.compute_loss_from_embeddings(vectors, extras=extras))
+    expected = each[2] + (each[0] + each[1]) / 2
+    expected.backward()
+    theirs = gradients(model)
+    assert worst(value.detach(), expected.detach()) <= TOLERANCE
+    assert max(worst(ours[key], theirs[key]) for key in theirs) <= TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -193,3 +193,14 @@ def test_what_is_written_is_read_back(tmp_path: Path, seed: int) -> None:
 def test_repeated_labels_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_qrels(given(tmp_path, "q 0 d 1\nq 0 d 1\n"))
     assert "1 labels are there twice; each counts once" in caplog.text
+
+
+def test_whole_numbers_as_floats_are_the_known_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # As pandas writes a column of numbers with gaps; "3.0" is an id of its own here.
+    file = given(tmp_path, "query-id\tcorpus-id\tscore\n1.0\t12.0\t1.0\n1.0\t3.0\t2\n2\t9.0\t1\n")
+    known = ({"1", "2"}, {"12", "3", "3.0", "7"})
+    assert read_qrels(file, *known) == {"1": {"12": 1, "3.0": 2}, "2": {"9.0": 1}}
+    assert "2 lines write whole numbers as floats" in caplog.text
+    assert read_qrels(file) == {"1.0": {"12.0": 1, "3.0": 2}, "2": {"9.0": 1}}
+    pairs = given(tmp_path, "query-id\tcorpus-id\n1.0\t12.0\n", "excluded.tsv")
+    assert read_exclusions(pairs, *known) == {"1": ["12"]}

@@ -18,6 +18,7 @@ from transformers import AutoModel
 
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.models.mteb_encoder import load_other
 from reasonembed_mteb.retrieval.rows import task_instructions
 
 if TYPE_CHECKING:
@@ -439,3 +440,26 @@ def test_an_adapter_without_its_base_is_refused_by_name(tmp_path: Path) -> None:
     file.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone"), "peft_type": "LORA"}))
     with pytest.raises(ReasonEmbedError, match=r"base model .*gone of the adapter .* does not exist"):
         ReasonEmbed(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"task_type": "SEQ_CLS"}, "adapter of a cross-encoder"),
+        ({"base_model_name_or_path": "someone/not-here"}, "base model someone/not-here .* download the base"),
+    ],
+)
+def test_an_adapter_that_cannot_embed_is_refused(
+    adapter: dict[str, str], said: str, qwen3_dir: Path, tmp_path: Path
+) -> None:
+    config = {"base_model_name_or_path": str(qwen3_dir), "peft_type": "LORA"} | adapter
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ReasonEmbedError, match=said):
+        ReasonEmbed(str(tmp_path), device="cpu")
+
+
+def test_a_cross_encoders_adapter_is_refused_as_a_reranker(qwen3_dir: Path, tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": str(qwen3_dir), "peft_type": "LORA", "task_type": "SEQ_CLS"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ReasonEmbedError, match="merge it into its base"):
+        load_other("local/x", kind="cross-encoder", path=str(tmp_path))

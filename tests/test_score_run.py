@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import mteb
@@ -333,3 +335,14 @@ def test_command_refuses_in_one_line(command: Command, arguments: list[str], wor
     assert (status, out) == (2, "")
     (line,) = err.splitlines()
     assert words in line
+
+
+def test_labels_from_a_file_do_not_wait_for_datasets(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("1 0 2 1\n")
+    code = (
+        "import sys; from pathlib import Path; from reasonembed_mteb.evaluation import score_run as s; "
+        "s.score_run({'1': {'2': 1.0}}, s.judgements_from_files(Path(sys.argv[1]), None)); "
+        "sys.exit('datasets' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True)

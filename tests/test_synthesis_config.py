@@ -77,6 +77,12 @@ def test_the_example_is_valid_and_shows_every_key() -> None:
         ("[endpoints.other]\nbase_url = 'localhost:1'\nmodel = 'x'", "base_url"),
         ("[endpoints.other]\nbase_url = 'http://x'", "endpoints.other.model is missing"),
         ("[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nbackof = 1.0", "did you mean 'backoff'?"),
+        (
+            "[[subset]]\nname = 'pony'\nstart = { path = 'x', splitt = 'a' }",
+            "did you mean 'split'? Allowed in",
+        ),
+        ("[[subset]]\nname = 'pony'\nstart = { path = 'x', at = 'clean' }", "subset.1.start.at"),
+        ("[domains.law]\ntopik = 'x'", "did you mean 'topic'?"),
         ("[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nbackoff = '1'", "endpoints.other.backoff"),
         (
             "[endpoints.other]\nbase_url = 'http://x'\nmodel = 'm'\nlongest_wait = nan",

@@ -96,6 +96,8 @@ class Trace:
         loss._weights = noted  # type: ignore[method-assign]
 
 
+# Each training takes a second or more: one of a kind is run every time.
+SLOW = pytest.mark.slow
 PLAIN: dict[str, Callable[[Any], Any]] = {
     "plain": lambda model: RedapterLoss(model, start_step=1),
     "cached": lambda model: CachedRedapterLoss(model, start_step=1, mini_batch_size=1),
@@ -116,7 +118,7 @@ AROUND: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", "cached", *(pytest.param(kind, marks=pytest.mark.slow) for kind in AROUND)],
+    ["plain", "cached", *(pytest.param(kind, marks=SLOW) for kind in AROUND)],
 )
 def test_weights_begin_at_the_trainer_s_step(
     kind: str, encoder: Any, trained: Any, caplog: pytest.LogCaptureFixture
@@ -125,6 +127,14 @@ def test_weights_begin_at_the_trainer_s_step(
     assert {step for step, _ in steps} == {0, 1, 2}
     assert all(weighed == (step >= 1) for step, weighed in steps)
     assert "weights begin" not in caplog.text
+
+
+LAYERS = [
+    AdaptiveLayerLoss,
+    pytest.param(
+        lambda model, loss: Matryoshka2dLoss(model, loss, [32, 8]), marks=SLOW, id="with dimensions"
+    ),
+]
 
 
 def weights(model: Any) -> list[torch.Tensor]:
@@ -164,7 +174,8 @@ def test_a_negative_is_never_taken_for_a_reasoning_query(
     assert are_equal(run(RedapterLoss(encoder, start_step=None), ALL), library)
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("cached", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PLAIN)
 def test_the_order_of_named_columns_does_not_matter(kind: str, encoder: Any, trained: Any) -> None:
     run, loss = same_start(encoder, trained), PLAIN[kind]
     first = run(loss(encoder), ALL)
@@ -186,6 +197,7 @@ def test_a_set_without_reasoning_among_others(encoder: Any, trained: Any) -> Non
     assert loss.metrics["rows_without_reasoning"] in (0, 2)
 
 
+@pytest.mark.slow
 def test_each_of_several_losses_weighs(encoder: Any, trained: Any) -> None:
     both = DatasetDict(a=ALL, b=data("reasoning_query", "query", "positive"))
     losses = {"a": RedapterLoss(encoder, start_step=2), "b": PLAIN["cached"](encoder)}
@@ -210,7 +222,9 @@ def test_evaluation_knows_its_own_columns(encoder: Any, trained: Any) -> None:
 AMBIGUOUS = ALL.rename_column("reasoning_query", "rewritten")
 
 
-@pytest.mark.parametrize("through", ["loss", "callback", "matryoshka", "dictionary"])
+@pytest.mark.parametrize(
+    "through", ["loss", "callback", *(pytest.param(one, marks=SLOW) for one in ("matryoshka", "dictionary"))]
+)
 def test_open_columns_are_refused_before_a_step(through: str, encoder: Any, trained: Any) -> None:
     before = weights(encoder)
     loss: Any = RedapterLoss(encoder)
@@ -225,6 +239,7 @@ def test_open_columns_are_refused_before_a_step(through: str, encoder: Any, trai
     assert are_equal(weights(encoder), before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_the_legacy_fit_has_no_names(encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers import InputExample
@@ -277,6 +292,7 @@ def test_a_training_that_ends_before_weights_begin_says_so(
     assert caplog.text.count("weights begin at step 100 and the training has 3: it is plain InfoNCE") == 1
 
 
+@pytest.mark.slow
 def test_a_trainer_that_changes_the_tensors_keeps_the_names(encoder: Any, tmp_path: Path) -> None:
     class Moving(SentenceTransformerTrainer):
         """Hands out copies, as a trainer that moves batches itself would."""
@@ -296,6 +312,7 @@ def test_a_trainer_that_changes_the_tensors_keeps_the_names(encoder: Any, tmp_pa
     assert loss.metrics["rows_without_reasoning"] == 4
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_stream_are_known(encoder: Any, trained: Any) -> None:
     stream = data("query", "positive", "reasoning_query").to_iterable_dataset()
     assert all(
@@ -321,6 +338,7 @@ def test_a_callback_needs_a_loss_of_ours(encoder: Any) -> None:
         RedapterCallback(MultipleNegativesRankingLoss(encoder))
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_at_its_step(encoder: Any, trained: Any, tmp_path: Path) -> None:
     trained(RedapterLoss(encoder, start_step=3), max_steps=2, save_strategy="steps", save_steps=2)
     arguments = SentenceTransformerTrainingArguments(
@@ -334,9 +352,7 @@ def test_resuming_goes_on_at_its_step(encoder: Any, trained: Any, tmp_path: Path
     assert trace.steps == [(2, False), (3, True)]
 
 
-@pytest.mark.parametrize(
-    "around", [AdaptiveLayerLoss, lambda model, loss: Matryoshka2dLoss(model, loss, [32, 8])]
-)
+@pytest.mark.parametrize("around", LAYERS)
 def test_layers_count_as_around_the_library_s_loss(around: Any, encoder: Any, trained: Any) -> None:
     run = same_start(encoder, trained)
     triplets = data("query", "positive", "negative")
@@ -346,9 +362,7 @@ def test_layers_count_as_around_the_library_s_loss(around: Any, encoder: Any, tr
 
 
 @pytest.mark.filterwarnings("ignore:AdaptiveLayerLoss is not compatible")
-@pytest.mark.parametrize(
-    "around", [AdaptiveLayerLoss, lambda model, loss: Matryoshka2dLoss(model, loss, [32, 8])]
-)
+@pytest.mark.parametrize("around", LAYERS)
 def test_layers_around_the_cached_loss_are_refused(around: Any, encoder: Any, trained: Any) -> None:
     with pytest.raises(ReasonEmbedError, match="use RedapterLoss in AdaptiveLayerLoss and Matryoshka2dLoss"):
         trained(around(encoder, CachedRedapterLoss(encoder)))

@@ -139,7 +139,7 @@ def test_a_run_that_diverged_keeps_the_last_good_checkpoint(
     assert (tmp_path / "run" / "model").is_dir()
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_bad_step_is_left_out_and_the_run_goes_on(
     what: str, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -149,6 +149,17 @@ def test_a_saved_data_set_and_a_name_on_the_hub(tmp_path: Path, monkeypatch: pyt
         read_pairs("xlangai/BRIGHT", subset="biologie")
 
 
+def test_a_task_of_a_table() -> None:
+    from reasonembed_mteb.retrieval.rows import load_rows
+
+    row = next(row for row in load_rows() if row.kind == "mini")
+    pairs = read_pairs(row.name)
+    assert pairs.source["name"] == row.name
+    assert pairs.source["revision"]
+    assert all(one["prompt"] == row.instruction for one in pairs.rows)
+    assert good(pairs) == [one["pos"] for one in pairs.rows]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -28,7 +28,7 @@ def mine(
         ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Embedding model: name or directory.")],
-    output: Annotated[Path, typer.Option(help="JSON Lines to write; the record goes beside it.")],
+    output: Annotated[Path, typer.Option(help="JSON Lines to write; the record goes next to it.")],
     corpus: Annotated[
         str | None, typer.Option(help="Documents to mine in, where --pairs has no corpus of its own.")
     ] = None,

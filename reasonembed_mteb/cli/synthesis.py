@@ -55,6 +55,9 @@ def synthesize(
     if batch_requests is not None:
         clients = pipeline.batch_clients(content, batch_requests, retry_errors=retry_errors)
     outcomes = pipeline.synthesize(content, step, clients=clients, retry_errors=retry_errors, say=say)
+    if not outcomes:
+        say("nothing to do: these steps are replaced by what the subsets begin with (start)")
+        return
     rows = [
         [one.step, one.subset, one.state, f"{one.rows:,}", f"{one.kept:,}", one.error or ""]
         for one in outcomes

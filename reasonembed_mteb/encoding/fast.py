@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import signal
+import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -197,6 +199,14 @@ class FastSentenceTransformer(SentenceTransformer):
 
         A static method, so that a class made by `accelerate` need not be importable in the worker.
         """
+
+        def leave(*_: object) -> None:
+            # Ended by the signal alone, a worker leaves its semaphores behind; what it has not sent is not
+            # waited for.
+            results_queue.cancel_join_thread()
+            sys.exit(0)
+
+        signal.signal(signal.SIGTERM, leave)
         reporting: Any = _ReportingQueue(results_queue, model)
         super(FastSentenceTransformer, FastSentenceTransformer)._multi_process_worker(
             target_device, model, input_queue, reporting
@@ -300,7 +310,7 @@ def encode_stream(
         **options: Of `SentenceTransformer.encode`, such as ``prompt_name``.
 
     Yields:
-        Vectors (at most ``chunk``, dim) in the texts' order.
+        Vectors ``(at most chunk, dim)`` in the texts' order.
 
     Raises:
         ReasonEmbedError: If the chunk is no positive number.

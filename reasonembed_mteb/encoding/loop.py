@@ -35,7 +35,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts that go through the model together: their positions in the input, and their tokens."""
+    """Texts that go through the model together.
+
+    Attributes:
+        positions: ``(N,)`` places of the texts in the input.
+        ids: ``(T,)`` token ids of each text.
+        types: ``(T,)`` token type ids of each text, where the model takes any.
+        extra: Whatever else the model is given, for all texts alike.
+    """
 
     positions: NDArray[np.int64]
     ids: list[NDArray[np.int32]]
@@ -44,14 +51,14 @@ class Batch:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each text."""
+        """Tokens of each text, ``(N,)``."""
         return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
 
     def part(self, chosen: NDArray[np.int64]) -> Batch:
         """Return some of the texts.
 
         Args:
-            chosen: Which.
+            chosen: ``(M,)`` places in this batch, in any order.
         """
         types = None if self.types is None else [self.types[i] for i in chosen]
         return Batch(self.positions[chosen], [self.ids[i] for i in chosen], types, self.extra)
@@ -92,7 +99,7 @@ def batch_cost(lengths: NDArray[np.int64], *, padded: bool) -> int:
     """Return what a batch costs.
 
     Args:
-        lengths: Tokens of each of its texts.
+        lengths: ``(N,)`` tokens of each of its texts.
         padded: Whether every row is as long as the longest.
 
     Returns:
@@ -105,12 +112,12 @@ def token_batches(lengths: NDArray[np.int64], budget: int, *, padded: bool) -> I
     """Group texts by length under a budget, longest first.
 
     Args:
-        lengths: Tokens of each text.
+        lengths: ``(N,)`` tokens of each text.
         budget: What a batch may cost (see `batch_cost`); a longer text has a batch of its own.
         padded: Whether rows are padded to the longest of the batch.
 
     Yields:
-        Indices into ``lengths``; together each index once.
+        Indices into ``lengths``, ``(M,)`` each; together each index once.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
@@ -212,8 +219,9 @@ class Encoding:
             texts: At least one.
 
         Returns:
-            Vectors (N, dim) in input order, on the CPU if the request says so, in the model's precision; and
-            the texts' token counts (N,) before they were cut. A text without any token has a zero vector.
+            Vectors ``(N, dim)`` in input order, on the CPU if the request says so, in the model's precision;
+            and the texts' token counts ``(N,)`` before they were cut. A text without any token has a zero
+            vector.
 
         Raises:
             TextsError: If a text does not fit in memory alone, or has a vector that is not finite.

@@ -115,8 +115,8 @@ class Results:
         """Take a batch's vectors.
 
         Args:
-            positions: Of its texts in the input.
-            vectors: (N, dim).
+            positions: ``(N,)`` places of its texts in the input.
+            vectors: ``(N, dim)``.
 
         Raises:
             TextsError: If earlier ones are not finite.
@@ -137,7 +137,7 @@ class Results:
             dimensions: Asked for the width where no text had a vector.
 
         Returns:
-            All vectors (N, dim); zeros for the texts that none came for.
+            All vectors ``(N, dim)``; zeros for the texts that none came for.
 
         Raises:
             TextsError: If any is not finite.

@@ -367,11 +367,11 @@ def packed_features(rows: Sequence[NDArray[np.int32]]) -> dict[str, Any]:
     """Lay texts one after another.
 
     Args:
-        rows: Token ids, at least one a text.
+        rows: ``(T_i,)`` token ids of each of the N texts, at least one a text.
 
     Returns:
-        ``input_ids`` and ``position_ids`` (1, T) int64, which restart with each text; ``cu_seq_lens_q`` and
-        ``cu_seq_lens_k`` (N + 1,) int32, where each starts; ``max_length_q`` and ``max_length_k``.
+        ``input_ids`` and ``position_ids`` ``(1, T)`` int64, the latter from 0 in each text; ``cu_seq_lens_q``
+        and ``cu_seq_lens_k`` ``(N + 1,)`` int32, where each starts; ``max_length_q`` and ``max_length_k``.
     """
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -398,13 +398,13 @@ def padded_features(
     """Lay texts in rows of the longest's length.
 
     Args:
-        rows: Token ids.
+        rows: ``(T_i,)`` token ids of each of the N texts.
         types: ``token_type_ids`` likewise, or None.
         pad_id: Fills the rest; the mask hides it.
         left: Whether the padding comes first.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and, where given, ``token_type_ids``, each (N, longest) int64.
+        ``input_ids``, ``attention_mask`` and, where given, ``token_type_ids``, each ``(N, longest)`` int64.
     """
     width = max(map(len, rows))
     shape = (len(rows), width)

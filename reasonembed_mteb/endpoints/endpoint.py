@@ -17,12 +17,12 @@ from reasonembed_mteb.errors import ReasonEmbedError
 _HASH_FORMAT = "reasonembed-request-1"
 
 
-class EndpointError(ReasonEmbedError):
-    """The endpoint cannot be used: down, a wrong key, an unknown model."""
-
-
 class EndpointValueError(ReasonEmbedError, ValueError):
     """A value of an endpoint that cannot be used; a ValueError too, so that pydantic names its table."""
+
+
+class EndpointError(ReasonEmbedError):
+    """The endpoint cannot be used: down, a wrong key, an unknown model."""
 
 
 class Ask(Protocol):

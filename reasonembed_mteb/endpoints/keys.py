@@ -71,9 +71,11 @@ class _WithoutKey(logging.Filter):
             text = f"{record.msg} {record.args}"
         record.msg, record.args = without_key(text, self.key), None
         if record.exc_info and record.exc_info[0] is not None:
-            lines = "".join(traceback.format_exception(*record.exc_info)).rstrip()
             # Handlers take the text where there is one, and would format the error itself otherwise.
-            record.exc_text, record.exc_info = without_key(lines, self.key), None
+            record.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            record.exc_info = None
+        # Another endpoint's key may have been hidden in it before.
+        record.exc_text = without_key(record.exc_text, self.key) if record.exc_text else None
         return True
 
 

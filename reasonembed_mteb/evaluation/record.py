@@ -168,7 +168,7 @@ def find_causes(
 
     Args:
         meta: The model; its revision must be resolved.
-        task: The task.
+        task: Loaded or not; its name, data and prompt are asked.
         rerank: What identifies the first stage of a reranking.
         limit: Number of queries of a smoke run.
     """
@@ -241,7 +241,7 @@ def why_stale(
 
     Args:
         cache: MTEB's result cache of the output folder.
-        task: The task.
+        task: With the data revision that would be scored now.
         meta: The model, its revision resolved.
         now: What would be recorded now; see `find_causes`.
         predictions: Where the predictions behind the result must lie, if they are wanted.
@@ -286,7 +286,7 @@ def make_record(
         now: See `find_causes`.
         result: MTEB's result of the task.
         model: Loaded, since its prefix, length and weights are asked.
-        task: The task.
+        task: As it was evaluated.
         figures: Texts and tokens that were encoded, and how many were cut.
         predictions: SHA-256 of the saved predictions.
     """
@@ -397,7 +397,7 @@ def first_stage_file(folder: Path, task: AbsTask) -> Path:
 
     Args:
         folder: A folder of MTEB predictions, or one such file.
-        task: The task.
+        task: Its name is looked up in the file.
 
     Raises:
         ReasonEmbedError: If there are none.
@@ -417,7 +417,7 @@ def first_stage_id(folder: Path, task: AbsTask, top_k: int) -> str:
 
     Args:
         folder: A folder of MTEB predictions, or one such file.
-        task: The task.
+        task: Its name is looked up in the file.
         top_k: Candidates a query.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.models.instructions import ABLATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -280,7 +281,8 @@ def _name(meta: ModelMeta) -> str:
     chosen = meta.experiment_kwargs or {}
     for option in ("instruction_template", "no_instruction"):
         if option in chosen:
-            return f"{meta.name} (--{option.replace('_', '-')})"
+            bare = ", without instruction" if chosen.get(ABLATED) else ""
+            return f"{meta.name} (--{option.replace('_', '-')}{bare})"
     return meta.model_name_with_experiment or str(meta.name)
 
 

@@ -95,6 +95,16 @@ def read_adapter(file: Path) -> Adapter:
     return Adapter(base, config.get("revision"), config.get("task_type"))
 
 
+def is_bare_adapter(folder: Path) -> bool:
+    """Return whether a directory holds an adapter alone, without the configuration of a whole model.
+
+    Args:
+        folder: The directory.
+    """
+    whole = any((folder / name).is_file() for name in ("config.json", "modules.json"))
+    return not whole and (folder / ADAPTER_CONFIG).is_file()
+
+
 def _is_missing_folder(name: str) -> bool:
     # A hub name has one slash at most, and begins with neither a dot nor a slash.
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
@@ -127,7 +137,7 @@ def model_kind(folder: Path) -> str:
     """
     config = _read_json(folder / "config.json") or {}
     modules = _read_json(folder / "modules.json")
-    if not config and modules is None and (folder / ADAPTER_CONFIG).is_file():
+    if is_bare_adapter(folder):
         return "cross-encoder" if read_adapter(folder / ADAPTER_CONFIG).task == "SEQ_CLS" else "dense"
     declared = (_read_json(folder / "config_sentence_transformers.json") or {}).get("model_type")
     if not config and modules is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +75,18 @@ def tokenizer_hash(tokenizer: Any) -> str | None:  # noqa: ANN401 - transformers
     """Return a hash of a tokenizer's vocabulary and rules, or None where it has no file of them.
 
     Args:
-        tokenizer: The tokenizer.
+        tokenizer: Of transformers, or of the tokenizers library itself.
     """
     # A static embedding model has a tokenizer of the tokenizers library itself.
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         return None
-    state = json.loads(backend.to_str())
+    return _state_hash(backend.to_str())
+
+
+@lru_cache(maxsize=2)
+def _state_hash(text: str) -> str:
+    state = json.loads(text)
     # Set by the last call, by batch and length.
     for passing in ("truncation", "padding"):
         state.pop(passing, None)

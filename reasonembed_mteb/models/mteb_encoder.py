@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mteb.models import SentenceTransformerEncoderWrapper
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.models.folders import content_revision
+from reasonembed_mteb.models.folders import content_revision, is_bare_adapter
 from reasonembed_mteb.models.identity import identified, named_elsewhere
 from reasonembed_mteb.models.instructions import PromptRule, rule_of_prompts
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
@@ -282,7 +282,8 @@ def load_other(
         An MTEB model.
 
     Raises:
-        ReasonEmbedError: If the directory has changed since its metadata was made.
+        ReasonEmbedError: If the directory has changed since its metadata was made, or holds a cross-encoder's
+            adapter alone.
     """
     if path is not None and revision is not None and content_revision(Path(path)) != revision:
         msg = f"{path} changed while it was being loaded; start again"
@@ -304,6 +305,12 @@ def load_other(
         if no_instruction:
             model.prompts = {}
         return ProtocolEncoder(model, revision)
+    if path is not None and is_bare_adapter(Path(path)):
+        msg = (
+            f"{path} is an adapter of a cross-encoder, which sentence-transformers does not load: merge it "
+            "into its base, save that, and give the folder"
+        )
+        raise ReasonEmbedError(msg)
     from mteb.models import CrossEncoderWrapper, MultiVectorWrapper, SparseEncoderWrapper
 
     wrappers = {

@@ -159,6 +159,12 @@ class ReasonEmbed(FastSentenceTransformer):
     ) -> tuple[list[nn.Module], dict[str, Any]]:
         """Load an adapter's base with its modules, and the adapter into it."""
         name = options["model_name_or_path"]
+        if adapter.task == "SEQ_CLS":
+            msg = (
+                f"{name} is an adapter of a cross-encoder (SEQ_CLS), whose score would be lost: give an "
+                "adapter of an embedder, or merge it into its base and load that as a CrossEncoder"
+            )
+            raise ReasonEmbedError(msg)
         try:
             loaded, config = self._load_modules(
                 **(options | {"model_name_or_path": adapter.base, "revision": adapter.revision})
@@ -166,8 +172,9 @@ class ReasonEmbed(FastSentenceTransformer):
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             msg = (
-                f"the base model {adapter.base} of the adapter {name} cannot be loaded ({reason}): correct "
-                "base_model_name_or_path in adapter_config.json, or merge it into its base and save that"
+                f"the base model {adapter.base} of the adapter {name} cannot be loaded ({reason}): "
+                "download the base, correct base_model_name_or_path in adapter_config.json, or merge it into "
+                "its base and give that"
             )
             raise ReasonEmbedError(msg) from error
         modules = list(loaded.values()) if isinstance(loaded, dict) else loaded

@@ -107,7 +107,7 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of a mean, by scipy.
 
     Args:
-        values: One a query.
+        values: ``(Q,)``, one a query.
         level: Share of the bootstrap means inside.
         resamples: Random samples of the queries.
         seed: Of the samples.

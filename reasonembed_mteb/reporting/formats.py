@@ -7,7 +7,7 @@ import io
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.escaping import csv_cell, latex, markdown, visible, visible_json, visible_lines
+from reasonembed_mteb.escaping import csv_cell, latex, markdown, visible, visible_json
 from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
@@ -315,7 +315,8 @@ def as_query_report(look: QueryReport, width: int | None = None) -> str:
         look: The query.
         width: Columns of the terminal; None for a file.
     """
-    text = visible_lines(look.text or look.missing or "(its text is not at hand)")
+    # One line: a break in it could begin a line that looks like the report's own.
+    text = visible(" ".join((look.text or look.missing or "(its text is not at hand)").split()))
     lines = [visible(f"{look.task}, query {look.query}"), text, ""]
     for answer in look.answers:
         head = ("rank", "document", "score", "relevant", "text")

@@ -135,7 +135,7 @@
       if (score === null) return make("td", { class: "none", title: `${table.columns[place]}: no result` }, DASH);
       const [low, high] = ranges[place];
       const share = high > low ? (score - low) / (high - low) : 0.5;
-      const cell = make("td", { class: share > 0.55 ? "value deep" : "value", title: `${row.label}, ${table.columns[place]}: ${percent(score)}` }, percent(score, 1));
+      const cell = make("td", { class: share > 0.8 ? "value deep" : "value", title: `${row.label}, ${table.columns[place]}: ${percent(score)}` }, percent(score, 1));
       cell.style.setProperty("--p", String(Math.round(4 + 86 * share)));
       return cell;
     })));
@@ -219,7 +219,7 @@
     const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `Mean score against ${name}` });
     for (let power = Math.floor(x0); power <= Math.ceil(x1); power += 1) {
-      for (const step of x1 - x0 > 2 ? [1] : [1, 2, 5]) {
+      for (const step of x1 - x0 > 2 ? [1] : x1 - x0 > 0.7 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7]) {
         const x = step * 10 ** power;
         if (Math.log10(x) < x0 || Math.log10(x) > x1) continue;
         svg.append(draw("line", { x1: px(x), x2: px(x), y1: top, y2: height - bottom }),

@@ -78,7 +78,8 @@ def heat_map(table: ScoreTable) -> Figure:
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=-0.1, vmax=1.25, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
         text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
-        color = "white" if shares[row, column] > 0.75 else "black"
+        # Where white begins to be read more easily than black.
+        color = "white" if shares[row, column] > 0.88 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(count), [table.head(column) for column in table.columns], fontsize=9)
     axes.set_yticks(range(len(table.rows)), [figure_text(_label(row)) for row in table.rows], fontsize=9)
@@ -111,6 +112,7 @@ def published_bars(table: ScoreTable) -> Figure | None:
     for place, one in zip(places, means, strict=True):
         ends = max(one.ours, one.published.value) + 0.9
         axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
+    axes.margins(x=0.09)
     names = [f"{table.rows[source.row].label}\n{source.source}" for source in held]
     axes.set_yticks(places, [figure_text(name) for name in names], fontsize=8)
     axes.set_xlabel(
@@ -127,7 +129,7 @@ def profile_plot(table: ScoreTable) -> Figure | None:
     Dots rather than lines or a radar: kinds have no order, and ten models stay apart.
 
     Args:
-        table: The table.
+        table: One of `score_tables`.
     """
     if not (table.rows and table.columns and set(table.columns) <= set(REASONING)):
         return None
@@ -180,6 +182,7 @@ def cost_plot(table: ScoreTable) -> Figure | None:
                 fontsize=8,
             )
     axes.set_xscale("log")
+    _label_seconds(axes, seconds.max() / seconds.min())
     axes.margins(0.12)
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -187,6 +190,16 @@ def cost_plot(table: ScoreTable) -> Figure | None:
     axes.set_ylabel(f"mean {metric_name(table.metric)}, %")
     axes.set_title(figure_text(f"{table.name}: quality and cost"), fontsize=10, loc="left")
     return figure
+
+
+def _label_seconds(axes: Any, ratio: float) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """Write ticks of a logarithmic axis as plain numbers, several of them however small its range."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    steps = (1.0,) if ratio > 100 else (1.0, 2.0, 5.0) if ratio > 3 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label(row: ModelRow) -> str:

@@ -130,7 +130,7 @@ def main_metric(result: Result) -> str:
     """Return the metric behind a main score; a task that nobody knows names it in its own file.
 
     Args:
-        result: The result.
+        result: With or without a metric of its own.
     """
     if result.metric is not None:
         return result.metric
@@ -161,11 +161,11 @@ def read_scores_by_query(result: Result) -> dict[str, float]:
     return dict(zip(table.column(0).to_pylist(), scores.tolist(), strict=True))
 
 
-def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
+def read_frames(table: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
     """Read every query's main score in a table.
 
     Args:
-        board: The table.
+        table: One of `score_tables`.
 
     Returns:
         A frame for each column where any model has scores by query, and a line for each file that was
@@ -173,8 +173,8 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
     """
     cells = [
         (column, place, row.cells[column])
-        for column in board.columns
-        for place, row in enumerate(board.rows)
+        for column in table.columns
+        for place, row in enumerate(table.rows)
         if column in row.cells and row.cells[column].scores_file is not None
     ]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -186,7 +186,7 @@ def read_frames(board: ScoreTable) -> tuple[list[SubsetScores], list[str]]:
         if not isinstance(found, str):
             held.setdefault(column, {})[place] = found
             tasks.setdefault(column, cell.task)
-    frames = [_frame(column, tasks[column], found, len(board.rows)) for column, found in held.items()]
+    frames = [_frame(column, tasks[column], found, len(table.rows)) for column, found in held.items()]
     return frames, problems
 
 

@@ -235,7 +235,11 @@ def _known_nearby(file: Path) -> tuple[set[str] | None, set[str] | None]:
     place = file.resolve().parent
     folder = place.parent if place.name == LABELS else place
     files = [find_file(folder / name) for name in (QUERIES, CORPUS)]
-    if None in files or not file.is_file() or not any('"' in line for _, line in numbered_lines(file)):
+    if (
+        None in files
+        or not file.is_file()
+        or not any(qrels.may_hide_ids(line) for _, line in numbered_lines(file))
+    ):
         return None, None
     queries, documents = ({name for name, *_ in read_texts(one)} for one in files if one is not None)
     return queries, documents

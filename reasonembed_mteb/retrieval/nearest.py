@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.retrieval.topk import RunningTopK, Similarity, id_ranks
+from reasonembed_mteb.retrieval.topk import RunningTopK, id_ranks, is_plain, matrix_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,24 +86,46 @@ def nearest_documents(
     """
     ranks = id_ranks(document_ids)
     blocks = [range(s, min(s + _QUERIES, len(queries))) for s in range(0, len(queries), _QUERIES)]
+    similarity = _Similarity(model)
+    prepared = [similarity.prepare(queries[block.start : block.stop]) for block in blocks]
     searched = [
-        (block, Similarity(model, queries[block.start : block.stop]), RunningTopK(len(block), top_k, ranks))
-        for block in blocks
+        (block, asked, RunningTopK(len(block), top_k, ranks))
+        for block, asked in zip(blocks, prepared, strict=True)
     ]
     found = np.full(len(chosen.queries), -np.inf, dtype=np.float32)
     start = 0
     for vectors in chunks:
-        chunk = range(start, start + len(vectors))
-        for block, similarity, best in searched:
-            scores = similarity.scores(vectors)
-            _check(model, scores)
+        chunk, documents = range(start, start + len(vectors)), similarity.prepare(vectors)
+        for block, asked, best in searched:
+            scores = similarity.scores(asked, documents)
             wanted = chosen.within(block, chunk)
             found[wanted] = scores[_places(chosen, wanted, block, chunk)].float().cpu().numpy()
             scores[_places(excluded, excluded.within(block, chunk), block, chunk)] = -torch.inf
             best.add(scores, start)
         start = chunk.stop
-    parts = [best.arrays(top_k) for _, _, best in searched]
-    return Nearest(np.concatenate([d for d, _ in parts]), np.concatenate([s for _, s in parts]), found)
+    places, values = zip(*(best.arrays(top_k) for _, _, best in searched), strict=True)
+    nearest = Nearest(np.concatenate(places), np.concatenate(values), found)
+    _check(model, nearest)
+    return nearest
+
+
+class _Similarity:
+    """A model's similarity; what cosine has to do once for each vector is done once."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - mteb's EncoderProtocol
+        self._model, self._function = model, matrix_function(model)
+
+    def prepare(self, vectors: Any) -> Any:  # noqa: ANN401 - mteb's Array
+        if self._function is None or not is_plain(vectors):
+            return vectors
+        full = torch.as_tensor(vectors).float()
+        return torch.nn.functional.normalize(full) if self._function == "cosine" else full
+
+    def scores(self, queries: Any, documents: Any) -> torch.Tensor:  # noqa: ANN401 - mteb's Array
+        if self._function is None or not (is_plain(queries) and is_plain(documents)):
+            return torch.as_tensor(self._model.similarity(queries, documents))
+        scores: torch.Tensor = queries @ documents.T
+        return scores
 
 
 def _places(
@@ -114,8 +136,9 @@ def _places(
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
-def _check(model: Any, scores: torch.Tensor) -> None:  # noqa: ANN401 - mteb's EncoderProtocol
-    # A sum is finite unless a number in it is not, or their magnitude is absurd; it is one cheap pass.
-    if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
+def _check(model: Any, found: Nearest) -> None:  # noqa: ANN401 - mteb's EncoderProtocol
+    # NaN is above every number in a search, and so among the best.
+    wrong = np.isnan(found.scores) | np.isposinf(found.scores)
+    if wrong.any() or np.isnan(found.chosen).any():
         msg = f"{model.mteb_model_meta.name} scores documents as NaN or infinite; try another dtype"
         raise ReasonEmbedError(msg)

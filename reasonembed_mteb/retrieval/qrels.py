@@ -3,7 +3,8 @@ r"""Files of labels and of exclusions: BEIR's tab-separated tables and TREC's co
 Ids may hold anything but tabs and line breaks. Writers differ in what they do with a quotation mark: the csv
 dialect (Python, pandas, Excel, BEIR) quotes the id and doubles the marks, others write it bare. A whole file
 is one or the other: it is bare if one cell with marks is not quoted whole, or if the ids that are known match
-better that way.
+better that way. pandas writes the whole numbers of a column with gaps as ``12.0``: such a cell is the known
+id ``12`` where no known id is called ``12.0``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _PAIR_COLUMNS = "query id, document id"
 _SPACED_LABEL = re.compile(r"[ \t]*([^ \t]+)[ \t]+[^ \t]+[ \t]+(.+?)[ \t]+([^ \t]+)[ \t]*")
 _SPACED_PAIR = re.compile(r"[ \t]*([^ \t]+)[ \t]+(.+?)[ \t]*")
 
+_FLOAT = re.compile(r"-?[0-9]+\.0")
+
 Labels = dict[str, dict[str, int]]
 
 
@@ -68,7 +71,7 @@ def read_qrels(
         DataError: If a line cannot be read, a label is not a whole number, a pair has two different labels,
             or there is none; the message names file and line.
     """
-    rows = _unquoted(_read_rows(file, 3), queries, documents)
+    rows = _with_known_ids(file, _read_rows(file, 3), queries, documents)
     labels: Labels = {}
     repeated = 0
     for row in rows:
@@ -110,7 +113,7 @@ def read_exclusions(
         DataError: If a line cannot be read; the message names file and line.
     """
     excluded: dict[str, dict[str, None]] = {}
-    for row in _unquoted(_read_rows(file, 2), queries, documents):
+    for row in _with_known_ids(file, _read_rows(file, 2), queries, documents):
         _check_named(file, row)
         excluded.setdefault(row.cells[0], {})[row.cells[1]] = None
     return {query: list(names) for query, names in excluded.items()}
@@ -259,6 +262,38 @@ def _is_quoted(cell: str) -> bool:
 
 def _content(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if _is_quoted(cell) else cell
+
+
+def may_hide_ids(line: str) -> bool:
+    """Return whether a line of a file may write an id otherwise than it is, so that known ids matter.
+
+    Args:
+        line: Of a file of labels or of exclusions.
+    """
+    # A label may be a float without a doubt: it ends the line.
+    return '"' in line or bool(re.search(r"[0-9]\.0[ \t]+[^ \t]", line))
+
+
+def _with_known_ids(
+    file: Path, rows: list[_Row], queries: Collection[str] | None, documents: Collection[str] | None
+) -> list[_Row]:
+    """Read ids as they are known: without the marks of the csv dialect, and whole numbers as such."""
+    rows = _unquoted(rows, queries, documents)
+    known = (queries or (), documents or ())
+    changed = 0
+    for i, row in enumerate(rows):
+        ids = tuple(_whole(cell, names) for cell, names in zip(row.cells[:2], known, strict=True))
+        if ids != row.cells[:2]:
+            rows[i] = _Row(row.line, (*ids, *row.cells[2:]))
+            changed += 1
+    if changed:
+        logger.warning("%s: %d lines write whole numbers as floats (12.0 is read as 12)", file, changed)
+    return rows
+
+
+def _whole(cell: str, known: Collection[str]) -> str:
+    whole = cell[:-2]
+    return whole if _FLOAT.fullmatch(cell) and cell not in known and whole in known else cell
 
 
 def _unquoted(

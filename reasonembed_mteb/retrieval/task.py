@@ -82,8 +82,8 @@ class ReasonTask(AbsTaskRetrieval):
 
         Args:
             results: Scores by query and document id.
-            hf_split: Split.
-            hf_subset: Pool.
+            hf_split: Split of the data, as the table names it.
+            hf_subset: Pool; ``default`` where there is one only.
 
         Returns:
             Measures by query and name. A query that was asked and has judgements but no results has 0.

@@ -19,14 +19,13 @@ from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
 from reasonembed_mteb.store.vectors import VectorStore, text_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import EncoderProtocol, ModelMeta
     from mteb.types import Array, PromptType
     from numpy.typing import NDArray
-    from torch.utils.data import DataLoader
 
     from reasonembed_mteb.store.vectors import Found
 
@@ -111,16 +110,16 @@ class StoredEncoder:
         self.model.mteb_model_meta = meta  # type: ignore[misc]
 
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
-        """Return the model's own similarity."""
+        """Return the model's own similarity of ``(N, dim)`` and ``(M, dim)``, as ``(N, M)``."""
         return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Array, embeddings2: Array) -> Array:
-        """Return the model's own similarity of pairs."""
+        """Return the model's own similarity of pairs of rows, two ``(N, dim)``, as ``(N,)``."""
         return self.model.similarity_pairwise(embeddings1, embeddings2)
 
     def encode(
         self,
-        inputs: DataLoader[Any],
+        inputs: Iterable[Any],
         *,
         task_metadata: TaskMetadata,
         prompt_type: PromptType | None = None,

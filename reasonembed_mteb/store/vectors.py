@@ -71,7 +71,7 @@ class Shard:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The file's tensors, mapped from disk."""
+        """What is mapped from disk: ``keys`` ``(N, 2)``, ``tokens`` ``(N,)``, ``vectors`` ``(N, dim)``."""
         from safetensors import safe_open
 
         with safe_open(self.file, framework="pt") as opened:
@@ -392,7 +392,7 @@ class Found:
 
     @property
     def missing(self) -> NDArray[np.int64]:
-        """Positions of the texts that are not stored."""
+        """Positions of the texts that are not stored, ``(M,)``."""
         return np.flatnonzero(self.shards < 0)
 
 

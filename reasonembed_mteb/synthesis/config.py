@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+import types
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -478,14 +479,13 @@ def _table(location: tuple[int | str, ...]) -> str:
 
 def _section_at(location: tuple[int | str, ...]) -> type:
     """Return the class of the table at a place of the file."""
-    inner: dict[str, type] = {
-        "subset": SubsetSection,
-        "domains": DomainSection,
-        "endpoints": Endpoint,
-    }
-    if not location:
-        return Config
-    if str(location[0]) in inner:
-        return inner[str(location[0])]
-    annotation = Config.model_fields[str(location[0])].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Config
+    section: Any = Config
+    for part in location:
+        is_table = isinstance(section, type) and issubclass(section, BaseModel)
+        # A list or a mapping of tables otherwise.
+        section = section.model_fields[str(part)].annotation if is_table else get_args(section)[-1]
+        if get_origin(section) is Annotated:
+            section = get_args(section)[0]
+        if get_origin(section) in (Union, types.UnionType):
+            section = next(one for one in get_args(section) if one is not type(None))
+    return section if isinstance(section, type) else Config

@@ -42,8 +42,8 @@ def mined(run: Run, subset: SubsetSection) -> Shards:
     """Return the step's output: a row a query, with candidates as ``[document id, rank, score]``.
 
     Args:
-        run: The run.
-        subset: The subset.
+        run: With its configuration and output folder.
+        subset: One ``[[subset]]`` of the configuration.
     """
     if "mined" in run.own_parts(subset):
         return run.own_shards(subset, "mined")
@@ -84,8 +84,8 @@ def mine(run: Run, subset: SubsetSection) -> None:
     """Run the step for one subset.
 
     Args:
-        run: The run.
-        subset: The subset.
+        run: With its configuration and output folder.
+        subset: One ``[[subset]]`` of the configuration.
 
     Raises:
         ReasonEmbedError: If the model is not known or cannot be loaded.
@@ -367,7 +367,7 @@ class LexicalSearch:
     A language without a stop list gets none: MTEB would make one of its most frequent words.
 
     Args:
-        corpus: The corpus.
+        corpus: Read once, document by document.
         language: As MTEB spells it, such as ``eng-Latn``.
     """
 

@@ -24,7 +24,7 @@ _STEPS, _ENOUGH = 200, 1e-15
 _OPPOSITE = 1e-6
 
 
-def check_weights(models: int, weights: Sequence[float] | None, method: str) -> list[float]:
+def merge_weights(models: int, weights: Sequence[float] | None, method: str) -> list[float]:
     """Return a weight for each model, and say where they do not sum to 1.
 
     Args:

@@ -92,29 +92,25 @@ def find_caller() -> Caller | None:
     return None
 
 
-def check_trainer(trainer: Any, loss: RedapterLoss) -> bool:  # noqa: ANN401 - sentence-transformers' trainer
+def check_trainer(trainer: Any, loss: RedapterLoss) -> None:  # noqa: ANN401 - sentence-transformers' trainer
     """Check, once, the columns of every data set that a trainer has for a loss.
 
     Args:
         trainer: sentence-transformers' trainer.
         loss: Ours, which it trains with.
 
-    Returns:
-        Whether this was the first time.
-
     Raises:
         LossError: If the names of a data set's columns leave open which is what.
     """
     known = _CHECKED.setdefault(trainer, WeakSet())
     if loss in known:
-        return False
+        return
     known.add(loss)
     several = trainer.loss if isinstance(trainer.loss, dict) else {}
     for data in (trainer.train_dataset, trainer.eval_dataset):
         for name, one in data.items() if isinstance(data, dict) else [("", data)]:
             if name not in several or loss in several[name].modules():
                 check_columns(one, trainer.data_collator, [loss], name)
-    return True
 
 
 def check_columns(

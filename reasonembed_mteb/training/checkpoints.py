@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: a folder counts once everything in it is on disk and listed."""
+"""Checkpoints that are whole, once all in them is on disk and listed: marked, found, kept, removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to features: queries, reasoning queries, and one packed column of documents."""
+"""From rows to features: queries with their instructions, reasoning queries, packed documents with ids."""
 
 from __future__ import annotations
 

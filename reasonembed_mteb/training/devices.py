@@ -1,4 +1,4 @@
-"""Mixed precision around forward passes that are repeated, or taken without gradients."""
+"""What a loss asks of devices: precision and random numbers of repeated passes, all processes' rows."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class DivergenceGuard:
         """Note a batch's loss; of an accumulated step, one that is not finite counts.
 
         Args:
-            loss: The loss.
+            loss: Mean over the batch; may be NaN or infinite.
             subset: Where its rows are from.
         """
         if math.isfinite(self._loss):
@@ -51,7 +51,7 @@ class DivergenceGuard:
         """Note the norm of a step's gradient, before it is clipped.
 
         Args:
-            norm: The norm.
+            norm: Of all trained weights together; may be NaN or infinite.
         """
         self._norm = norm
 

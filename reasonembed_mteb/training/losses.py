@@ -301,8 +301,8 @@ class RedapterLoss(nn.Module):
         caller, wanted = find_caller(), self.start_step is not None
         if caller is not None:
             self._found_step = caller.step
-            if check_trainer(caller.trainer, self):
-                self._note_short_training(caller.trainer.state.max_steps)
+            check_trainer(caller.trainer, self)
+            self._note_short_training(caller.trainer.state.max_steps)
         else:
             self._note_untold_call()
         if names is None:

@@ -128,7 +128,7 @@ class WholeModel:
         """Return where a tensor lies, under its own name or that of one tied to it; None if nowhere.
 
         Args:
-            name: Its name.
+            name: As the model that is written calls it.
         """
         return next(
             (self.places[one] for one in (name, *self.tied.get(name, ())) if one in self.places), None
@@ -138,7 +138,7 @@ class WholeModel:
         """Return rows of a tensor, the adapter added, in float64 ``(stop - start, ...)``.
 
         Args:
-            name: Its name.
+            name: As the model that is written calls it.
             start: First row.
             stop: The row behind the last.
         """

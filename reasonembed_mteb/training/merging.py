@@ -21,7 +21,7 @@ from reasonembed_mteb.models.folders import ADAPTER_CONFIG
 from reasonembed_mteb.models.saving import READERS
 from reasonembed_mteb.training.adapter_files import AdapterFiles, check_same_base, join_adapters
 from reasonembed_mteb.training.adapters import backbone
-from reasonembed_mteb.training.averages import check_weights, spherical_coefficients
+from reasonembed_mteb.training.averages import merge_weights, spherical_coefficients
 from reasonembed_mteb.training.building import CHECKPOINTS
 from reasonembed_mteb.training.checkpoints import MARK, checkpoints, is_whole
 from reasonembed_mteb.training.merge_inputs import check_together, find_input, open_model, read_modules
@@ -73,7 +73,7 @@ def merge(
         ReasonEmbedError: If weights or models do not fit together, or the output cannot be written.
         DataError: If there is something in the output, or a file of weights is damaged.
     """
-    chosen = check_weights(len(models), weights, method)
+    chosen = merge_weights(len(models), weights, method)
     inputs = [find_input(str(one)) for one in models]
     record = _record(inputs, chosen, method)
     adapters = [one.adapter for one in inputs if one.adapter is not None]

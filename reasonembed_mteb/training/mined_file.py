@@ -112,7 +112,7 @@ def _known(output: Path, note: Path, made_from: str) -> dict[str, Any] | None:
         return None
     record = read_json_object(note)
     if record is None or "fingerprint" not in record:
-        msg = f"{output} is there and was not mined (no {note.name} beside it): give another name"
+        msg = f"{output} is there and was not mined (no {note.name} next to it): give another name"
         raise DataError(msg)
     same = record["fingerprint"] == made_from and record.get("output") == content_hash([output])
     return record if same else None

@@ -28,7 +28,7 @@ from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.nearest import Nearest, PlacedPairs, nearest_documents
 from reasonembed_mteb.retrieval.reranker import score_pairs
-from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader, search_metadata
+from reasonembed_mteb.retrieval.search import CHUNK_SIZE, search_metadata
 from reasonembed_mteb.store.encoder import StoredEncoder, storable
 from reasonembed_mteb.training.negatives import Chosen, MiningRules, choose_negatives
 
@@ -223,7 +223,8 @@ def _encode(
     from mteb.types import PromptType
 
     return model.encode(
-        column_loader(columns, options["batch_size"]),
+        # One batch: the store asks for what it lacks in batches of its own.
+        [columns],
         task_metadata=search_task(instruction),
         hf_split="train",
         hf_subset="default",

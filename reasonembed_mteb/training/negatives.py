@@ -113,7 +113,7 @@ def choose_negatives(rules: MiningRules, scores: Floats, worst_positive: Floats,
     """Choose each query's negatives among its candidates.
 
     Args:
-        rules: The rules.
+        rules: How many, from which ranks, and how far below a positive.
         scores: ``(Q, C)``, by any model; minus infinity where a candidate does not count (a positive, for
             one), NaN where it has no score, which removes it. Equal scores keep the order of the columns.
         worst_positive: ``(Q,)``, the lowest score of each query's positives by the same model; NaN removes

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,13 +202,16 @@ def _judged(data: Mapping[str, Any], instruction: str | None, source: dict[str, 
         pairs.rows.append(row)
         pairs.positives.append(corpus.places(good))
         pairs.excluded.append(corpus.places(excluded.get(name, ())))
-    _fill_in_texts(pairs)
+    if pairs.rows:
+        _fill_in_texts(pairs)
     return pairs
 
 
 def _fill_in_texts(pairs: Pairs) -> None:
+    # All at once: a data set takes longer to be asked than to answer.
+    texts = iter(pairs.corpus[[place for places in pairs.positives for place in places]]["text"])
     for row, places in zip(pairs.rows, pairs.positives, strict=True):
-        row["pos"] = pairs.corpus[places]["text"]
+        row["pos"] = list(islice(texts, len(places)))
 
 
 # Sources of rows: texts without ids.

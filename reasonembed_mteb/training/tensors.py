@@ -115,7 +115,7 @@ def file_places(file: Path) -> list[TensorPlace]:
     """Return the tensors of a file, in its order.
 
     Args:
-        file: The file.
+        file: Safetensors.
 
     Raises:
         DataError: If it is missing or damaged.
@@ -139,7 +139,7 @@ def write_tensors(
     """Write a safetensors file piece by piece; safetensors' own writer wants all tensors at once.
 
     Args:
-        file: The file.
+        file: Replaced if it is there.
         layout: Dtype and shape of each tensor by the name that it is to have.
         pieces: Gives a tensor's rows, one piece after the other.
 

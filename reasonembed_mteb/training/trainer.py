@@ -1,4 +1,4 @@
-"""Redapter's trainer: sentence-transformers' own, with our batches, steps, metrics and whole checkpoints."""
+"""Redapter's trainer: the library's, with our batches, steps, metrics, whole checkpoints and a guard."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
     """Train by subset-wise batches; every step's metrics go to a CSV, and resuming is exact.
 
     The loss is told the step by ``loss.global_step`` before each batch. Checkpoints are marked once whole;
-    resume from `reasonembed_mteb.training.checkpoints.last_whole`.
+    resume from `reasonembed_mteb.training.checkpoints.last_whole`. Steps that are not finite are left out and
+    end the run where they do not stop; see `reasonembed_mteb.training.divergence`.
     """
 
     def __init__(
