@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def check_requirements(recipe: Recipe) -> None:
-    """Check that packages, trackers, tasks and devices of a recipe are there.
+    """Check that packages, trackers and devices of a recipe are there.
 
     Args:
         recipe: What is to be trained.
 
     Raises:
         MissingExtraError: If a package is not installed.
-        ReasonEmbedError: If a tracker, a task or a device is not there; what to do is named.
+        ReasonEmbedError: If a tracker or a device is not there; what to do is named.
     """
     needed = ["accelerate", *(["peft"] if recipe.lora.rank else [])]
     for package in needed:
@@ -29,10 +29,6 @@ def check_requirements(recipe: Recipe) -> None:
             raise missing_extra(package, "train")
     _check_card(recipe)
     check_trackers(recipe.training.report_to)
-    if recipe.evaluation.tasks:
-        from reasonembed_mteb.training.evaluator import evaluation_tasks
-
-        evaluation_tasks(recipe.evaluation.tasks)
 
 
 def _check_card(recipe: Recipe) -> None:

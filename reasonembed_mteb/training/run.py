@@ -221,6 +221,8 @@ def train(
     """
     _check_output(output, resume=resume)
     check_requirements(recipe)
+    # An unknown task is named before the rows are read, too.
+    _instructions(recipe)
     from accelerate import PartialState
 
     state = PartialState(cpu=on_cpu())
