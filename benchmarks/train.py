@@ -150,7 +150,7 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
         module.training = options.checkpointing and not isinstance(module, torch.nn.Dropout)
     if "packed" in way:
         pack_texts(model, torch.device(device), half=options.bf16)
-    loss = make_loss(model, recipe)
+    loss = make_loss(model, recipe, 0)
     rows = rows_of(options)
     collator = GroupCollator(
         preprocess_fn=model.preprocess,

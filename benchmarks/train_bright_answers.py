@@ -134,6 +134,7 @@ def recipe_of(loss: str, seed: int, options: argparse.Namespace) -> Any:  # noqa
         "loss.start_step": options.start_step,
         "data.document_tokens": options.tokens,
         "data.query_tokens": options.query_tokens,
+        "data.reasoning_tokens": options.query_tokens,
         "batch.group": options.group,
         "batch.queries": options.queries,
         "training.epochs": options.epochs,

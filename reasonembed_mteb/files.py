@@ -238,7 +238,9 @@ def read_json_object(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[tuple[int, Any]]:
+def read_json_lines(
+    file: Path, remedy: str = "correct that line", broken: Callable[[int, Exception], None] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Read JSON Lines with their numbers; blank lines are passed over.
 
     A byte order mark and line breaks of Windows do no harm. ``NaN``, which pandas writes for what is missing,
@@ -247,6 +249,7 @@ def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[t
     Args:
         file: UTF-8, gzipped where its name ends with ``.gz``.
         remedy: What to do about a broken line, for the message.
+        broken: Takes the number of a broken line and what is wrong with it; reading goes on unless it raises.
 
     Yields:
         Number of the line, from 1, and what it holds.
@@ -264,6 +267,9 @@ def read_json_lines(file: Path, remedy: str = "correct that line") -> Iterator[t
                 try:
                     yield number, json.loads(content.decode("utf-8"), parse_constant=_constant)
                 except (ValueError, RecursionError) as error:
+                    if broken is not None:
+                        broken(number, error)
+                        continue
                     msg = f"{file}:{number} is not JSON ({error}); {remedy}"
                     raise DataError(msg) from error
     except (OSError, EOFError) as error:

@@ -40,6 +40,15 @@ def test_a_broken_line_is_named(line: bytes, tmp_path: Path) -> None:
         list(read_json_lines(tmp_path / "rows.jsonl", "fetch it"))
 
 
+def test_broken_lines_can_be_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"a": 1}\n{\n\n\xff\n2\n')
+    broken: list[int] = []
+    found = list(read_json_lines(file, broken=lambda number, _: broken.append(number)))
+    assert found == [(1, {"a": 1}), (5, 2)]
+    assert broken == [2, 4]
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent.jsonl: No such file"):
         list(read_json_lines(tmp_path / "absent.jsonl"))

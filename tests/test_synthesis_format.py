@@ -58,6 +58,7 @@ def test_a_sample_has_what_training_reads(tmp_path: Path) -> None:
         reasoned = [seen for seen in server.seen if "<reasoning>" in seen.text]
     assert samples
     fields = ["prompt", "query", "reasoning_query", "pos", "neg", "train_group_size", "batch_size"]
+    fields += ["pos_scores", "neg_scores"]
     assert all(list(sample) == fields for sample in samples)
     instruction = "Given a Biology post, retrieve relevant passages that help answer the post."
     assert {sample["prompt"] for sample in samples} == {instruction}
@@ -72,6 +73,11 @@ def test_a_sample_has_what_training_reads(tmp_path: Path) -> None:
         good, bad = sides(rows[sample["query"]], run.config.format)
         assert sample["pos"] == [texts[name] for name in good]
         assert sample["neg"] == [texts[name] for name in bad]
+        row = rows[sample["query"]]
+        labels = dict(zip(row["documents"], row["labels"], strict=True))
+        # Of equal texts under two ids the higher label counts; here there are none.
+        assert sample["pos_scores"] == [labels[name] for name in good]
+        assert sample["neg_scores"] == [labels[name] for name in bad]
     note = formatted(run, subset)
     assert note is not None
     assert note["rows"] == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,7 @@ def test_training_and_its_picture(
     assert call(monkeypatch, "train", recipe, *options) == 0
     said = capsys.readouterr().err
     assert "step 4/4: loss" in said
+    assert re.search(r"step 3/4: .* tokens/s, 0:\d\d:\d\d left, \d+\.\d", said)
     assert ", RI " in said.split("step 3/4")[1]
     assert ", RI " not in said.split("step 3/4")[0]
     assert f"model: {tmp_path / 'out' / 'model'}" in said

@@ -287,3 +287,63 @@ def test_a_cut_off_cache_is_written_again(tmp_path: Path) -> None:
     counts.unlink()
     (counts.parent / "rows.arrow").write_bytes(b"half")
     assert load(folder, tmp_path).rows == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({"train_group_size": 16, "batch_size": 8}, (16, 8)),
+        # A column with gaps comes from pandas as floats; 0 and null ask for nothing.
+        ({"train_group_size": 16.0, "batch_size": None}, (16, None)),
+        ({"batch_size": 0}, (None, None)),
+    ],
+)
+def test_rows_say_their_shape(fields: dict[str, Any], shape: tuple[Any, ...]) -> None:
+    row = parsed(**fields)
+    assert (row.group, row.queries) == shape
+
+
+@pytest.mark.parametrize("value", ["16", -1, 2.5, True, [16], 4096, float("inf")])
+def test_a_shape_that_is_none_is_named(value: object) -> None:
+    with pytest.raises(BadRowError, match="train_group_size must be a whole number from 1 to 1,024, not"):
+        parsed(train_group_size=value)
+
+
+def test_grades_stay_with_their_texts() -> None:
+    given = {"pos": ["p", " ", "q"], "neg": ["n", "q", "", "m"]}
+    row = parsed(**given, pos_scores=[5, 4, 3.5], neg_scores=[1, 3, 2, 0])
+    assert (row.positives, row.positive_grades) == (["p", "q"], [5, 3.5])
+    assert (row.negatives, row.negative_grades) == (["n", "m"], [1, 0])
+    # One side alone tells nothing about the other.
+    assert parsed(**given, pos_scores=[5, 4, 3]).positive_grades is None
+    assert parsed(pos_scores=[5], neg=[]).positive_grades == [5]
+    assert parsed(pos_scores=[], neg_scores=[]).positive_grades is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"pos_scores": [5, 4]}, "pos_scores has 2 numbers for 1 texts"),
+        ({"neg_scores": "1"}, "neg_scores must be a list of numbers, not text"),
+        ({"neg_scores": [float("nan")]}, "neg_scores must be a list of numbers"),
+        ({"neg_scores": [None]}, "neg_scores must be a list of numbers"),
+    ],
+)
+def test_wrong_grades_are_named(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRowError, match=why):
+        parsed(**fields)
+
+
+def test_a_row_may_ask_for_no_negatives(tmp_path: Path) -> None:
+    rows = [{**GOOD, "neg": [], "train_group_size": 1}, {**GOOD, "neg": [], "train_group_size": 2}]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    data = load(file, tmp_path, needs_negatives=lambda _: None)
+    assert data.counts["a"]["rows kept"] == data.counts["a"]["rows dropped: no negative"] == 1
+    assert data.subsets["a"][0]["group"] == 1
+
+
+def test_a_missing_value_of_pandas_is_none(tmp_path: Path) -> None:
+    # pandas writes NaN where a reasoning query is missing.
+    line = '{"query": "q", "pos": ["p"], "neg": ["n"], "reasoning_query": NaN}\n'
+    (tmp_path / "a.jsonl").write_text(f"\ufeff{line}", encoding="utf-8")
+    assert load(tmp_path / "a.jsonl", tmp_path).counts["a"]["rows without reasoning query"] == 1

@@ -16,6 +16,7 @@ from reasonembed_mteb.training.metrics import (
     plot_training,
     read_metrics,
     smooth,
+    summarise,
 )
 from reasonembed_mteb.training.modelcard import public_name
 
@@ -69,6 +70,29 @@ def test_means_leave_out_what_is_not_there() -> None:
 def test_smoothing_looks_back() -> None:
     assert smooth([2.0, 4.0, 6.0, 8.0], 2) == [2.0, 3.0, 5.0, 7.0]
     assert smooth([2.0, 4.0], 1) == [2.0, 4.0]
+
+
+def test_a_run_is_summed_up_from_its_file(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.start()
+    nan = {"ri_mean": math.nan}
+    # Two batches of a step that weighs, one of them without any reasoning query.
+    file.append(
+        [row(1, **nan), row(2, reasoning_cut=0.5), row(2, subset="pony", **nan, reasoning_cut=math.nan)]
+    )
+    found = summarise(file.file)
+    assert found.weighted == 1
+    assert found.cut["biology"] == 0.75
+    assert math.isnan(found.cut["pony"])
+
+
+def test_metrics_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    columns = [name for name in COLUMNS if name != "reasoning_cut"]
+    file = MetricsFile(tmp_path / "metrics.csv", columns)
+    file.start()
+    file.append([row(1)])
+    assert "reasoning_cut" not in read_metrics(tmp_path)[0]
+    assert math.isnan(summarise(file.file).cut["biology"])
 
 
 def test_a_picture_shows_each_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.training.modelcard import write_toml
 from reasonembed_mteb.training.recipes import check_recipe, load_recipe, model_name, recipe_names
-from reasonembed_mteb.training.schema import Recipe
+from reasonembed_mteb.training.schema import BatchShape, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,10 @@ def test_published_recipes_have_the_published_values(name: str) -> None:
     assert (recipe.training.learning_rate, recipe.training.warmup, recipe.training.epochs) == (1e-4, 0.1, 1)
     assert (recipe.training.precision, recipe.training.checkpointing) == ("bf16", True)
     assert (recipe.data.query_tokens, recipe.data.document_tokens, recipe.batch.devices) == (512, 512, 8)
+    # What the published script leaves to FlagEmbedding and DeepSpeed, and its clipping at 1.0 of a gradient
+    # that is an eighth of ours.
+    assert (recipe.lora.dropout, recipe.training.max_grad_norm) == (0.1, 8.0)
+    assert recipe.training.schedule == "linear_log_warmup"
     shapes = {s: recipe.batch.shape(s) for s in ("leetcode", "pony", "biology", "aops")}
     assert {s: (shape.group, shape.queries) for s, shape in shapes.items()} == {
         "leetcode": (2, 64),
@@ -80,7 +84,15 @@ def test_every_value_has_its_source() -> None:
         ("training.precision=fp8", "'bf16' or 'fp32'"),
         ("data.query_tokens=4", "data.query_tokens"),
         ("lora.targets=[]", "lora.targets"),
+        ("loss.start_step=1.5", "loss.start_step = 1.5 must be a step .* or a share of the steps"),
+        ("loss.start_step=-0.1", "loss.start_step"),
+        ("loss.start_step=nan", "loss.start_step"),
+        ("loss.start_step=inf", "loss.start_step"),
         ("model.template=Query: ", "must contain {instruction}"),
+        ("lora.quantize=true", "lora.quantize is for weights beneath adapters: set lora.rank"),
+        ("training.optimizer=sgd", "'adamw' or 'adamw_8bit'"),
+        ("loss.grade_weight=-1", "loss.grade_weight"),
+        ("loss.matryoshka=[0]", "loss.matryoshka"),
         ("about.x=1", "about is a value, not a section"),
         ("epochs", "must be of the form section.key=value"),
     ],
@@ -147,3 +159,35 @@ def test_a_recipe_survives_toml() -> None:
     content["data"]["instructions"] = {"a b": 'say "x"\nand y'}
     again = tomllib.loads(write_toml(content))
     assert Recipe.model_validate(again) == check_recipe(content, "qwen3-8b")
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "first"),
+    [
+        ("0", 50, 0),
+        ("0.1", 50, 5),
+        ("0.1", 55, 6),
+        ("0.5", 1, 1),
+        ("1", 50, 1),
+        ("1.0", 50, 1),
+        ("100", 50, 100),
+    ],
+)
+def test_weighting_begins_at_a_step_or_after_a_share(given: str, steps: int, first: int) -> None:
+    loss = load_recipe("minilm-demo", [f"loss.start_step={given}"]).loss
+    assert loss.first_weighted_step(steps) == first
+    # A record of the run, and its recipe.toml, say the same.
+    assert type(loss)(**loss.model_dump()).first_weighted_step(steps) == first
+    assert type(loss)(**tomllib.loads(write_toml(loss.model_dump()))).first_weighted_step(steps) == first
+
+
+def test_the_subset_comes_before_the_recipe_and_the_recipe_before_the_rows() -> None:
+    rows = BatchShape(group=4, queries=5)
+    assert load_recipe("qwen3-8b").batch.shape("biology", rows) == (4, 5)
+    assert load_recipe("qwen3-8b").batch.shape("biology", BatchShape(group=4)) == (4, 8)
+    assert load_recipe("qwen3-8b").batch.shape("pony", rows) == (64, 2)
+    assert load_recipe("qwen3-8b", ["batch.group=7"]).batch.shape("biology", rows) == (7, 5)
+    one = ["batch.group=7", "batch.subsets.biology.queries=3"]
+    assert load_recipe("qwen3-8b", one).batch.shape("biology", rows) == (7, 3)
+    assert [load_recipe("qwen3-8b").batch.needs_negatives(name) for name in ("pony", "x")] == [True, None]
+    assert load_recipe("qwen3-8b", ["batch.group=1"]).batch.needs_negatives("x") is False

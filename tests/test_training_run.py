@@ -123,6 +123,9 @@ def test_the_record_says_what_was_done(straight: Trained) -> None:
     assert record["finished"]
     assert record["counts"]["pony"]["rows kept"] == 5
     assert (record["steps"], record["world_size"]) == (10, 1)
+    # From step 3 on, counted from 0; nothing of the short reasoning is cut.
+    assert record["weighted_steps"] == 7
+    assert record["reasoning_cut"] == {"biology": 0, "pony": 0}
 
 
 @pytest.mark.parametrize("step", [3, 6])

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, such as minilm-demo, or a TOML file.")],
     data: Annotated[
-        list[Path],
-        typer.Option("--data", help="Rows: .jsonl, .jsonl.gz, .parquet, or a folder of them; repeatable."),
+        list[str],
+        typer.Option(
+            "--data",
+            help="Rows: .jsonl, .jsonl.gz, .parquet, a folder of them, or a hub data set org/name[/folder]; "
+            "repeatable.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder of the run; new, or with --resume.")
@@ -89,7 +93,7 @@ def plot_training(
 def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
     """Print a dry run."""
     from reasonembed_mteb.training.data import describe_counts
-    from reasonembed_mteb.training.plan import SAMPLE, start_name
+    from reasonembed_mteb.training.plan import SAMPLE, SMALL_BATCH, start_name
 
     head = [
         "subset",
@@ -104,8 +108,9 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         "reasoning",
         "document",
         "cut",
+        "repeats",
+        "reasoning cut",
     ]
-    head.append("repeats")
     seen = sum(one.seen for one in plan.subsets)
     rows = []
     for one in plan.subsets:
@@ -124,22 +129,30 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
                 *means,
                 f"{mean.cut:.1%}" if mean else "-",
                 f"{plan.short_rows[one.name]:,}",
+                f"{mean.reasoning_cut:.1%}" if mean and mean.reasoning_cut == mean.reasoning_cut else "-",
             ]
         )
     title = (
         f"{recipe.name} from {start_name(recipe)}: would train (taken: rows of an epoch, and "
         f"their share; mean tokens of {SAMPLE} rows a subset; cut: documents over the length; repeats: rows "
-        "with too few negatives for their group)"
+        "with too few negatives for their group; reasoning cut: mean share of the reasoning over the length)"
     )
     show_table(head, rows, title)
     show(visible(describe_counts(data.counts)))
     part = recipe.training
-    weighs = f", weighs from step {recipe.loss.start_step}" if recipe.loss.kind == "redapter" else ""
+    weighs = ""
+    if plan.start_step is not None:
+        weighs = f", weighs from step {plan.start_step} ({plan.weighted_steps:,} steps)"
     tokens = f"{plan.epoch_tokens:,}" if plan.epoch_tokens is not None else "unknown"
     show(
         f"{plan.steps:,} steps ({plan.batches:,} batches an epoch), {part.warmup:.0%} of them "
         f"warm-up{weighs}; tokens an epoch: {tokens}"
     )
+    for note in plan.notes:
+        show(visible(note))
     if plan.memory:
         shown = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory.items())
         show(f"memory a device, estimated, GiB: {shown}")
+        cached = plan.cached_memory()
+        if cached is not None and cached < plan.memory["total"] / 2:
+            show(f"with --set loss.mini_batch_tokens={SMALL_BATCH} and the same result: {cached:.2f}")

@@ -302,7 +302,7 @@ class ReasonSection(AskingSection):
     skip: bool = False
     words: Annotated[int, Field(ge=20)] = 400
     train_model: str | None = None
-    train_tokens: Annotated[int, Field(ge=64)] = 2048
+    train_tokens: Annotated[int, Field(ge=64)] = 4096
     too_long: Literal["trim", "drop"] = "trim"
 
 

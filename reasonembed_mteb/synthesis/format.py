@@ -45,7 +45,9 @@ def _fingerprint(run: Run, subset: SubsetSection) -> str:
     reasons = need(reasoned(run, subset), "reason", subset)["output"]
     domain, section = run.domain(subset), run.config.format.model_dump()
     corpus = run.corpus(subset).fingerprint
-    return fingerprint(FORMAT, "format", subset.name, labels, reasons, corpus, domain.instruction, section)
+    return fingerprint(
+        FORMAT, "format with labels", subset.name, labels, reasons, corpus, domain.instruction, section
+    )
 
 
 def formatted(run: Run, subset: SubsetSection) -> dict[str, Any] | None:
@@ -99,6 +101,7 @@ def _samples(run: Run, subset: SubsetSection, counts: Counter[str]) -> Iterator[
                 continue
             positives, negatives = positives[: section.max_positives], negatives[: section.max_negatives]
             sample = _sample(run, subset, row, positives, negatives)
+            sample |= _grades(row, texts, positives, negatives)
             _count(sample, counts)
             yield sample
 
@@ -119,6 +122,20 @@ def _texts(
     negatives = [text for text in dict.fromkeys(texts[name] for name in bad) if text not in positives]
     counts["repeated_texts"] += len(good) + len(bad) - len(positives) - len(negatives)
     return positives, negatives
+
+
+def _grades(
+    row: Row, texts: dict[str, str], positives: list[str], negatives: list[str]
+) -> dict[str, list[int]]:
+    """Return each text's label, 1 to 5, in FlagEmbedding's fields; of a text under two ids the higher one."""
+    grades: dict[str, int] = {}
+    for name, label in zip(row["documents"], row["labels"], strict=True):
+        if name in texts:
+            grades[texts[name]] = max(label, grades.get(texts[name], label))
+    return {
+        "pos_scores": [grades[text] for text in positives],
+        "neg_scores": [grades[text] for text in negatives],
+    }
 
 
 def _count(sample: Row, counts: Counter[str]) -> None:

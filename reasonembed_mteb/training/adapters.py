@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from reasonembed_mteb.training.schema import LoraPart, Recipe
 
@@ -34,7 +35,7 @@ def pack_texts(model: SentenceTransformer, device: torch.device, *, half: bool) 
     Args:
         model: The model, changed in place.
         device: Where it is to be trained.
-        half: Whether its forward pass runs in bf16.
+        half: Whether its forward pass runs in 16 bits.
 
     Raises:
         ReasonEmbedError: If the model or the device has no packed path, or the model drops attention, which
@@ -71,10 +72,11 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
     """Load a recipe's model as it is to be trained.
 
     Args:
-        recipe: The recipe.
+        recipe: What is to be trained, and how.
 
     Returns:
-        The model on the CPU, with adapters if the recipe has them, in training shape.
+        The model on the CPU (quantised, on this process' GPU), with adapters if the recipe has them, in
+        training shape.
 
     Raises:
         ReasonEmbedError: If the recipe names no model, or it cannot be loaded.
@@ -83,15 +85,21 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
 
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
-    # With adapters the base stays as it is and may be bf16; weights that are trained stay in fp32, where
+    # With adapters the base stays as it is and may have 16 bits; weights that are trained stay in fp32, where
     # steps as small as a learning rate of 1e-5 are not rounded away.
-    half = recipe.training.precision == "bf16" and recipe.lora.rank > 0
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
+    precision = recipe.training.precision if recipe.lora.rank else "fp32"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    options: dict[str, Any] = {"dtype": dtype}
+    device: str | None = "cpu"
+    if recipe.lora.quantize:
+        # Quantised where they are to be used: moving them afterwards is not supported everywhere.
+        device = None
+        options |= {"quantization_config": four_bits(dtype), "device_map": {"": training_device()}}
     if recipe.training.attention:
         options["attn_implementation"] = recipe.training.attention
     name = model_name(recipe)
     try:
-        model: SentenceTransformer = ReasonEmbed(name, device="cpu", model_kwargs=options)
+        model: SentenceTransformer = ReasonEmbed(name, device=device, model_kwargs=options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         msg = (
@@ -104,6 +112,49 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
     if recipe.training.checkpointing:
         recompute_activations(model)
     return model
+
+
+def training_device() -> str:
+    """Return the device of this process, before any process group exists."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how QLoRA holds weights (arXiv 2305.14314): NF4, with scales that are quantised themselves.
+
+    Args:
+        dtype: In which they are multiplied.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def on_whole_weights(model: SentenceTransformer, recipe: Recipe, adapter: Path) -> SentenceTransformer:
+    """Put adapters that were trained on 4-bit weights onto the weights that these were made from.
+
+    Args:
+        model: The trained model.
+        recipe: What it was trained by.
+        adapter: Folder of its adapters.
+
+    Returns:
+        The model itself where its weights are whole; else another with the same adapters and prompts.
+    """
+    if not recipe.lora.quantize:
+        return model
+    lora = recipe.lora.model_copy(update={"quantize": False})
+    whole = load_model(recipe.model_copy(update={"lora": lora}))
+    load_adapter_weights(whole, adapter)
+    whole.prompts = model.prompts
+    return whole
 
 
 def backbone(model: SentenceTransformer) -> PreTrainedModel:
@@ -127,7 +178,7 @@ def recompute_activations(model: SentenceTransformer) -> None:
     """Keep layer inputs only, and recompute the rest in the backward pass.
 
     Args:
-        model: The model.
+        model: Changed in place.
     """
     inner = backbone(model)
     # Not by the trainer's option: it would call the outer model's older method, with a warning.
@@ -139,7 +190,7 @@ def add_adapters(model: SentenceTransformer, part: LoraPart) -> None:
     """Put a low-rank adapter on every target layer and freeze the rest.
 
     Args:
-        model: The model.
+        model: Changed in place.
         part: Rank, scale and targets.
 
     Raises:
@@ -183,7 +234,7 @@ def has_adapters(model: SentenceTransformer) -> bool:
     """Say whether the model has adapters that are not merged.
 
     Args:
-        model: The model.
+        model: With a transformers model inside.
     """
     return hasattr(backbone(model), "peft_config")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
+from reasonembed_mteb.training.schema import LOG_WARMUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+    from torch import nn
     from transformers import TrainerCallback
 
     from reasonembed_mteb.training.collator import GroupCollator
@@ -24,7 +27,16 @@ if TYPE_CHECKING:
     from reasonembed_mteb.training.schema import Recipe
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
+_LOSS_OPTIONS = (
+    "temperature",
+    "max_intensity",
+    "normalize_weights",
+    "gather_across_devices",
+    "mask_false_negatives",
+)
 # More steps than any run has.
 _NEVER = 1 << 40
 
@@ -47,7 +59,7 @@ def build_trainer(
     """Put model, loss, collator, evaluator and trainer together.
 
     Args:
-        recipe: The recipe.
+        recipe: What is to be trained, and how.
         data: The rows.
         plan: Their batches.
         output: Folder of the run.
@@ -63,6 +75,7 @@ def build_trainer(
 
     from reasonembed_mteb.training.adapters import load_model, pack_texts
     from reasonembed_mteb.training.sampling import repeated
+    from reasonembed_mteb.training.schedule import warmup_decay_schedule
     from reasonembed_mteb.training.trainer import RedapterTrainer
 
     # Before the model: its adapters are drawn.
@@ -77,7 +90,7 @@ def build_trainer(
                 "another one: give one of the two"
             )
             raise ReasonEmbedError(msg)
-        pack_texts(model, arguments.device, half=recipe.training.precision == "bf16")
+        pack_texts(model, arguments.device, half=recipe.training.half)
     collator = make_collator(model, recipe, plan)
     return RedapterTrainer(
         model=model,
@@ -88,12 +101,13 @@ def build_trainer(
             for one, (name, rows) in zip(plan.subsets, data.subsets.items(), strict=True)
         },
         data_collator=collator,
-        loss=make_loss(model, recipe),
+        loss=shortened(make_loss(model, recipe, plan.start_step), recipe.loss.matryoshka),
         evaluator=evaluator,
         metrics=MetricsFile(output / "metrics.csv"),
         keep=recipe.training.keep,
         retries=recipe.training.retries,
         say=say,
+        schedule=warmup_decay_schedule if recipe.training.schedule == LOG_WARMUP else None,
         callbacks=_early_stop(recipe),
     )
 
@@ -110,53 +124,85 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
 
     Args:
         model: The model, which tokenises.
-        recipe: The recipe.
+        recipe: Says lengths, prefixes and seed.
         plan: The plan, for the groups.
     """
+    from reasonembed_mteb.training.adapters import backbone
     from reasonembed_mteb.training.collator import GroupCollator
+    from reasonembed_mteb.training.cuts import position_limit
 
+    most = position_limit(backbone(model))
+    part = recipe.data
+    for name in ("query_tokens", "document_tokens"):
+        if getattr(part, name) > most:
+            logger.warning("data.%s is %d; the model takes %d tokens", name, getattr(part, name), most)
     return GroupCollator(
         preprocess_fn=model.preprocess,
         groups=plan.groups,
         seed=recipe.training.seed,
         with_reasoning=recipe.loss.kind == "redapter",
+        with_grades=recipe.loss.grade_weight > 0,
         template=recipe.model.template,
         document_prefix=recipe.model.document_prefix,
         instructions=recipe.data.instructions,
-        query_tokens=recipe.data.query_tokens,
-        document_tokens=recipe.data.document_tokens,
+        query_tokens=min(part.query_tokens, most),
+        reasoning_tokens=min(part.reasoning_limit, most),
+        document_tokens=min(part.document_tokens, most),
     )
 
 
-def make_loss(model: SentenceTransformer, recipe: Recipe) -> RedapterLoss:
+def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None) -> RedapterLoss:
     """Build the loss of a recipe.
 
     Args:
-        model: The model.
-        recipe: The recipe.
+        model: Embeds the batches.
+        recipe: Its settings.
+        start_step: First step that weighs, None for plain InfoNCE; see `TrainingPlan`.
     """
-    from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
+    from reasonembed_mteb.training.distillation import CachedGradedRedapterLoss, GradedRedapterLoss
 
     part = recipe.loss
-    options = part.model_dump(exclude={"kind", "mini_batch_size", "mini_batch_tokens"})
-    if part.kind == "infonce":
-        options["start_step"] = None
+    options: dict[str, Any] = part.model_dump(include=set(_LOSS_OPTIONS)) | {"start_step": start_step}
     if part.mini_batch_tokens:
-        return CachedRedapterLoss(model, mini_batch_num_tokens=part.mini_batch_tokens, **options)
-    if part.mini_batch_size:
-        return CachedRedapterLoss(model, mini_batch_size=part.mini_batch_size, **options)
-    return RedapterLoss(model, **options)
+        options["mini_batch_num_tokens"] = part.mini_batch_tokens
+    elif part.mini_batch_size:
+        options["mini_batch_size"] = part.mini_batch_size
+    cached = part.mini_batch_tokens or part.mini_batch_size
+    loss = CachedGradedRedapterLoss(model, **options) if cached else GradedRedapterLoss(model, **options)
+    loss.grade_weight, loss.grade_temperature = part.grade_weight, part.grade_temperature
+    return loss
+
+
+def shortened(loss: RedapterLoss, lengths: Sequence[int]) -> nn.Module:
+    """Have a loss taken of shortened vectors too, each length counting as much as the full one.
+
+    Args:
+        loss: Ours.
+        lengths: Dimensions, of the first of which a shortened vector is made; empty for none.
+
+    Returns:
+        `MatryoshkaLoss`, or the loss itself.
+
+    Raises:
+        ReasonEmbedError: If a length is not below the model's own.
+    """
+    if not lengths:
+        return loss
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+    full = loss.model.get_embedding_dimension() or 0
+    if max(lengths) >= full:
+        msg = f"loss.matryoshka: {max(lengths)} is not below the {full} dimensions of the model's vectors"
+        raise ReasonEmbedError(msg)
+    return MatryoshkaLoss(loss.model, loss, [full, *sorted(set(lengths), reverse=True)])
 
 
 def _evaluator(recipe: Recipe, output: Path) -> TaskEvaluator | None:
     if not recipe.evaluation.tasks:
         return None
-    from reasonembed_mteb.evaluation.resolving import resolve_tasks
-    from reasonembed_mteb.plugin import register
-    from reasonembed_mteb.training.evaluator import TaskEvaluator
+    from reasonembed_mteb.training.evaluator import TaskEvaluator, evaluation_tasks
 
-    register()
-    tasks = resolve_tasks([], recipe.evaluation.tasks)
+    tasks = evaluation_tasks(recipe.evaluation.tasks)
     return TaskEvaluator(tasks, output / "evaluation.csv" if is_main() else None)
 
 
@@ -183,6 +229,7 @@ def _arguments(
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     part, steps = recipe.training, recipe.evaluation.steps
+    default = SentenceTransformerTrainingArguments
     return SentenceTransformerTrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         # Only a nominal size: each subset has its own.
@@ -190,13 +237,15 @@ def _arguments(
         num_train_epochs=part.epochs,
         max_steps=part.max_steps or -1,
         learning_rate=part.learning_rate,
-        lr_scheduler_type=part.schedule,
+        lr_scheduler_type="linear" if part.schedule == LOG_WARMUP else part.schedule,
         warmup_steps=part.warmup,
         weight_decay=part.weight_decay,
         max_grad_norm=part.max_grad_norm,
         gradient_accumulation_steps=part.accumulation,
         seed=part.seed,
         bf16=part.precision == "bf16",
+        fp16=part.precision == "fp16",
+        optim="adamw_bnb_8bit" if part.optimizer == "adamw_8bit" else default.optim,
         # Without this word several processes on CPUs would not know of each other, and bf16 be refused.
         use_cpu=on_cpu(),
         save_strategy="steps",

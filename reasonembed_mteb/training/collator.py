@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import xxhash
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.models.instructions import PromptRule
 from reasonembed_mteb.retrieval.rows import instruction_for
+from reasonembed_mteb.training.cuts import UNCUT, mean_cut, row_cuts, token_counts
 from reasonembed_mteb.training.sampling import PASS, draw_group, generator
+from reasonembed_mteb.training.schema import prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,10 +59,12 @@ class GroupCollator(SentenceTransformerDataCollator):
         seed: The run's seed.
         epoch: The epoch, which the trainer sets.
         with_reasoning: Whether reasoning queries are wanted.
+        with_grades: Whether the grades of documents are.
         template: What goes before a query; empty for nothing.
         document_prefix: What goes before a document.
         instructions: Instruction by subset.
         query_tokens: Tokens of a query, its instruction included.
+        reasoning_tokens: Tokens of a reasoning query, likewise; None takes those of a query.
         document_tokens: Tokens of a document.
     """
 
@@ -68,10 +72,12 @@ class GroupCollator(SentenceTransformerDataCollator):
     seed: int = 0
     epoch: int = 0
     with_reasoning: bool = True
+    with_grades: bool = False
     template: str = ""
     document_prefix: str = ""
     instructions: Mapping[str, str] = field(default_factory=dict)
     query_tokens: int = 512
+    reasoning_tokens: int | None = None
     document_tokens: int = 512
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,19 +87,24 @@ class GroupCollator(SentenceTransformerDataCollator):
             features: Rows of `reasonembed_mteb.training.data.TrainingData`, of one subset.
 
         Returns:
-            Tensors by ``<column>_<name>``, and ``subset``.
+            Tensors by ``<column>_<name>``, ``subset``, and with reasoning queries ``reasoning_cut``, the mean
+            share of the rows' reasoning that is cut away.
         """
         texts = self.texts(features)
         batch: dict[str, Any] = {"subset": features[0]["subset"]}
         self._add(batch, "query", texts["query"], self.query_tokens)
         if self.with_reasoning:
-            self._add(batch, "reasoning_query", texts["reasoning_query"], self.query_tokens)
+            made = self._add(batch, "reasoning_query", texts["reasoning_query"], self.reasoning_limit)
+            batch["reasoning_cut"] = self._cut(features, token_counts(made))
             known = [row["reasoning"] is not None for row in features]
             batch["reasoning_query_has_reasoning"] = torch.tensor(known)
         self._add(batch, "documents", texts["documents"], self.document_tokens)
         skip = len(self.document_prefix)
         ids = [document_id(text[skip:]) for text in texts["documents"]]
         batch["documents_document_ids"] = torch.tensor(ids)
+        if self.with_grades:
+            grades = [grade for row in features for _, grade in self._group(row)]
+            batch["documents_grades"] = torch.tensor(grades, dtype=torch.float32)
         batch["query_positive_ids"] = self._positive_ids(features)
         return batch
 
@@ -114,25 +125,60 @@ class GroupCollator(SentenceTransformerDataCollator):
             ``query`` and ``reasoning_query``, B each, and ``documents``, B x G. A row without a reasoning
             query has its query in that place, which the loss ignores.
         """
-        # A recipe without a template trains without instructions.
-        rule = PromptRule(template=self.template) if self.template else None
-        prefixes = [
-            rule.instructed(row_instruction(row, self.instructions)) if rule is not None else ""
-            for row in rows
-        ]
+        prefixes = self.prefixes(rows)
         found: dict[str, list[str]] = {"query": [], "reasoning_query": [], "documents": []}
         for row, prefix in zip(rows, prefixes, strict=True):
             found["query"].append(prefix + row["query"])
             # PROTOCOL section 6: the same instruction on both.
             found["reasoning_query"].append(prefix + (row["reasoning"] or row["query"]))
-            # A row that comes again in an epoch draws anew.
-            again = [row[PASS]] if row.get(PASS) else []
-            random = generator(self.seed, self.epoch, "group", row["subset"], row["row"], *again)
-            group, _ = draw_group(row["positives"], row["negatives"], self.groups[row["subset"]], random)
-            found["documents"] += [self.document_prefix + text for text in group]
+            found["documents"] += [self.document_prefix + text for text, _ in self._group(row)]
         return found
 
-    def _add(self, batch: dict[str, Any], column: str, texts: list[str], tokens: int) -> None:
+    def _group(self, row: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """Draw a row's documents with their grades, NaN where they have none; the same ones at each call."""
+        # A row that comes again in an epoch draws anew.
+        again = [row[PASS]] if row.get(PASS) else []
+        random = generator(self.seed, self.epoch, "group", row["subset"], row["row"], *again)
+        good, bad = (
+            list(zip(row[name], row.get(grades) or [math.nan] * len(row[name]), strict=True))
+            for name, grades in (("positives", "positive_grades"), ("negatives", "negative_grades"))
+        )
+        return draw_group(good, bad, self.groups[row["subset"]], random)[0]
+
+    def prefixes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return what goes before each row's query.
+
+        Args:
+            rows: With ``instruction`` and ``subset``.
+        """
+        return [prefix_of(self.template, row_instruction(row, self.instructions)) for row in rows]
+
+    @property
+    def reasoning_limit(self) -> int:
+        """Tokens at which a reasoning query is cut."""
+        return self.query_tokens if self.reasoning_tokens is None else self.reasoning_tokens
+
+    def cuts(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return the share of its reasoning that each row with a reasoning query loses.
+
+        Args:
+            rows: Rows of any subsets.
+        """
+        return row_cuts(rows, self.prefixes(rows), self.reasoning_limit, self._count)
+
+    def _cut(self, rows: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> float:
+        """Return the mean of `cuts`; only rows that fill their length are tokenised once more."""
+        full = [row for row, tokens in zip(rows, kept, strict=True) if tokens >= self.reasoning_limit]
+        known = sum(row["reasoning"] is not None for row in rows)
+        shares = self.cuts(full)
+        return mean_cut(shares + [0.0] * (known - len(shares)))
+
+    def _count(self, texts: list[str]) -> list[int]:
+        return token_counts(self.preprocess_fn(texts, prompt=None, task=None, max_length=UNCUT))
+
+    def _add(self, batch: dict[str, Any], column: str, texts: list[str], tokens: int) -> dict[str, Any]:
         # Per call: the model's own length, which is saved with it, stays as it is.
-        for name, value in self.preprocess_fn(texts, prompt=None, task=None, max_length=tokens).items():
+        made: dict[str, Any] = self.preprocess_fn(texts, prompt=None, task=None, max_length=tokens)
+        for name, value in made.items():
             batch[f"{column}_{name}"] = value
+        return made

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import xxhash
-
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.errors import DataError, first_names
+from reasonembed_mteb.files import content_hash, fingerprint, read_json_lines, replacing, write_whole
+from reasonembed_mteb.training.hub import fetch_folder, hub_name
 from reasonembed_mteb.training.rows import BadRowError, Row, parse_row
 
 if TYPE_CHECKING:
@@ -26,10 +25,12 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Part of every key: a change of what is stored must not meet old files.
-VERSION = 2
+VERSION = 3
 ROWS_A_BATCH = 256
 # reason-embed-data's files are named `<subset>-formatted.jsonl`.
 _ENDING = "-formatted"
+# The hub's converted files: `train-00000-of-00002.parquet`, in a folder of the subset's name.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NO_NEGATIVE = "rows dropped: no negative"
 
 
@@ -40,12 +41,12 @@ class ReadOptions:
     Attributes:
         invalid: ``error`` stops at the first broken row, ``drop`` counts it.
         missing_reasoning: ``plain`` keeps rows without a reasoning query, ``error`` stops at the first.
-        negatives: Whether rows without a negative are dropped.
+        negatives: Whether rows without a negative are dropped; None: unless they ask for groups of one.
     """
 
     invalid: str = "error"
     missing_reasoning: str = "plain"
-    negatives: bool = True
+    negatives: bool | None = True
 
 
 def subset_name(file: Path) -> str:
@@ -55,7 +56,10 @@ def subset_name(file: Path) -> str:
         file: Such as ``biology-formatted.jsonl``.
     """
     ending = next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), file.suffix)
-    return file.name.removesuffix(ending).removesuffix(_ENDING)
+    name = file.name.removesuffix(ending).removesuffix(_ENDING)
+    shard = _SHARD.search(name)
+    # The hub's layout of converted data sets: split and shard in the name, the subset in the folder's.
+    return file.parent.name or name if shard else name
 
 
 def source_files(path: Path) -> list[Path]:
@@ -76,6 +80,13 @@ def source_files(path: Path) -> list[Path]:
         msg = f"there is no {path}: give a file ({', '.join(SUFFIXES)}) or a folder of them"
         raise DataError(msg)
     found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+    splits = {file: _SHARD.sub("", file.name.partition(".")[0]) for file in found}
+    if "train" in splits.values():
+        # What a data set keeps for validation and test is not trained on.
+        left = [file.name for file in found if splits[file] in ("validation", "dev", "test")]
+        if left:
+            logger.warning("%s: %s is not trained on", path, first_names(left))
+        found = [file for file in found if file.name not in left]
     if not found:
         msg = f"{path} holds no {', '.join(SUFFIXES)} file; give the folder in which the files lie"
         raise DataError(msg)
@@ -96,25 +107,24 @@ def read_file(file: Path, options: ReadOptions, counts: Counter[str]) -> Iterato
     Raises:
         DataError: If the file or a line of it is broken.
     """
-    try:
-        if file.name.endswith(".parquet"):
-            yield from _read_parquet(file)
-            return
-        # In bytes, lines end at \n only: JSON may hold other line separators.
-        with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                place = f"{file}, line {number}"
-                if not line.strip():
-                    counts["lines dropped: empty"] += 1
-                    continue
-                try:
-                    yield place, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    counts["rows read"] += 1
-                    refuse(place, f"not JSON ({_reason(error)})", options, counts)
-    except (OSError, EOFError) as error:
-        msg = f"cannot read {file}: {getattr(error, 'strerror', None) or error}; fetch it again"
-        raise DataError(msg) from error
+    if file.name.endswith(".parquet"):
+        yield from _read_parquet(file)
+        return
+    last = 0
+
+    def pass_blank(number: int) -> None:
+        nonlocal last
+        counts["lines dropped: empty"] += number - last - 1
+        last = number
+
+    def broken(number: int, error: Exception) -> None:
+        pass_blank(number)
+        counts["rows read"] += 1
+        refuse(f"{file}, line {number}", f"not JSON ({_reason(error)})", options, counts)
+
+    for number, row in read_json_lines(file, broken=broken):
+        pass_blank(number)
+        yield f"{file}, line {number}", row
 
 
 def _reason(error: Exception) -> str:
@@ -162,22 +172,17 @@ def file_key(files: Sequence[Path], options: ReadOptions) -> str:
     """Return a key of files by content: a copy elsewhere is the same data.
 
     Args:
-        files: The files.
+        files: In any order.
         options: How they are read.
 
     Raises:
         DataError: If one cannot be read.
     """
-    digest = xxhash.xxh3_128(repr((VERSION, options)).encode())
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        except OSError as error:
-            msg = f"cannot read {file}: {error.strerror}"
-            raise DataError(msg) from error
-    return digest.hexdigest()[:16]
+    try:
+        return _digest([repr(options), content_hash(files)])
+    except OSError as error:
+        msg = f"cannot read {error.filename}: {error.strerror}"
+        raise DataError(msg) from error
 
 
 @dataclass
@@ -186,7 +191,8 @@ class TrainingData:
 
     Attributes:
         subsets: For each subset a memory-mapped data set with the columns ``subset``, ``row``, ``query``,
-            ``reasoning`` (or null), ``instruction`` (or null), ``positives`` and ``negatives``.
+            ``reasoning`` (or null), ``instruction`` (or null), ``positives`` and ``negatives``, and, or null,
+            ``group``, ``queries``, ``positive_grades`` and ``negative_grades`` of `Row`.
         counts: For each subset, counts by what was counted: ``rows read``, ``rows kept``, ``rows without
             reasoning query``, ``rows dropped: ...``, ``negatives removed: ...``.
         key: Hash of everything that was read.
@@ -208,6 +214,11 @@ class TrainingData:
             counts["rows kept"] > counts["rows without reasoning query"] for counts in self.counts.values()
         )
 
+    @property
+    def has_grades(self) -> bool:
+        """Whether any row has graded documents."""
+        return any(counts.get("rows with grades") for counts in self.counts.values())
+
 
 def always(subset: str) -> bool:
     """Say yes.
@@ -224,17 +235,19 @@ def load_training_data(
     *,
     cache: Path,
     options: ReadOptions | None = None,
-    needs_negatives: Callable[[str], bool] = always,
+    needs_negatives: Callable[[str], bool | None] = always,
 ) -> TrainingData:
     """Read files or folders into rows on disk; what was read before is taken from there.
 
     Args:
         sources: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, folders of them (one file a subset, named
             ``<subset>.jsonl`` or ``<subset>-formatted.jsonl``), or folders written by
-            ``datasets.Dataset.save_to_disk``.
+            ``datasets.Dataset.save_to_disk``; or a data set of the hub that holds such files, as
+            ``org/name`` or ``org/name/folder``.
         cache: Folder for the checked rows.
         options: How to read.
-        needs_negatives: Whether a subset's rows need a negative; those without are then dropped.
+        needs_negatives: Whether a subset's rows need a negative; those without are then dropped. None leaves
+            it to each row's own ``train_group_size``.
 
     Returns:
         The rows; texts stay on disk.
@@ -246,7 +259,7 @@ def load_training_data(
     parts: dict[str, list[Path]] = {}
     loaded: dict[str, Any] = {}
     for source in sources:
-        path = Path(source).expanduser()
+        path = _local(source)
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded |= _saved(path)
             continue
@@ -263,12 +276,20 @@ def load_training_data(
     return _finish(data)
 
 
+def _local(source: str | Path) -> Path:
+    """Return where a source lies on this machine, once it is fetched where it is the hub's."""
+    path = Path(source).expanduser()
+    if path.exists() or (named := hub_name(str(source), SUFFIXES)) is None:
+        return path
+    return fetch_folder(*named, SUFFIXES)
+
+
 def from_datasets(
     given: Mapping[str, Dataset] | Dataset,
     *,
     cache: Path,
     options: ReadOptions | None = None,
-    needs_negatives: Callable[[str], bool] = always,
+    needs_negatives: Callable[[str], bool | None] = always,
 ) -> TrainingData:
     """Check the rows of `datasets` objects.
 
@@ -277,7 +298,8 @@ def from_datasets(
             Columns as in `reasonembed_mteb.training.rows`.
         cache: Folder for the checked rows.
         options: How to read.
-        needs_negatives: Whether a subset's rows need a negative; those without are then dropped.
+        needs_negatives: Whether a subset's rows need a negative; those without are then dropped. None leaves
+            it to each row's own ``train_group_size``.
 
     Returns:
         The rows; texts stay on disk.
@@ -343,8 +365,10 @@ def _keep(
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    text, texts = pa.large_string(), pa.large_list(pa.large_string())
+    text, texts, grades = pa.large_string(), pa.large_list(pa.large_string()), pa.large_list(pa.float32())
     columns = {"query": text, "reasoning": text, "instruction": text, "positives": texts, "negatives": texts}
+    columns |= {"group": pa.int64(), "queries": pa.int64()}
+    columns |= {"positive_grades": grades, "negative_grades": grades}
     return pa.schema([("subset", text), ("row", pa.int64()), *columns.items()])
 
 
@@ -357,10 +381,7 @@ def _write(
     with replacing(file) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
         batch: list[dict[str, Any]] = []
         for row in _checked(raw, counts, options):
-            batch.append(
-                {"subset": subset, "row": counts["rows kept"], "query": row.query, "reasoning": row.reasoning}
-                | {"instruction": row.instruction, "positives": row.positives, "negatives": row.negatives}
-            )
+            batch.append({"subset": subset, "row": counts["rows kept"], **vars(row)})
             counts["rows kept"] += 1
             if len(batch) == ROWS_A_BATCH:
                 out.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
@@ -379,7 +400,8 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
             continue
         if row is None:
             continue
-        if options.negatives and not row.negatives:
+        needed = row.group != 1 if options.negatives is None else options.negatives
+        if needed and not row.negatives:
             counts[_NO_NEGATIVE] += 1
             continue
         if row.reasoning is None:
@@ -387,6 +409,7 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
                 msg = f"{place}: no reasoning_query; add it, or train such rows with plain InfoNCE by "
                 raise DataError(msg + "--set data.missing_reasoning=plain")
             counts["rows without reasoning query"] += 1
+        counts["rows with grades"] += row.positive_grades is not None
         yield row
 
 
@@ -430,4 +453,4 @@ def _safe(subset: str) -> str:
 
 
 def _digest(parts: Iterable[str]) -> str:
-    return xxhash.xxh3_128_hexdigest("\0".join((str(VERSION), *parts)).encode())[:16]
+    return fingerprint(VERSION, *parts)[:16]

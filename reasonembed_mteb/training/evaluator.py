@@ -36,6 +36,26 @@ def same_random_numbers() -> Iterator[None]:
         np.random.set_state(state)  # noqa: NPY002
 
 
+def evaluation_tasks(names: Sequence[str]) -> list[AbsTask]:
+    """Return the tasks to score during training, each once.
+
+    Args:
+        names: Of tasks, or of benchmarks for all of theirs; ours or MTEB's.
+
+    Raises:
+        UnknownNameError: If a name is neither; the nearest is named.
+    """
+    import mteb
+
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.plugin import register
+
+    register()
+    known = {benchmark.name for benchmark in mteb.get_benchmarks()}
+    benchmarks = [name for name in names if name in known]
+    return resolve_tasks(benchmarks, [name for name in names if name not in known])
+
+
 class TaskEvaluator(SentenceEvaluator):
     """Score a model that is being trained, by the protocol of `reasonembed run`."""
 
@@ -60,7 +80,7 @@ class TaskEvaluator(SentenceEvaluator):
         """Score.
 
         Args:
-            model: The model.
+            model: As it stands in training; its prompts are those of training.
             output_path: Not used.
             epoch: Not used.
             steps: The step, for the file.

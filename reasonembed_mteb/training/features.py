@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 HAS_REASONING = "has_reasoning"
 DOCUMENT_IDS = "document_ids"
 POSITIVE_IDS = "positive_ids"
-_EXTRA_KEYS = (HAS_REASONING, DOCUMENT_IDS, POSITIVE_IDS)
+# A number for each document, which `reasonembed_mteb.training.distillation` learns from.
+GRADES = "grades"
+_EXTRA_KEYS = (HAS_REASONING, DOCUMENT_IDS, POSITIVE_IDS, GRADES)
 # sentence-transformers' key of every layer's activations.
 _LAYERS = "all_layer_embeddings"
 

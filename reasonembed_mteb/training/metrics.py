@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
 from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.training.schema import LossPart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +29,16 @@ METRICS = (
     "rows_without_reasoning",
     "documents_masked",
 )
-COLUMNS = ("step", "epoch", "subset", "queries", "documents", "tokens", *METRICS, "learning_rate", "seconds")
+# Of the first process' share of a batch.
+CUT = "reasoning_cut"
+# The divergence from graded labels, of a loss that has it.
+GRADED = "loss_grades"
+# Runs of earlier versions have no such columns.
+NEWER = (CUT, GRADED)
+COLUMNS = (
+    *("step", "epoch", "subset", "queries", "documents", "tokens"),
+    *(*METRICS, *NEWER, "learning_rate", "seconds"),
+)
 # Share of the run over which the lines are averaged.
 _SMOOTHING = 0.05
 EVALUATION_COLUMNS = ("step", "task", "metric", "score")
@@ -123,7 +134,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     except (TypeError, ValueError) as error:
         msg = f"{file} is no file of metrics of ours: {error}"
         raise DataError(msg) from error
-    if not found or not set(COLUMNS) <= found[0].keys():
+    if not found or not set(COLUMNS) - set(NEWER) <= found[0].keys():
         msg = f"{file} holds no step yet" if not found else f"{file} is no file of metrics of ours"
         raise DataError(msg)
     return found
@@ -133,6 +144,37 @@ def _value(name: str, value: str) -> Any:  # noqa: ANN401
     if name == "subset":
         return value
     return float(value) if value else math.nan
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a run's steps.
+
+    Attributes:
+        weighted: Steps in which queries were weighted by reasoning intensity.
+        cut: Mean share of the reasoning that was cut away, by subset; NaN where none was read.
+    """
+
+    weighted: int
+    cut: dict[str, float]
+
+
+def summarise(file: Path) -> RunSummary:
+    """Sum a run up, from its first step to its last.
+
+    Args:
+        file: As of `read_metrics`.
+
+    Raises:
+        DataError: If there are no metrics.
+    """
+    rows = read_metrics(file)
+    cuts: dict[str, list[float]] = {}
+    for row in rows:
+        cuts.setdefault(row["subset"], []).append(row.get(CUT, math.nan))
+    means = {name: [value for value in values if not math.isnan(value)] for name, values in cuts.items()}
+    weighted = {row["step"] for row in rows if not math.isnan(row["ri_mean"])}
+    return RunSummary(len(weighted), {n: sum(v) / len(v) if v else math.nan for n, v in means.items()})
 
 
 class Window:
@@ -147,7 +189,7 @@ class Window:
         Args:
             row: Its line in the CSV.
         """
-        named = {name: row[name] for name in METRICS}
+        named = {name: row[name] for name in METRICS} | {name: row.get(name, math.nan) for name in NEWER}
         named[f"ri_mean/{row['subset']}"] = row["ri_mean"]
         named[f"loss_unweighted/{row['subset']}"] = row["loss_unweighted"]
         for name, value in named.items():
@@ -233,7 +275,8 @@ def _mark_start(folder: Path, axes: Sequence[Any]) -> None:
     record = folder / "run.json"
     if not record.is_file():
         return
-    loss = json.loads(record.read_text(encoding="utf-8"))["recipe"]["loss"]
-    if loss["kind"] == "redapter":
+    held = json.loads(record.read_text(encoding="utf-8"))
+    loss = LossPart.model_validate(held["recipe"]["loss"])
+    if loss.kind == "redapter":
         for one in axes:
-            one.axvline(loss["start_step"], color="grey", linestyle=":", linewidth=1)
+            one.axvline(loss.first_weighted_step(held["steps"]), color="grey", linestyle=":", linewidth=1)

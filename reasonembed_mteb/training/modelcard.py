@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.escaping import markdown
 from reasonembed_mteb.models.saving import READERS
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ def write_toml(content: Mapping[str, Any], prefix: str = "") -> str:
     """Write nested mappings of plain values as TOML.
 
     Args:
-        content: Strings, numbers, truth values, lists of strings and mappings of them.
+        content: Strings, numbers, truth values, lists of strings and mappings of them; None is left out.
         prefix: Where in the document they stand.
     """
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in content.items() if not isinstance(v, dict)]
+    plain = {
+        key: value for key, value in content.items() if value is not None and not isinstance(value, dict)
+    }
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
     for key, value in content.items():
         if isinstance(value, dict) and value:
             name = f"{prefix}{_key(key)}"
@@ -80,13 +84,17 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     """Write a model card.
 
     Args:
-        recipe: The recipe.
-        run: The run's record: ``counts``, ``steps``, ``world_size``, ``versions``, ``scores``.
+        recipe: What was trained, and how.
+        run: The run's record: ``counts``, ``steps``, ``weighted_steps``, ``reasoning_cut``, ``world_size``,
+            ``versions``, ``scores``.
         prompts: The model's prompts.
 
     Returns:
         Markdown with its YAML head.
     """
+    # A loss that never weighed is InfoNCE, whatever the recipe asks for.
+    made = run.get("steps_made", run["steps"])
+    weighted = run.get("weighted_steps", made) if recipe.loss.kind == "redapter" else 0
     base = public_name(recipe.model.name)
     if base != recipe.model.name and (upon := base_of_folder(recipe.model.name)):
         base = f"{base} (a local model upon {upon})"
@@ -98,18 +106,19 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
         "feature-extraction",
         "retrieval",
         "reasonembed",
-        f"loss:{recipe.loss.kind}",
+        f"loss:{'redapter' if weighted else 'infonce'}",
     ]
     head += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
-    loss = "Redapter's reasoning-intensity weighted InfoNCE" if recipe.loss.kind == "redapter" else "InfoNCE"
+    shown = markdown(base)
     parts = [
-        f"# {base}, trained with the recipe {recipe.name}",
-        f"{base}, trained with {loss} (arXiv 2510.08252) in {run.get('steps_made', run['steps']):,} steps on "
-        f"{run['world_size']} process(es).{_chosen(run)}",
+        f"# {shown}, trained with the recipe {markdown(recipe.name)}",
+        f"{shown}, trained with {_loss(recipe, weighted, made)} on {run['world_size']} process(es)."
+        f"{_chosen(run)}",
         "## Use",
         _usage(recipe, prompts),
         "## Data",
         _count_table(run["counts"]),
+        *([_cut_line(run["reasoning_cut"])] if run.get("reasoning_cut") else []),
         *(["## Scores during training", _score_table(run["scores"])] if run.get("scores") else []),
         "## Recipe",
         "```toml\n" + write_toml(_public(recipe)).strip() + "\n```",
@@ -121,10 +130,25 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     return "\n".join(head) + "\n\n".join(parts) + "\n"
 
 
+def _loss(recipe: Recipe, weighted: int, steps: int) -> str:
+    """Say which loss was really used, and how long."""
+    if weighted:
+        name, rest = "Redapter's reasoning-intensity weighted InfoNCE", ""
+        if weighted < steps:
+            rest = f" ({weighted:,} of them weighted, the others plain InfoNCE)"
+    else:
+        name, rest = "InfoNCE", ""
+        if recipe.loss.kind == "redapter":
+            rest = " (the recipe asks for Redapter, but no step was weighted by reasoning intensity)"
+    return f"{name} (arXiv 2510.08252) in {steps:,} steps{rest}"
+
+
 def _chosen(run: Mapping[str, Any]) -> str:
     """Say which checkpoint the model is, where it is not the last."""
     best = run.get("best")
-    return f" It is the checkpoint of step {best['step']:,}, the best by {best['by']}." if best else ""
+    return (
+        f" It is the checkpoint of step {best['step']:,}, the best by {markdown(best['by'])}." if best else ""
+    )
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:
@@ -139,7 +163,7 @@ def _public(recipe: Recipe) -> dict[str, Any]:
 
 def _usage(recipe: Recipe, prompts: Mapping[str, str | None]) -> str:
     example = next((name for name, text in prompts.items() if text and name != "document"), None)
-    argument = f', prompt_name="{example}"' if example and example != "query" else ""
+    argument = f", prompt_name={json.dumps(example)}" if example and example != "query" else ""
     shown = "queries take an instruction before them, one of the model's `prompts`; documents are bare."
     if not recipe.model.template:
         shown = "queries and documents are encoded as they are."
@@ -151,22 +175,30 @@ def _usage(recipe: Recipe, prompts: Mapping[str, str | None]) -> str:
         "model.similarity(queries, documents)\n```\n\n"
         f"Reads with {READERS}.\n\n"
         f"In training {shown} Lengths in training: {recipe.data.query_tokens} tokens a query, "
-        f"{recipe.data.document_tokens} a document."
+        f"{recipe.data.document_tokens} a document"
+        + (f", {recipe.data.reasoning_limit} a reasoning query." if recipe.loss.kind == "redapter" else ".")
     )
+
+
+def _cut_line(cuts: Mapping[str, float]) -> str:
+    shown = ", ".join(f"{markdown(name)} {share:.1%}" for name, share in cuts.items())
+    return f"Share of the reasoning that was cut away by its length, mean of the rows: {shown}."
 
 
 def _count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     names = list(dict.fromkeys(name for one in counts.values() for name, number in one.items() if number))
     lines = ["| subset | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for subset, one in counts.items():
-        lines.append(f"| {subset} | " + " | ".join(f"{one.get(name, 0):,}" for name in names) + " |")
+        cells = " | ".join(f"{one.get(name, 0):,}" for name in names)
+        lines.append(f"| {markdown(subset)} | {cells} |")
     return "\n".join(lines)
 
 
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| step | task | metric | score |", "|---:|---|---|---:|"]
     lines += [
-        f"| {one['step']} | {one['task']} | {one['metric']} | {100 * float(one['score']):.2f} |"
+        f"| {one['step']} | {markdown(one['task'])} | {markdown(one['metric'])} | "
+        f"{100 * float(one['score']):.2f} |"
         for one in scores
     ]
     return "\n".join(lines)

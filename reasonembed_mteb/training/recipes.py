@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.prompts import PLACE, TemplateError, check_template
 from reasonembed_mteb.training.schema import Recipe
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _explain(error: ValidationError, name: str) -> str:
             hint = str(unknown_name("key", str(key), _section_keys(where)))
             found.append(f"{hint.rstrip('.')} (in {'.'.join(map(str, where)) or 'the recipe'})")
         else:
-            wrong = problem["msg"].replace("Input should", "must")
+            wrong = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
             found.append(f"{path} = {problem['input']!r} {wrong}")
     return f"recipe {name}: {'; '.join(found)}"
 
@@ -132,6 +133,11 @@ def _explain(error: ValidationError, name: str) -> str:
 def _check_together(recipe: Recipe) -> None:
     if recipe.loss.mini_batch_size and recipe.loss.mini_batch_tokens:
         msg = f"recipe {recipe.name}: give loss.mini_batch_size or loss.mini_batch_tokens, not both"
+        raise ReasonEmbedError(msg)
+    if recipe.lora.quantize and not recipe.lora.rank:
+        msg = (
+            f"recipe {recipe.name}: lora.quantize is for weights beneath adapters: set lora.rank, 32 for one"
+        )
         raise ReasonEmbedError(msg)
     part = recipe.evaluation
     if part.best and not (part.tasks and part.steps):
@@ -143,16 +149,20 @@ def _check_together(recipe: Recipe) -> None:
     if part.patience and not part.best:
         msg = f"recipe {recipe.name}: evaluation.patience needs evaluation.best, a task's name or mean"
         raise ReasonEmbedError(msg)
-    if recipe.model.template and "{instruction}" not in recipe.model.template:
-        msg = f"recipe {recipe.name}: model.template {recipe.model.template!r} must contain {{instruction}}"
-        raise ReasonEmbedError(msg)
+    if recipe.model.template:
+        try:
+            check_template(recipe.model.template)
+        except TemplateError as error:
+            given = recipe.model.template
+            msg = f"recipe {recipe.name}: model.template {given!r} must contain {PLACE}, or be empty for none"
+            raise ReasonEmbedError(msg) from error
 
 
 def model_name(recipe: Recipe) -> str:
     """Return what a recipe starts from.
 
     Args:
-        recipe: The recipe.
+        recipe: One with a name for its model, or a published one without.
 
     Raises:
         ReasonEmbedError: If it names none, with the way to make it.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.training.schema import MOST_DOCUMENTS, MOST_QUERIES
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # The names that data sets give to the same thing; the first is reason-embed-data's.
 QUERY = ("query", "anchor", "question")
@@ -17,7 +19,12 @@ REASONING = ("reasoning_query",)
 POSITIVES = ("pos", "positives", "positive", "positive_passages")
 NEGATIVES = ("neg", "negatives", "negative", "negative_passages")
 INSTRUCTION = ("prompt", "instruction")
+# FlagEmbedding's fields for the shape of a subset's batches, by our names (`BatchShape`).
+SHAPE_FIELDS = {"group": "train_group_size", "queries": "batch_size"}
+# And for the grades of documents, which distillation learns from.
+POSITIVE_GRADES, NEGATIVE_GRADES = "pos_scores", "neg_scores"
 _SHOWN = 40
+_Graded = list[tuple[str, float | None]]
 
 
 @dataclass
@@ -30,6 +37,10 @@ class Row:
         negatives: Texts, none of them a positive; empty where the source has none.
         reasoning: The reasoning query, or None.
         instruction: The row's own instruction, or None.
+        group: Documents a query that the row asks for, or None.
+        queries: Queries a device that it asks for, or None.
+        positive_grades: A number for each positive, or None.
+        negative_grades: A number for each negative, or None.
     """
 
     query: str
@@ -37,6 +48,10 @@ class Row:
     negatives: list[str] = field(default_factory=list)
     reasoning: str | None = None
     instruction: str | None = None
+    group: int | None = None
+    queries: int | None = None
+    positive_grades: list[float] | None = None
+    negative_grades: list[float] | None = None
 
 
 class BadRowError(DataError):
@@ -68,14 +83,69 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
     if not query.strip():
         counts["rows dropped: empty query"] += 1
         return None
-    kept = _without_empty(positives, "positives", counts)
-    if not kept:
+    graded = _graded(raw, positives, negatives)
+    good, bad = _usable(*graded, counts)
+    if not good:
         counts["rows dropped: no positive"] += 1
         return None
-    others = [text for text in negatives if text not in set(kept)]
-    counts["negatives removed: equal to a positive"] += len(negatives) - len(others)
-    others = _without_empty(others, "negatives", counts)
-    return Row(query, kept, others, reasoning if reasoning and reasoning.strip() else None, own)
+    row = Row(query, [text for text, _ in good], [text for text, _ in bad], instruction=own)
+    row.reasoning = reasoning if reasoning and reasoning.strip() else None
+    row.group, row.queries = _shape(raw)
+    if all(grade is not None for _, grade in (*good, *bad)):
+        row.positive_grades = [grade for _, grade in good if grade is not None]
+        row.negative_grades = [grade for _, grade in bad if grade is not None]
+    return row
+
+
+def _graded(raw: Mapping[str, Any], positives: list[str], negatives: list[str]) -> tuple[_Graded, _Graded]:
+    """Pair each text with its grade, or None where a side has none."""
+    good, bad = (
+        list(zip(texts, _grades(raw, name, len(texts)), strict=True))
+        for name, texts in ((POSITIVE_GRADES, positives), (NEGATIVE_GRADES, negatives))
+    )
+    return good, bad
+
+
+def _grades(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float | None]:
+    value = raw.get(name)
+    if value is None or value == []:
+        return [None] * count
+    numbers = [one for one in value if _is_number(one)] if isinstance(value, (list, tuple)) else []
+    if not isinstance(value, (list, tuple)) or len(numbers) < len(value):
+        msg = f"{name} must be a list of numbers, not {_kind(value)}: {_shown(value)}"
+        raise BadRowError(msg)
+    if len(numbers) != count:
+        msg = f"{name} has {len(numbers)} numbers for {count} texts: give one for each text"
+        raise BadRowError(msg)
+    return [float(number) for number in numbers]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _usable(good: _Graded, bad: _Graded, counts: Counter[str]) -> tuple[_Graded, _Graded]:
+    """Leave out empty texts, and negatives that are positives."""
+    kept = _without_empty(good, "positives", counts)
+    texts = {text for text, _ in kept}
+    others = [pair for pair in bad if pair[0] not in texts]
+    if kept:
+        counts["negatives removed: equal to a positive"] += len(bad) - len(others)
+        others = _without_empty(others, "negatives", counts)
+    return kept, others
+
+
+def _shape(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return documents a query and queries a device, where the row asks for them; 0 asks for nothing."""
+    found = []
+    for name, most in zip(SHAPE_FIELDS.values(), (MOST_DOCUMENTS, MOST_QUERIES), strict=True):
+        # A column in which some rows have no value comes from pandas as floats.
+        value = raw.get(name) or 0
+        if not _is_number(value) or value != int(value) or not 0 <= value <= most:
+            msg = f"{name} must be a whole number from 1 to {most:,}, not {_shown(raw[name])}"
+            raise BadRowError(msg)
+        found.append(int(value) or None)
+    return found[0], found[1]
 
 
 def _check_unicode(texts: list[str]) -> None:
@@ -166,7 +236,7 @@ def _text(item: object, place: str) -> str:
     raise BadRowError(msg)
 
 
-def _without_empty(texts: list[str], what: str, counts: Counter[str]) -> list[str]:
-    kept = [text for text in texts if text.strip()]
-    counts[f"{what} removed: empty"] += len(texts) - len(kept)
+def _without_empty(graded: _Graded, what: str, counts: Counter[str]) -> _Graded:
+    kept = [pair for pair in graded if pair[0].strip()]
+    counts[f"{what} removed: empty"] += len(graded) - len(kept)
     return kept

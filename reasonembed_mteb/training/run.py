@@ -5,26 +5,31 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
-from reasonembed_mteb.files import package_versions, write_whole
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.files import package_versions, replacing_folder, write_whole
 from reasonembed_mteb.training.building import CHECKPOINTS, build_trainer, is_main, on_cpu
 from reasonembed_mteb.training.checkpoints import last_whole, remove_broken
+from reasonembed_mteb.training.cuts import mean_cut, warn_of_cuts
 from reasonembed_mteb.training.data import ReadOptions, describe_counts, load_training_data
+from reasonembed_mteb.training.failures import explained
+from reasonembed_mteb.training.metrics import summarise
 from reasonembed_mteb.training.modelcard import card, write_toml
-from reasonembed_mteb.training.plan import plan_training
+from reasonembed_mteb.training.plan import plan_training, sample_rows
+from reasonembed_mteb.training.requirements import check_processes, check_requirements
 from reasonembed_mteb.training.schema import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
+    from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.plan import TrainingPlan
     from reasonembed_mteb.training.trainer import RedapterTrainer
@@ -34,8 +39,9 @@ logger = logging.getLogger(__name__)
 RECORD = "run.json"
 MODEL = "model"
 ADAPTER = "adapter"
-# Keys that change neither a batch nor a weight.
+# Keys that change neither a batch nor, but for rounding and dropout, a weight.
 _HARMLESS = {
+    "loss": ("mini_batch_size", "mini_batch_tokens"),
     "training": ("save_steps", "keep", "retries", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
 }
@@ -53,11 +59,8 @@ def training_prompts(recipe: Recipe, data: TrainingData) -> dict[str, str]:
         The full prefix of every task of ours and of every evaluation task by MTEB's key; of each subset whose
         rows share one; ``query`` too, where all subsets do; and ``document``.
     """
-    from reasonembed_mteb.prompts import query_prefix
-
-    template = recipe.model.template
     found = {"document": recipe.model.document_prefix} | {
-        f"{task}-query": query_prefix(instruction, template) if template else ""
+        f"{task}-query": recipe.model.prefix(instruction)
         for task, instruction in _instructions(recipe).items()
     }
     prefixes = {name: _subset_prefixes(recipe, name, rows) for name, rows in data.subsets.items()}
@@ -73,23 +76,20 @@ def _instructions(recipe: Recipe) -> dict[str, str]:
     found = dict(task_instructions())
     if all(name in found for name in recipe.evaluation.tasks):
         return found
-    from reasonembed_mteb.evaluation.resolving import resolve_tasks
     from reasonembed_mteb.models.instructions import instruction_of
+    from reasonembed_mteb.training.evaluator import evaluation_tasks
 
-    tasks = [task.metadata for task in resolve_tasks([], recipe.evaluation.tasks)]
+    tasks = [task.metadata for task in evaluation_tasks(recipe.evaluation.tasks)]
     return {task.name: instruction_of(task) for task in tasks} | found
 
 
 def _subset_prefixes(recipe: Recipe, subset: str, rows: Dataset) -> set[str]:
     """Return every prefix that stood before a query of a subset."""
-    from reasonembed_mteb.prompts import query_prefix
     from reasonembed_mteb.training.collator import row_instruction
 
-    if not recipe.model.template:
-        return {""}
     own = rows.data.column("instruction").unique().to_pylist()
     given = [row_instruction({"instruction": one, "subset": subset}, recipe.data.instructions) for one in own]
-    return {query_prefix(instruction, recipe.model.template) for instruction in given}
+    return {recipe.model.prefix(instruction) for instruction in given}
 
 
 def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any], output: Path) -> Path | None:
@@ -97,7 +97,7 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
 
     Args:
         model: The trained model; its adapters are merged.
-        recipe: The recipe.
+        recipe: What was trained, and how.
         record: The run's record.
         output: Folder of the run.
 
@@ -107,22 +107,37 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
     Raises:
         ReasonEmbedError: If the disk is full, or an adapter not finite.
     """
-    from reasonembed_mteb.training.adapters import has_adapters, merge_adapters, save_adapters
+    from reasonembed_mteb.training.adapters import (
+        has_adapters,
+        merge_adapters,
+        on_whole_weights,
+        save_adapters,
+    )
 
     adapter = None
     if has_adapters(model):
         adapter = output / ADAPTER
-        _whole_folder(adapter, lambda folder: save_adapters(model, folder))
+        with replacing_folder(adapter, replace=True) as folder:
+            save_adapters(model, folder)
+        model = on_whole_weights(model, recipe, adapter)
         merge_adapters(model)
+    summary = summarise(output / "metrics.csv")
     record |= {"finished": True, "scores": _scores(output / "evaluation.csv")}
-
-    def save(folder: Path) -> None:
+    record |= {"weighted_steps": summary.weighted, "reasoning_cut": plain_numbers(summary.cut)}
+    with replacing_folder(output / MODEL, replace=True) as folder:
         model.save_pretrained(str(folder), create_model_card=False)
         (folder / "README.md").write_text(card(recipe, record, model.prompts), encoding="utf-8")
-
-    _whole_folder(output / MODEL, save)
     write_whole(output / RECORD, json.dumps(record, indent=1))
     return adapter
+
+
+def plain_numbers(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what JSON can hold: NaN is left out.
+
+    Args:
+        values: By name.
+    """
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def _scores(file: Path) -> list[dict[str, str]]:
@@ -130,22 +145,6 @@ def _scores(file: Path) -> list[dict[str, str]]:
         return []
     with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def _whole_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its place, then move it there."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        write(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        msg = f"cannot write {folder}: {error.strerror or error}; free space, then go on with --resume"
-        raise ReasonEmbedError(msg) from error
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def read_data(
     """Read a recipe's data; on several processes the first of each machine reads, the others wait.
 
     Args:
-        recipe: The recipe.
+        recipe: Says how rows are read, and which need negatives.
         sources: Files, folders, or data read before.
         cache: Folder for checked rows; None takes the one of `datasets`.
 
@@ -190,7 +189,7 @@ def read_data(
             sources,
             cache=folder,
             options=options,
-            needs_negatives=lambda subset: recipe.batch.shape(subset).group > 1,
+            needs_negatives=recipe.batch.needs_negatives,
         )
 
 
@@ -220,26 +219,24 @@ def train(
     Raises:
         ReasonEmbedError: If recipe, data or folder do not allow it.
     """
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        raise missing_extra("accelerate", "train") from None
     _check_output(output, resume=resume)
+    check_requirements(recipe)
+    # An unknown task is named before the rows are read, too.
+    _instructions(recipe)
+    from accelerate import PartialState
+
     state = PartialState(cpu=on_cpu())
-    _check_devices(state.num_processes, recipe.training.precision)
+    check_processes(state.num_processes, recipe.training.precision)
     data = read_data(recipe, sources, cache)
     plan = plan_training(recipe, data, state.num_processes)
     record = _record(recipe, data, plan)
     start = _prepare(output, record, main=state.is_main_process)
     state.wait_for_everyone()
-    if state.is_main_process:
-        say(
-            f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps "
-            f"({describe_counts(data.counts)})"
-        )
-        if start:
-            say(f"going on from {start.name}")
+    speak = say if state.is_main_process else logger.debug
+    _say_plan(plan, data, start, speak)
     trainer = build_trainer(recipe, data, plan, output, say)
+    if state.is_main_process:
+        _warn_of_cuts(trainer.group_collator, data)
     # Before the first step: evaluations and checkpoints have the prompts that the finished model has.
     trainer.model.prompts = dict[str, str | None](training_prompts(recipe, data))
     step = int(start.name.rpartition("-")[2]) if start else 0
@@ -247,16 +244,35 @@ def train(
         for file in (trainer.metrics_file, getattr(trainer.evaluator, "scores", None)):
             if file is not None:
                 file.start(step)
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    if recipe.evaluation.tasks and not recipe.evaluation.steps:
-        trainer.evaluate()
-    state.wait_for_everyone()
-    adapter = None
-    if state.is_main_process:
-        record |= _best(recipe, trainer)
-        adapter = save_run(trainer.model, recipe, record, output)
-    state.wait_for_everyone()
+    with explained(recipe, data, plan, output):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if recipe.evaluation.tasks and not recipe.evaluation.steps:
+            trainer.evaluate()
+        state.wait_for_everyone()
+        adapter = None
+        if state.is_main_process:
+            record |= _best(recipe, trainer)
+            adapter = save_run(trainer.model, recipe, record, output)
+        state.wait_for_everyone()
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
+
+
+def _say_plan(plan: TrainingPlan, data: TrainingData, start: Path | None, say: Callable[[str], None]) -> None:
+    say(
+        f"{data.rows:,} rows of {len(data.subsets)} subsets, {plan.steps:,} steps "
+        f"({describe_counts(data.counts)})"
+    )
+    for note in plan.notes:
+        say(note)
+    if start:
+        say(f"going on from {start.name}")
+
+
+def _warn_of_cuts(collator: GroupCollator, data: TrainingData) -> None:
+    """Say before the first step where the length cuts the reasoning away."""
+    if collator.with_reasoning:
+        cuts = {name: mean_cut(collator.cuts(sample_rows(rows))) for name, rows in data.subsets.items()}
+        warn_of_cuts(cuts, collator.reasoning_limit)
 
 
 def _check_output(output: Path, *, resume: bool) -> None:
@@ -268,20 +284,6 @@ def _check_output(output: Path, *, resume: bool) -> None:
     # Of several processes the first one may have begun to write.
     if is_main() and any(output.iterdir()):
         msg = f"{output} is not empty: go on with the run in it by --resume, or name another folder"
-        raise ReasonEmbedError(msg)
-
-
-def _check_devices(processes: int, precision: str) -> None:
-    import torch
-
-    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        msg = f"{torch.cuda.get_device_name()} has no bf16: train with --set training.precision=fp32"
-        raise ReasonEmbedError(msg)
-    if processes == 1 and torch.cuda.device_count() > 1:
-        msg = (
-            f"{torch.cuda.device_count()} GPUs are visible and one process runs: start `torchrun "
-            "--nproc-per-node N -m reasonembed_mteb train ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
-        )
         raise ReasonEmbedError(msg)
 
 

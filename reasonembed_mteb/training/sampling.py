@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch.utils.data import ConcatDataset
 
+T = TypeVar("T")
 # The column that tells a row's later passes within an epoch from its first.
 PASS = "pass"
 
@@ -36,8 +37,8 @@ def generator(seed: int, epoch: int, *parts: str | int) -> np.random.Generator:
 
 
 def draw_group(
-    positives: Sequence[str], negatives: Sequence[str], group: int, random: np.random.Generator
-) -> tuple[list[str], int]:
+    positives: Sequence[T], negatives: Sequence[T], group: int, random: np.random.Generator
+) -> tuple[list[T], int]:
     """Draw one positive and ``group - 1`` negatives.
 
     Too few negatives are repeated, each as often as the others as far as possible.

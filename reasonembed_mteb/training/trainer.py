@@ -15,7 +15,8 @@ from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weight
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
 from reasonembed_mteb.training.divergence import DivergedError, DivergenceGuard, check_weights
 from reasonembed_mteb.training.evaluator import same_random_numbers
-from reasonembed_mteb.training.metrics import METRICS, Window
+from reasonembed_mteb.training.metrics import METRICS, NEWER, Window
+from reasonembed_mteb.training.progress import Progress
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
     from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR, LRScheduler
     from torch.utils.data import BatchSampler, ConcatDataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from reasonembed_mteb.training.collator import GroupCollator
-    from reasonembed_mteb.training.losses import RedapterLoss
     from reasonembed_mteb.training.metrics import MetricsFile
     from reasonembed_mteb.training.sampling import SubsetPlan
 
@@ -46,11 +48,12 @@ class RedapterTrainer(SentenceTransformerTrainer):
         plans: Sequence[SubsetPlan],
         train_dataset: Mapping[str, Dataset],
         data_collator: GroupCollator,
-        loss: RedapterLoss,
+        loss: nn.Module,
         metrics: MetricsFile | None = None,
         keep: int = 2,
         retries: int = 3,
         say: Callable[[str], None] | None = None,
+        schedule: Callable[[Optimizer, int, int], LambdaLR] | None = None,
         **options: Any,
     ) -> None:
         """Set the training up.
@@ -59,23 +62,28 @@ class RedapterTrainer(SentenceTransformerTrainer):
             plans: What an epoch takes of each subset, in the order of ``train_dataset``.
             train_dataset: Rows by subset.
             data_collator: Makes the batches.
-            loss: Ours, plain or cached.
+            loss: Ours, plain or cached, or one around it.
             metrics: The CSV, begun already; only the first process writes.
             keep: Checkpoints kept.
             retries: Steps in a row that may be left out because a loss or gradient is not finite.
             say: Takes a line for people now and then.
+            schedule: Makes the learning rate's schedule from optimiser, warm-up steps and steps; None takes
+                transformers' own.
             **options: `SentenceTransformerTrainer`'s further arguments.
         """
         self.plans = list(plans)
         self.metrics_file = metrics
         self.group_collator = data_collator
-        self.redapter = loss
+        # Another loss may stand around ours, such as `MatryoshkaLoss`.
+        self.redapter: Any = getattr(loss, "loss", loss)
         self.keep = keep
         self._say = say
+        self._schedule = schedule
         self.guard = DivergenceGuard(retries)
         self._window = Window()
         self._pending: list[dict[str, Any]] = []
         self._clock = time.monotonic()
+        self._progress = Progress()
         super().__init__(
             train_dataset=dict(train_dataset),
             data_collator=data_collator,
@@ -92,6 +100,19 @@ class RedapterTrainer(SentenceTransformerTrainer):
         Args:
             default_args_dict: Not used.
         """
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Make the learning rate's schedule.
+
+        Args:
+            num_training_steps: Of the whole run.
+            optimizer: None takes the trainer's.
+        """
+        held = optimizer or self.optimizer
+        if self.lr_scheduler is None and self._schedule is not None and held is not None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = self._schedule(held, warmup, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def get_multi_dataset_batch_sampler(  # type: ignore[override]
         self, dataset: ConcatDataset[Any], batch_samplers: Sequence[BatchSampler], **options: Any
@@ -114,6 +135,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         epoch = self.state.global_step // max(1, steps)
         self.batch_sampler.set_epoch(epoch)
         self.group_collator.epoch = epoch
+        self._progress.begin(self.state.global_step)
         self._clock = time.monotonic()
 
     def compute_loss(
@@ -135,7 +157,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             The loss, or the loss and nothing.
         """
         subset = inputs.pop("subset", "")
-        sizes = _sizes(inputs)
+        sizes = _sizes(inputs) | {"reasoning_cut": inputs.pop("reasoning_cut", math.nan)}
         # Set for each batch, not counted: evaluations and the batches of an accumulated step do not count.
         self.redapter.global_step = self.state.global_step
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -143,15 +165,16 @@ class RedapterTrainer(SentenceTransformerTrainer):
             self._note(subset, sizes, result[0] if isinstance(result, tuple) else result)
         return result
 
-    def _note(self, subset: str, sizes: dict[str, int], loss: Tensor) -> None:
+    def _note(self, subset: str, sizes: Mapping[str, float], loss: Tensor) -> None:
         if self.lr_scheduler is None:
             return
         metrics: dict[str, Tensor] = self.redapter.metrics
         row = {"step": self.state.global_step + 1, "subset": subset, **sizes}
         # In one piece: each single number taken off a GPU waits for it.
-        values = torch.stack([loss.detach().double(), *(metrics[name].double() for name in METRICS)]).tolist()
+        names = [*METRICS, *(name for name in NEWER if name in metrics)]
+        values = torch.stack([loss.detach().double(), *(metrics[name].double() for name in names)]).tolist()
         self.guard.see_loss(values[0], subset)
-        row |= zip(METRICS, values[1:], strict=True)
+        row |= zip(names, values[1:], strict=True)
         row["learning_rate"] = float(self.lr_scheduler.get_last_lr()[0])
         self._pending.append(row)
 
@@ -188,6 +211,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
                 "seconds": (now - self._clock) / len(self._pending),
             }
             self._window.add(row)
+            self._progress.add(int(row["tokens"]) * self.args.world_size)
         if self.metrics_file is not None and self.is_world_process_zero():
             self.metrics_file.append(self._pending)
         self._pending.clear()
@@ -205,7 +229,9 @@ class RedapterTrainer(SentenceTransformerTrainer):
             logs = logs | self._window.close()
         super().log(logs, start_time)
         if self._say is not None and self.is_world_process_zero():
-            self._say(_line(logs, self.state.global_step, self.state.max_steps))
+            step, steps = self.state.global_step, self.state.max_steps
+            speed = self._progress.line(step, steps) if "loss" in logs else ""
+            self._say(_line(logs, step, steps) + (f"; {speed}" if speed else ""))
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate; the training goes on as if it had not been.
@@ -270,7 +296,7 @@ class _Steps(TrainerCallback):
         self.trainer.end_step()
 
 
-def _sizes(inputs: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(inputs: Mapping[str, Any]) -> dict[str, float]:
     """Count a batch: queries and documents, and their tokens without padding."""
     masks = {name: value for name, value in inputs.items() if name.endswith("attention_mask")}
     # Packed rows have no mask, since they have no padding.
