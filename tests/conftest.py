@@ -112,7 +112,7 @@ def registered() -> None:
     plugin.register()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
     """Undo what a command does to the process: its arguments, its environment and its loggers."""
     names = (

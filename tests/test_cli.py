@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from conftest import Command
 
-pytestmark = pytest.mark.usefixtures("undone")
 
 BIOLOGY, ECONOMICS = "ReasonEmbedBrightBiology", "ReasonEmbedBrightEconomics"
 RANDOM = "mteb/baseline-random-encoder"

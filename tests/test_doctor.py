@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from reasonembed_mteb.evaluation import doctor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
     from conftest import Command
-
-
-pytestmark = pytest.mark.usefixtures("undone")
 
 
 def test_doctor_names_what_is_broken(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from conftest import save_decoder
+from evaluation_data import save_bert
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from stub_server import Seen
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
@@ -21,6 +25,7 @@ BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 # What an example names, and what stands for it here. Nothing else of an example is changed.
 DECODERS = ("hanhainebula/reason-embed-qwen3-4b-0928",)
 ENCODERS = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+RERANKERS = ("cross-encoder/ms-marco-MiniLM-L6-v2",)
 
 
 class Example(NamedTuple):
@@ -76,7 +81,8 @@ def _is_python(code: str) -> bool:
 
 def stand_in(code: str, folder: Path, encoder: Path, address: str) -> str:
     """Put tiny models, made-up files and a local server where an example names real ones."""
-    for names, path in ((DECODERS, folder / "decoder"), (ENCODERS, encoder)):
+    stand_ins = ((DECODERS, folder / "decoder"), (ENCODERS, encoder), (RERANKERS, folder / "cross"))
+    for names, path in stand_ins:
         for name in names:
             code = code.replace(f'"{name}"', repr(str(path)))
     return code.replace("http://localhost:8000/v1", address)
@@ -90,6 +96,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.chdir(tmp_path)
     save_decoder(tmp_path / "decoder", pad=True)
+    save_bert(tmp_path / "cross", head=True)
     table = tmp_path / "results/records/MODEL/REVISION/TASK.parquet"
     table.parent.mkdir(parents=True)
     pq.write_table(pa.table({"query_id": ["1", "2"], "ndcg_at_10": [0.5, 0.25]}), table)
@@ -112,9 +119,16 @@ def test_there_are_examples() -> None:
 def test_an_example_runs(
     example: Example, made_up: dict[str, Any], encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stub_server import StubServer
+    from stub_server import CHAT, Reply, StubServer
 
     encoder.save(str(tmp_path / "encoder"))
-    with StubServer(lambda seen: "an answer") as server:
+
+    def script(seen: Seen) -> str | Reply:
+        if not seen.path.endswith("/rerank"):
+            return "an answer"
+        results = [{"index": place, "relevance_score": 0.5} for place in range(len(seen.body["documents"]))]
+        return Reply(json.dumps({"results": results}).encode())
+
+    with StubServer(script, paths=(CHAT, "/v1/rerank")) as server:
         code = stand_in(example.code, tmp_path, tmp_path / "encoder", server.base_url)
         exec(compile(code, example.place, "exec"), made_up)

@@ -368,6 +368,7 @@ def test_an_endpoint_that_fails_half_way_stops_and_goes_on_later(tmp_path: Path)
         assert client.usage.cached >= 90
 
 
+@pytest.mark.slow
 def test_a_busy_endpoint_is_waited_for(tmp_path: Path) -> None:
     last = 0.0
 

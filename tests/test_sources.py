@@ -9,7 +9,7 @@ import pytest
 from bright_data import example, set_examples, write
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.retrieval import labels as data
+from reasonembed_mteb.retrieval import layouts as data
 from reasonembed_mteb.retrieval import rows as tables
 from reasonembed_mteb.retrieval import sources
 

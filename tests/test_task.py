@@ -68,6 +68,7 @@ def score(model: Any, *tasks: Any) -> list[Any]:
 
 @needs_answers
 @needs_minilm
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers")
 def test_exclusions_are_worth_eleven_points() -> None:
     model = minilm()

@@ -162,6 +162,6 @@ def test_an_interrupted_run_is_told_how_to_go_on(
     monkeypatch.setattr("reasonembed_mteb.training.run.train", interrupted)
     command = ["train", recipe, "--data", tmp_path, "--output", tmp_path / "out"]
     assert call(monkeypatch, *command) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume continues" in capsys.readouterr().err
     assert call(monkeypatch, *command, "--resume") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err

@@ -352,7 +352,7 @@ def test_a_missing_model_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_rows_for_a_batch_are_refused(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReasonEmbedError, match="no subset fills a batch: biology, the largest, has 13 rows"):
+    with pytest.raises(ReasonEmbedError, match="biology, the largest, gives 13 rows"):
         run(qwen3_dir, folder, tmp_path / "run", batch={"queries": 32, "subsets": {}})
 
 

@@ -26,8 +26,8 @@ def train(
         list[str],
         typer.Option(
             "--data",
-            help="Rows: .jsonl, .jsonl.gz, .parquet, a folder of them, or a hub data set org/name[/folder]; "
-            "repeatable.",
+            help="Rows: .jsonl, .jsonl.gz, .parquet, a folder of them, or a hub data set, org/name or "
+            "org/name/folder; repeatable.",
         ),
     ],
     output: Annotated[

@@ -132,7 +132,10 @@ class EndpointReranker:
     is too long, is taken apart, so that it costs that document's score alone.
 
     Example:
-        >>> endpoint = Endpoint("http://localhost:8000", "BAAI/bge-reranker-v2-m3")
+        >>> from pathlib import Path
+        >>> from reasonembed_mteb.endpoints.endpoint import Endpoint
+        >>> from reasonembed_mteb.llm.reranking import EndpointReranker
+        >>> endpoint = Endpoint("http://localhost:8000/v1", "BAAI/bge-reranker-v2-m3")
         >>> with EndpointReranker(endpoint, Path("work/answers")) as reranker:  # doctest: +SKIP
         ...     reranker.score([("why is the sky blue?", "Short waves are scattered.")])
     """

@@ -25,6 +25,7 @@ class CrossEncoderReranker:
     """Scores pairs by `sentence_transformers.CrossEncoder`; see `reasonembed_mteb.retrieval.reranker`.
 
     Example:
+        >>> from reasonembed_mteb.models.cross_encoder import CrossEncoderReranker
         >>> reranker = CrossEncoderReranker("cross-encoder/ms-marco-MiniLM-L6-v2")  # doctest: +SKIP
         >>> reranker.score([("why is the sky blue?", "Short waves are scattered.")])  # doctest: +SKIP
     """
