@@ -156,3 +156,49 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         cached = plan.cached_memory()
         if cached is not None and cached < plan.memory["total"] / 2:
             show(f"with --set loss.mini_batch_tokens={SMALL_BATCH} and the same result: {cached:.2f}")
+
+
+@app.command()
+def train_reranker(
+    model: Annotated[str, typer.Argument(help="A cross-encoder, or an encoder that becomes one.")],
+    data: Annotated[
+        list[str], typer.Option("--data", help="Rows, as for `train`; grades are used; repeatable.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the run; new, or with --resume.")],
+    loss: Annotated[
+        str, typer.Option(help="lambda: over a query's documents; bce: pair by pair.")
+    ] = "lambda",
+    documents: Annotated[int, typer.Option(min=2, help="Documents of a query, at most.")] = 16,
+    lowest: Annotated[float, typer.Option(help="Grade of what is not relevant at all.")] = 1.0,
+    highest: Annotated[float, typer.Option(help="Grade of what is most relevant.")] = 5.0,
+    instruction: Annotated[str | None, typer.Option(help="Put before each query.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=8, help="Tokens of a pair.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries a step (bce: pairs).")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak; it falls linearly to 0.")] = 2e-5,
+    save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 42,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a reranker on the same rows, by their graded labels."""
+    set_up_logging(debug)
+    from reasonembed_mteb.training.reranking import RerankerSettings
+    from reasonembed_mteb.training.reranking import train_reranker as run
+
+    settings = RerankerSettings(
+        loss=loss,
+        documents=documents,
+        lowest=lowest,
+        highest=highest,
+        instruction=instruction,
+        max_length=max_length,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        save_steps=save_steps,
+        seed=seed,
+    )
+    found = run(model, data, output, settings, resume=resume, device=device)
+    say(f"Reranker: {found}; `reasonembed mine --reranker {found}` asks it")

@@ -1,0 +1,139 @@
+"""Training a reranker: graded lists from rows, and runs of tiny models."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from evaluation_data import save_bert
+
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.models.cross_encoder import CrossEncoderReranker
+from reasonembed_mteb.training.data import load_training_data
+from reasonembed_mteb.training.reranking import RerankerSettings, graded_lists, train_reranker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GRADED = {"query": "q", "pos": ["a", "b"], "neg": ["c", "d"], "pos_scores": [5, 4], "neg_scores": [2, 1]}
+
+
+def write(folder: Path, *rows: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "biology.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def lists(file: Path, **settings: Any) -> list[dict[str, Any]]:
+    data = load_training_data([file], cache=file.parent / "cache")
+    return list(graded_lists(data, RerankerSettings(**settings)))
+
+
+def test_grades_become_labels(tmp_path: Path) -> None:
+    (row,) = lists(write(tmp_path, GRADED))
+    assert dict(zip(row["documents"], row["labels"], strict=True)) == {"a": 1, "b": 0.75, "c": 0.25, "d": 0}
+
+
+def test_ungraded_documents_are_one_and_zero(tmp_path: Path) -> None:
+    (row,) = lists(write(tmp_path, {"query": "q", "pos": ["a"], "neg": ["c"]}), instruction="Find: ")
+    assert row == {"query": "Find: q", "documents": ["a", "c"], "labels": [1, 0]}
+
+
+def test_negatives_are_drawn_and_keep_a_place(tmp_path: Path) -> None:
+    rows = {"query": "q", "pos": [f"p{i}" for i in range(9)], "neg": [f"n{i}" for i in range(9)]}
+    file = write(tmp_path, rows)
+    (row,) = lists(file, documents=4)
+    assert [text[0] for text in row["documents"]] == ["p", "p", "p", "n"]
+    assert lists(file, documents=4) == [row]
+    drawn = {lists(file, documents=4, seed=seed)[0]["documents"][-1] for seed in range(12)}
+    assert len(drawn) > 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"lowest": 2.0}, "grade 1 is not between 2 and 5"),
+        ({"highest": 4.0}, "grade 5 is not between 1 and 4"),
+    ],
+)
+def test_a_grade_outside_the_scale_is_refused(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=problem):
+        lists(write(tmp_path, GRADED), **settings)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown loss 'lamda'; did you mean 'lambda'"):
+        RerankerSettings(loss="lamda")
+    with pytest.raises(ReasonEmbedError, match="from 5 to 1 leave no room"):
+        RerankerSettings(lowest=5, highest=1)
+    with pytest.raises(ReasonEmbedError, match="two documents or more"):
+        RerankerSettings(documents=1)
+
+
+def made_up(folder: Path) -> Path:
+    """Write rows of which the one word tells what is relevant."""
+    words = ["root", "leaf", "cell", "soil"]
+    rows = [
+        {
+            "query": word,
+            "pos": [f"{word} {word}"],
+            "neg": [f"{other} {other}" for other in words if other != word],
+        }
+        for word in words
+    ]
+    return write(folder, *(rows * 6))
+
+
+@pytest.mark.parametrize("loss", ["lambda", "bce"])
+def test_a_reranker_learns_and_is_loaded(loss: str, tmp_path: Path) -> None:
+    model = save_bert(tmp_path / "cross", head=True)
+    file = made_up(tmp_path / "data")
+    settings = RerankerSettings(loss=loss, epochs=2, batch_size=8, learning_rate=1e-2, save_steps=3)
+    found = train_reranker(str(model), [file], tmp_path / "run", settings, device="cpu")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["finished"]
+    assert record["steps"] == (6 if loss == "lambda" else 24)
+    assert record["settings"]["loss"] == loss
+    pairs = [("root", "root root"), ("root", "soil soil")]
+    before = CrossEncoderReranker(str(model), device="cpu").score(pairs)
+    after = CrossEncoderReranker(str(found), device="cpu").score(pairs)
+    assert np.isfinite(after).all()
+    assert not np.allclose(before, after)
+    with pytest.raises(ReasonEmbedError, match="holds a run: continue it with --resume"):
+        train_reranker(str(model), [file], tmp_path / "run", settings, device="cpu")
+    other = RerankerSettings(loss=loss, epochs=1)
+    with pytest.raises(ReasonEmbedError, match="a run with another settings: give a new folder"):
+        train_reranker(str(model), [file], tmp_path / "run", other, device="cpu", resume=True)
+
+
+def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer
+
+    model = save_bert(tmp_path / "cross", head=True)
+    file = made_up(tmp_path / "data")
+    settings = RerankerSettings(epochs=2, batch_size=8, learning_rate=1e-2, save_steps=2)
+    whole = train_reranker(str(model), [file], tmp_path / "whole", settings, device="cpu")
+    step = CrossEncoderTrainer.training_step
+
+    def stop(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoderTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu")
+    assert not (tmp_path / "stopped" / "model").exists()
+    found = train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu", resume=True)
+    pairs = [("root", "root root"), ("leaf", "soil soil")]
+    one, other = (CrossEncoderReranker(str(one), device="cpu").score(pairs) for one in (whole, found))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReasonEmbedError, match=r"cannot load .* as a cross-encoder"):
+        train_reranker(str(tmp_path / "gone"), [made_up(tmp_path / "data")], tmp_path / "run", device="cpu")
