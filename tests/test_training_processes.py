@@ -96,7 +96,8 @@ def free_port() -> int:
 
 def torchrun(work: Path, name: str, *options: str, recipe: str = "dry") -> subprocess.CompletedProcess[str]:
     paths = [work / f"{recipe}.json", work / "rows", work / name, work / "cache"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    # Alone it takes a free port itself and keeps it; one that is found first may be taken meanwhile.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return start([*launch, str(SCRIPT), *map(str, paths), *options])
 
 
@@ -123,7 +124,8 @@ def test_two_processes_train_as_one(work: Path) -> None:
 
 
 def test_two_processes_go_on_exactly(work: Path) -> None:
-    assert torchrun(work, "two", recipe="recipe").returncode == 0
+    whole = torchrun(work, "two", recipe="recipe")
+    assert whole.returncode == 0, whole.stderr
     killed = torchrun(work, "cut", "--kill", "between", "9", recipe="recipe")
     assert killed.returncode != 0
     resumed = torchrun(work, "cut", "--resume", recipe="recipe")
@@ -131,6 +133,14 @@ def test_two_processes_go_on_exactly(work: Path) -> None:
     held, own = (load_file(work / name / "model" / "model.safetensors") for name in ("two", "cut"))
     assert all(torch.equal(held[key], own[key]) for key in held)
     assert metrics(work / "cut") == metrics(work / "two")
+
+
+def test_one_process_alone_writes_a_checkpoint(work: Path) -> None:
+    done = torchrun(work, "written", "--say-saves", recipe="recipe")
+    assert done.returncode == 0, done.stderr
+    # Seven checkpoints, and every one by the first process.
+    assert done.stdout.splitlines().count("saved by 0") == 7
+    assert "saved by 1" not in done.stdout
 
 
 def test_processes_stop_together_where_one_diverges(work: Path) -> None:
@@ -153,7 +163,7 @@ def test_processes_stop_together_where_one_diverges(work: Path) -> None:
 def test_the_command_runs_under_launchers(launcher: str, processes: int, work: Path, qwen3_dir: Path) -> None:
     port, count = str(free_port()), str(processes)
     launch = {
-        "torch.distributed.run": ["--nproc-per-node", count, "--master-port", port],
+        "torch.distributed.run": ["--standalone", "--nproc-per-node", count],
         "accelerate.commands.launch": [
             *("--cpu", "--num_processes", count, "--main_process_port", port),
             *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),

@@ -1,6 +1,7 @@
 """A training run in a process of its own, which can be killed at a chosen moment.
 
 python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP] [--spoil STEP]
+    [--say-saves]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.training import checkpoints, losses, trainer
 from reasonembed_mteb.training.recipes import check_recipe
 from reasonembed_mteb.training.run import train
@@ -57,6 +59,19 @@ def spoil(step: int) -> None:
     losses.RedapterLoss._loss_of = spoiled  # type: ignore[method-assign]
 
 
+def say_saves() -> None:
+    """Print which process writes a checkpoint."""
+    own = ReasonEmbed.save
+
+    def save(self: ReasonEmbed, path: str, *arguments: object, **options: object) -> None:
+        if "checkpoint" in str(path):
+            # One write, so that two processes' lines do not mix.
+            os.write(1, f"saved by {os.environ['RANK']}\n".encode())
+        own(self, path, *arguments, **options)  # type: ignore[arg-type]
+
+    ReasonEmbed.save = save  # type: ignore[method-assign,assignment]
+
+
 def main() -> None:
     """Run."""
     recipe, data, output, cache, *options = sys.argv[1:]
@@ -65,6 +80,8 @@ def main() -> None:
         arm(options[index + 1], int(options[index + 2]))
     if "--spoil" in options:
         spoil(int(options[options.index("--spoil") + 1]))
+    if "--say-saves" in options:
+        say_saves()
     content = json.loads(Path(recipe).read_text(encoding="utf-8"))
     done = train(
         check_recipe(content, "tiny"), [data], Path(output), cache=Path(cache), resume="--resume" in options

@@ -255,6 +255,11 @@ class RedapterTrainer(SentenceTransformerTrainer):
             keep_newest(folder, self.keep, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # sentence-transformers lets every process write the same files at once, and read another's half.
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
     def _load_best_model(self) -> None:
         # The library's way only logs an error, and would leave the last step's weights as the best.
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
