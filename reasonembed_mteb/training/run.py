@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import json
 import logging
@@ -254,7 +255,17 @@ def train(
             record |= _best(recipe, trainer)
             adapter = save_run(trainer.model, recipe, record, output)
         state.wait_for_everyone()
+    # Only after a run that ended well: after an error the others may never come to leave.
+    atexit.register(_leave_group)
     return Trained(output / MODEL, adapter, trainer.state.global_step, step)
+
+
+def _leave_group() -> None:
+    """Leave the group of processes: its threads abort a process that ends with them, finished run or not."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _say_plan(plan: TrainingPlan, data: TrainingData, start: Path | None, say: Callable[[str], None]) -> None:
