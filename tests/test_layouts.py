@@ -317,14 +317,15 @@ def test_a_missing_config_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not IMPLIRET.is_dir(), reason=f"{IMPLIRET} is not there")
 @pytest.mark.parametrize(
-    ("pool", "expected"), [("W_Multi", (15.20, 33.20, 9.86)), ("T_Multi", (11.76, 26.73, 7.33))]
+    ("pool", "expected"),
+    [("WorldKnowledgeMulti", (15.20, 33.20, 9.86)), ("TemporalMulti", (11.76, 26.73, 7.33))],
 )
 def test_impliret_has_its_published_scores(
     pool: str, expected: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bm25s = pytest.importorskip("bm25s", reason="needs the demo extra")
     monkeypatch.setenv("REASONEMBED_IMPLIRET_PATH", str(IMPLIRET))
-    loaded = layouts.load_split(find(pool))
+    loaded = layouts.load_split(find(f"ReasonEmbedImpliRet{pool}"))
     assert len(loaded["corpus"]) == len(loaded["queries"]) == 1500
     index = bm25s.BM25()
     index.index(

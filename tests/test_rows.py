@@ -66,6 +66,23 @@ def test_every_instruction_is_the_protocols() -> None:
     assert {name: tables.task_instructions()[name] for name in EXPECTED} == EXPECTED
 
 
+@pytest.mark.parametrize("subset", ["law", "math", "history", "easy", "W_Multi", "godot"])
+def test_common_words_name_no_task(subset: str) -> None:
+    """A training file law.jsonl must not be given another benchmark's instruction in silence."""
+    assert tables.row_of_subset(subset) is None
+    with pytest.raises(UnknownNameError, match=f"unknown task '{subset}'"):
+        tables.instruction_for(subset)
+
+
+def test_subsets_of_the_papers_benchmarks_name_their_tasks() -> None:
+    named = {"biology": "ReasonEmbedBrightBiology", "PMC-Treatment": "ReasonEmbedR2MEDPMCTreatment"}
+    for subset, name in named.items():
+        row = tables.row_of_subset(subset)
+        assert row is not None
+        assert row.name == tables.find(subset).name == name
+    assert tables.row_of_subset("ReasonEmbedBrightBiology") is None
+
+
 def test_counts_and_separate_benchmarks() -> None:
     counts = {name: len(rows) for name, rows in tables.benchmarks().items()}
     # The others are counted with the suite.

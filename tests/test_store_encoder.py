@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import save_decoder
 from datasets import Dataset
+from evaluation_data import WORDS
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner, scores, variants
@@ -28,24 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AOPS, THEOREMQA = "ReasonEmbedBrightAops", "ReasonEmbedBrightTheoremQAQuestions"
-WORDS = [
-    "cell",
-    "leaf",
-    "water",
-    "light",
-    "root",
-    "soil",
-    "price",
-    "market",
-    "trade",
-    "money",
-    "bank",
-    "tax",
-    "sun",
-    "moon",
-    "star",
-    "salt",
-]
 
 
 pytestmark = pytest.mark.usefixtures("registered")

@@ -371,6 +371,22 @@ def test_our_tasks_are_none_of_mtebs(output: Path, name: str, remedy: str) -> No
     assert finding.remedy.startswith(remedy)
 
 
+def test_tasks_of_mtebs_that_our_tables_name_are_taken(output: Path) -> None:
+    cache, meta = mteb.ResultCache(output), mteb.get_model_meta(NAME)
+    for name in ("BrightProRoboticsRetrieval", "CosQA", "BrowseCompPlusRetrieval"):
+        task = mteb.get_task(name)
+        entry = {"main_score": 0.5, "ndcg_at_10": 0.5}
+        scores: Any = {split: dict.fromkeys(task.hf_subsets, entry) for split in task.eval_splits}
+        cache.save_to_cache(mteb.TaskResult.from_task_results(task, scores, evaluation_time=1.0), meta)
+    found = check_submission(output)
+    assert {(finding.kind, finding.refused) for finding in found} == {("subsets", False)}
+    problems = [finding.problem for finding in found]
+    assert [text.partition(";")[0] for text in problems] == [
+        "1 of CoIR's 10 tasks",
+        "1 of BRIGHT-Pro's 7 tasks",
+    ]
+
+
 def test_a_part_of_a_benchmark_is_asked_about(output: Path) -> None:
     cache, meta = mteb.ResultCache(output), mteb.get_model_meta(NAME)
     for name in ("BrightAopsRetrieval", "BrightPonyRetrieval"):

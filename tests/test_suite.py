@@ -304,6 +304,20 @@ def test_wrong_labels_are_named(
     assert problem in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("", "give parts, or like = the suite whose parts it has"),
+        ('like = "RIR(ReasonEmbd)"', r"unknown suite 'RIR\(ReasonEmbd\)'; did you mean 'RIR"),
+        ('like = "RIR(ReasonEmbed)"\nparts = ["ReasonMini"]', "give parts, or like"),
+    ],
+)
+def test_a_suite_has_parts_of_its_own_or_anothers(line: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'[[suite]]\nname = "Mine"\n{line}\n')
+    with pytest.raises(DataError, match=problem):
+        tables.add_tables(tmp_path)
+
+
 def test_a_suite_of_unknown_parts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[[suite]]\nname = "Mine"\nparts = ["BRIGHT(ReasonEmbd)"]\n')
     with pytest.raises(DataError, match=r"unknown part 'BRIGHT\(ReasonEmbd\)'; did you mean 'BRIGHT"):

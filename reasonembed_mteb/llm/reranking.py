@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply
 from reasonembed_mteb.endpoints.retries import AttemptError, Service, shown
 from reasonembed_mteb.errors import unknown_name
+from reasonembed_mteb.files import is_number
 from reasonembed_mteb.llm.client import LLMClient
 
 if TYPE_CHECKING:
@@ -95,11 +95,7 @@ def read_relevance(raw: bytes) -> Reply:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         msg = f"the answer holds no scores: {shown(raw.decode('utf-8', 'replace'))}"
         raise AttemptError(msg, "bad_answer") from error
-    return Reply(json.dumps([one for one in scores if _is_number(one[1])]), None, tokens)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return Reply(json.dumps([one for one in scores if is_number(one[1])]), None, tokens)
 
 
 _PROBE = RerankRequest("probe", "a query", ("a document",))

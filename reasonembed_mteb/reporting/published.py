@@ -83,7 +83,6 @@ def _task_names() -> dict[tuple[str, str], str]:
             found[row.mteb_benchmark, row.subset] = row.name
         if row.mteb_name is not None and row.mteb_benchmark:
             found[row.mteb_benchmark, row.subset] = row.mteb_name
-        found |= {(other.benchmark, row.subset): other.name for other in row.also}
     return found
 
 

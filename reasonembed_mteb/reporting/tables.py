@@ -98,9 +98,6 @@ def _tables_of(row: TaskRow) -> Iterator[tuple[str, str, str, str]]:
         return
     if row.mteb_name is not None and row.mteb_benchmark:
         yield row.mteb_name, row.mteb_benchmark + _THEIRS, row.family, f"{about}; MTEB's own tasks"
-    for other in row.also:
-        about = "; ".join(filter(None, (other.about, "MTEB's own tasks")))
-        yield other.name, other.benchmark + _THEIRS, other.benchmark, about
 
 
 def table_order() -> dict[str, int]:

@@ -2,9 +2,10 @@
 
 A table holds ``[defaults]`` and one ``[[task]]`` per row that says only what differs. ``base`` names
 another table whose row of the same subset lies underneath; ``[rewritten]`` repeats every row with
-another query config; ``[[also]]`` names another of MTEB's benchmarks over the same subsets, and
-``[[collection]]`` tasks that share data and are in no row. ``layouts.toml`` names the columns of each
-layout. Users' own tables come from the folders in ``REASONEMBED_TASKS`` and from `add_tables`.
+another query config, ``[[collection]]`` names tasks that share data and are in no row, and ``[[suite]]``
+makes one benchmark of several. With ``subsets_are_names = false`` a subset alone does not name its task.
+``layouts.toml`` names the columns of each layout. Users' own tables come from the folders in
+``REASONEMBED_TASKS`` and from `add_tables`.
 """
 
 from __future__ import annotations
@@ -23,23 +24,21 @@ from reasonembed_mteb.errors import DataError, unknown_name
 from reasonembed_mteb.retrieval.measures import MEASURE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from importlib.resources.abc import Traversable
 
 TABLES_VARIABLE = "REASONEMBED_TASKS"
 _LAYOUTS = "layouts.toml"
-_SECTIONS = frozenset({"order", "defaults", "task", "rewritten", "also", "collection", "suite"})
+_SECTIONS = frozenset({"order", "subsets_are_names", "defaults", "task", "rewritten", "collection", "suite"})
 # What the smaller sections hold: what each must, and what it may.
 _NEEDED: dict[str, dict[str, type]] = {
-    "also": {"benchmark": str, "tasks": dict},
     "collection": {"name": str, "tasks": list},
-    "suite": {"name": str, "parts": list},
+    "suite": {"name": str},
     "rewritten": {"path": str, "revision": str, "benchmark": str, "suffixes": dict},
 }
 _OPTIONAL: dict[str, dict[str, type]] = {
-    "also": {"about": str},
     "collection": {"about": str, "trained_on": bool},
-    "suite": {"about": str, "reference": str, "most_documents": int},
+    "suite": {"parts": list, "like": str, "about": str, "reference": str, "most_documents": int},
     "rewritten": {},
 }
 # Tables without an order of their own come last.
@@ -51,21 +50,6 @@ _METRIC = re.compile(r"(ndcg|recall|map|mrr|precision|hit_rate)_at_(1|3|5|10|20|
 # arXiv 2605.00063 sorts benchmarks so; which label a task has is our judgement (see docs/suite.md).
 REASONING = ("deductive", "analogical", "causal", "analytical", "numerical")
 DOMAINS = ("science", "medicine", "mathematics", "code", "technology", "society", "law", "general")
-
-
-@dataclass(frozen=True)
-class OtherTask:
-    """A task of another of MTEB's benchmarks over the same subset.
-
-    Attributes:
-        name: MTEB task name.
-        benchmark: The benchmark, such as ``BRIGHT-Pro``.
-        about: Which queries and labels it has.
-    """
-
-    name: str
-    benchmark: str
-    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +120,6 @@ class TaskRow:
         queries_path: Hub data set of the queries; differs for rewritten queries.
         queries_revision: Its commit.
         mteb_name: MTEB's own task over the same data, or None.
-        also: Further MTEB tasks that take the same instruction.
         family: Data that several tables share; rows of a family may be reported together.
         sources: Collections that its queries or documents come from; by default the family.
         mteb_benchmark: MTEB's own benchmark over the same data; empty for none.
@@ -200,7 +183,6 @@ class TaskRow:
     sample_creation: str = ""
     citation: str = ""
     mteb_name: str | None = None
-    also: tuple[OtherTask, ...] = ()
     family: str = ""
     sources: tuple[str, ...] = ()
     mteb_benchmark: str = ""
@@ -247,14 +229,19 @@ class TaskRow:
         return bool(self.rewritten)
 
     @property
+    def mtebs_task(self) -> str | None:
+        """The task of MTEB's own: the row's, or the one over the same data; None where there is none."""
+        return self.name if self.is_mtebs else self.mteb_name
+
+    @property
     def all_names(self) -> tuple[str, ...]:
         """Every MTEB task name over this row's data: ours, MTEB's own, and further ones."""
         own = (self.mteb_name,) if self.mteb_name is not None else ()
-        return (self.name, *own, *(other.name for other in self.also))
+        return (self.name, *own)
 
 
 # Filled in here, not by a table.
-_DERIVED = frozenset({"also", "rewritten", "table"})
+_DERIVED = frozenset({"rewritten", "table"})
 _COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
 _EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "ppa", "mrs")
 _TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
@@ -403,10 +390,6 @@ def _open(file: Traversable, label: str, folder: Traversable) -> _Table:
         found = content.get(section, [])
         for part in found if isinstance(found, list) else [found]:
             _check_section(label, section, part)
-    subsets = {str(row.get("subset")) for row in content.get("task", [])}
-    for subset in (subset for part in content.get("also", []) for subset in part["tasks"]):
-        if subset not in subsets:
-            _refuse(f"{label}, [also]", unknown_name("subset", subset, subsets))
     return _Table(file, label, folder, content)
 
 
@@ -523,20 +506,10 @@ def _own_rows(table: _Table) -> list[TaskRow]:
     defaults = dict(content.get("defaults", {}))
     base = defaults.pop("base", None)
     beneath = _rows_beneath(table, base) if base is not None else {}
-    rows = [
+    return [
         _make_row(beneath.get(str(row.get("subset")), {}) | defaults | row, table, number)
         for number, row in enumerate(content.get("task", []), 1)
     ]
-    return [replace(row, also=_others(content, row.subset)) for row in rows]
-
-
-def _others(content: dict[str, Any], subset: str) -> tuple[OtherTask, ...]:
-    sections = content.get("also", [])
-    return tuple(
-        OtherTask(section["tasks"][subset], section["benchmark"], section.get("about", ""))
-        for section in sections
-        if subset in section["tasks"]
-    )
 
 
 def _rows_beneath(table: _Table, base: object) -> dict[str, dict[str, Any]]:
@@ -566,7 +539,6 @@ def _rewritten_rows(table: _Table, rows: Sequence[TaskRow]) -> list[TaskRow]:
             queries_path=spec["path"],
             queries_revision=spec["revision"],
             rewritten=config,
-            also=(),
         )
         for config, suffix in spec["suffixes"].items()
         for row in rows
@@ -620,8 +592,7 @@ def suites() -> dict[str, SuiteRow]:
     known = benchmarks()
     for table in _tables():
         for section in table.content.get("suite", []):
-            values: dict[str, Any] = dict(section)
-            suite = SuiteRow(**values | {"parts": tuple(values["parts"])})
+            suite = _make_suite(section, found, table.label)
             if suite.name in known or suite.name in found:
                 _refuse(table.label, f"benchmark {suite.name} stands elsewhere already; give it another name")
             for part in suite.parts:
@@ -629,6 +600,17 @@ def suites() -> dict[str, SuiteRow]:
                     _refuse(f"{table.label}, suite {suite.name}", unknown_name("part", part, known))
             found[suite.name] = suite
     return found
+
+
+def _make_suite(section: dict[str, Any], found: Mapping[str, SuiteRow], label: str) -> SuiteRow:
+    values = dict(section)
+    like = values.pop("like", None)
+    if (like is None) == ("parts" not in values):
+        _refuse(f"{label}, suite {values['name']}", "give parts, or like = the suite whose parts it has")
+    if like is not None and like not in found:
+        _refuse(f"{label}, suite {values['name']}", unknown_name("suite", like, found))
+    values["parts"] = found[like].parts if like is not None else tuple(values["parts"])
+    return SuiteRow(**values)
 
 
 def training_tasks() -> set[str]:
@@ -652,8 +634,10 @@ def _known() -> dict[str, TaskRow]:
     for row in rows:
         for name in row.all_names:
             found.setdefault(name, row)
+    nameless = {table.label for table in _tables() if not table.content.get("subsets_are_names", True)}
     for row in rows:
-        found.setdefault(row.subset, row)
+        if row.table not in nameless:
+            found.setdefault(row.subset, row)
     return found
 
 
@@ -663,6 +647,7 @@ def find(name: str) -> TaskRow:
     Args:
         name: Our task name, MTEB's name of a task over the same data, or a subset such as ``biology`` or
             ``PMC-Treatment``, which means the first benchmark that has it: passages, original queries.
+            Subsets of further benchmarks, such as ``law``, are too common words to stand for their tasks.
 
     Raises:
         UnknownNameError: If no task is called so, with the nearest known name.
@@ -681,6 +666,16 @@ def row_of_task(task: str) -> TaskRow | None:
     """
     found = _known().get(task)
     return found if found is not None and task in found.all_names else None
+
+
+def row_of_subset(subset: str) -> TaskRow | None:
+    """Return the row that a subset alone stands for, or None.
+
+    Args:
+        subset: See `find`; the name of a task is none.
+    """
+    found = _known().get(subset)
+    return found if found is not None and subset not in found.all_names else None
 
 
 def benchmarks() -> dict[str, list[TaskRow]]:

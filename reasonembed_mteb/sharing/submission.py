@@ -184,7 +184,7 @@ def _check_complete(folder: Path, scored: set[str]) -> Iterator[Finding]:
     own = [row for row in load_rows() if row.mteb_benchmark and not row.is_rewritten]
     for label in dict.fromkeys(row.mteb_benchmark for row in own):
         rows = [row for row in own if row.mteb_benchmark == label]
-        wanted = [row.mteb_name for row in rows if row.mteb_name]
+        wanted = [row.mtebs_task for row in rows if row.mtebs_task]
         missing = [name for name in wanted if name not in scored]
         if missing and len(missing) < len(wanted):
             counts = f"{len(wanted) - len(missing)} of {label}'s {len(wanted)} tasks"
@@ -478,7 +478,7 @@ def _check_task(file: Path, result: TaskResult) -> Iterator[Finding]:
     name = result.task_name
     if file.stem != name:
         yield Finding(file, "result", f"holds the task {name}", "the file must be named as the task")
-    ours = {row.name: row for row in load_rows()}
+    ours = {row.name: row for row in load_rows() if not row.is_mtebs}
     if name in ours:
         twin = None if ours[name].is_rewritten else ours[name].mteb_name
         remedy = f"submit {twin}, which `reasonembed run -t {twin}` scores" if twin else "leave it out"

@@ -15,7 +15,7 @@ from reasonembed_mteb.files import content_hash
 from reasonembed_mteb.retrieval import beir
 from reasonembed_mteb.retrieval.labels import apply_rules, bright_examples, named_documents
 from reasonembed_mteb.retrieval.layouts import load_split
-from reasonembed_mteb.retrieval.rows import load_rows
+from reasonembed_mteb.retrieval.rows import load_rows, row_of_subset
 from reasonembed_mteb.retrieval.sources import data_files, data_revision, read_files
 from reasonembed_mteb.training import rows as row_names
 from reasonembed_mteb.training.data import ReadOptions, read_file, source_files
@@ -175,7 +175,7 @@ def _bright(folder: Path, subset: str | None) -> Pairs:
     known = set(corpus["id"][:])
     labels, excluded = apply_rules(found.labels, found.excluded, queries["id"][:], known, subset)
     data = {"corpus": corpus, "queries": queries, "relevant_docs": labels, "excluded_ids": excluded}
-    row = next((row for row in load_rows() if row.subset == subset), None)
+    row = row_of_subset(subset)
     hashed = content_hash([*files, *data_files(folder, "documents", subset)])
     source = {"folder": folder.name, "subset": subset, "revision": hashed}
     return _judged(data, None if row is None else row.instruction, source)

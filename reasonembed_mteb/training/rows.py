@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.files import is_number
 from reasonembed_mteb.training.schema import MOST_DOCUMENTS, MOST_QUERIES
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _grades(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float | N
     value = raw.get(name)
     if value is None or value == []:
         return [None] * count
-    numbers = [one for one in value if _is_number(one)] if isinstance(value, (list, tuple)) else []
+    numbers = [one for one in value if is_number(one)] if isinstance(value, (list, tuple)) else []
     if not isinstance(value, (list, tuple)) or len(numbers) < len(value):
         msg = f"{name} must be a list of numbers, not {_kind(value)}: {_shown(value)}"
         raise BadRowError(msg)
@@ -118,10 +118,6 @@ def _grades(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float | N
         msg = f"{name} has {len(numbers)} numbers for {count} texts: give one for each text"
         raise BadRowError(msg)
     return [float(number) for number in numbers]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _usable(good: _Graded, bad: _Graded, counts: Counter[str]) -> tuple[_Graded, _Graded]:
@@ -141,7 +137,7 @@ def _shape(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
     for name, most in zip(SHAPE_FIELDS.values(), (MOST_DOCUMENTS, MOST_QUERIES), strict=True):
         # A column in which some rows have no value comes from pandas as floats.
         value = raw.get(name) or 0
-        if not _is_number(value) or value != int(value) or not 0 <= value <= most:
+        if not is_number(value) or value != int(value) or not 0 <= value <= most:
             msg = f"{name} must be a whole number from 1 to {most:,}, not {_shown(raw[name])}"
             raise BadRowError(msg)
         found.append(int(value) or None)
