@@ -292,6 +292,8 @@ def test_bar_exam_reads_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file = tmp_path / "data" / "passages" / f"{part}.tsv"
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = [f'{number}{i}\t{part} passage {i}, said "so"' for i in range(8)]
+        # A text that pandas would take for a missing one.
+        rows[7] = f"{number}7\tNA"
         file.write_text("\n".join(["idx\ttext", *rows]) + "\n")
     for part, gold in (("test", "03"), ("train", "15"), ("validation", "12")):
         file = tmp_path / "data" / "qa" / f"{part}.csv"
@@ -300,6 +302,7 @@ def test_bar_exam_reads_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file.write_text(f'prompt,question,answer,gold_idx\n{prompt},"Who wins, then?",A,{gold}\n')
     loaded = layouts.load_split(find("ReasonEmbedBarExamQAFull"))
     assert loaded["corpus"]["id"][:3] == ["00", "01", "02"]
+    assert loaded["corpus"]["text"][7] == "NA"
     assert loaded["queries"]["text"][:] == [
         "A test story. Who wins, then?",
         "Who wins, then?",

@@ -17,6 +17,7 @@ from evaluation_data import (
     write_subset,
 )
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import record as records
 from reasonembed_mteb.evaluation import resolving, runner
 
@@ -287,3 +288,21 @@ def test_predictions_of_several_models_do_not_mix(
     assert not outcome.cached
     written = json.loads(only(tmp_path, "one/*.json").read_text())
     assert written["mteb_model_meta"]["model_name"].endswith("__bert")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"rerank_from": Path("gone")},
+            "--rerank-from gone does not exist; make it",
+        ),
+        ({"attn": "flesh"}, "unknown attention 'flesh'; did you mean 'flash'"),
+    ],
+)
+def test_options_that_do_not_hold_are_refused_before_anything_is_loaded(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    metas = resolving.resolve_models(["mteb/baseline-random-encoder"])
+    with pytest.raises(ReasonEmbedError, match=problem):
+        runner.run(metas, resolving.resolve_tasks([], [BIOLOGY]), runner.RunOptions(tmp_path, **options))

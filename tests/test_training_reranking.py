@@ -118,6 +118,12 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     whole = train_reranker(str(model), [file], tmp_path / "whole", settings, device="cpu")
     step = CrossEncoderTrainer.training_step
 
+    steps: list[int] = []
+
+    def count(self: Any, *arguments: Any, **options: Any) -> Any:
+        steps.append(self.state.global_step)
+        return step(self, *arguments, **options)
+
     def stop(self: Any, *arguments: Any, **options: Any) -> Any:
         if self.state.global_step == 3:
             raise KeyboardInterrupt
@@ -128,7 +134,10 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(KeyboardInterrupt):
             train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu")
     assert not (tmp_path / "stopped" / "model").exists()
+    monkeypatch.setattr(CrossEncoderTrainer, "training_step", count)
     found = train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu", resume=True)
+    # The checkpoint was of step 2.
+    assert steps == [2, 3, 4, 5]
     pairs = [("root", "root root"), ("leaf", "soil soil")]
     one, other = (CrossEncoderReranker(str(one), device="cpu").score(pairs) for one in (whole, found))
     np.testing.assert_array_equal(one, other)
