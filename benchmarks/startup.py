@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+# `-S` leaves out what Python's own start has loaded by then: without it, that would count as the hook's.
 HOOK = """
-import time
+import site, time
 started = time.perf_counter()
 import reasonembed_mteb._startup
 reasonembed_mteb._startup.install()
