@@ -268,7 +268,7 @@ def _forget_benchmark_caches() -> None:
 def registration_state() -> dict[str, bool]:
     """Say which of our names mteb knows right now, for ``reasonembed doctor``."""
     from reasonembed_mteb.models.checkpoints import CHECKPOINTS
-    from reasonembed_mteb.retrieval.rows import benchmarks, load_rows
+    from reasonembed_mteb.retrieval.rows import benchmarks, load_rows, suites
 
     import_module("mteb")
     registry = sys.modules["mteb.get_tasks"]._TASKS_REGISTRY  # noqa: SLF001
@@ -277,5 +277,5 @@ def registration_state() -> dict[str, bool]:
     return {
         "tasks": all(row.name in registry for row in load_rows()),
         "models": all(checkpoint.name in models for checkpoint in CHECKPOINTS),
-        "benchmarks": all(_attribute(name) in held for name in benchmarks()),
+        "benchmarks": all(_attribute(name) in held for name in (*benchmarks(), *suites())),
     }

@@ -68,6 +68,21 @@ def test_help_imports_nothing_heavy() -> None:
         assert f" {name} " in done.stdout
 
 
+def test_tasks_of_benchmarks_and_suites_are_listed(command: Command) -> None:
+    status, out, _ = command("tasks", "-b", "RIR(ReasonEmbed)")
+    assert status == 0
+    assert "ReasonEmbedFreshStackGodot" in out
+    assert "BrowseCompPlusRetrieval" in out
+    status, out, _ = command("tasks")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["RIR(ReasonEmbed)", "15", "142"] in lines
+    assert ["RIR(ReasonEmbed,", "light)", "14", "132"] in lines
+    status, _, err = command("tasks", "-b", "RIR(ReasonEmbd)")
+    assert status == 2
+    assert "unknown benchmark 'RIR(ReasonEmbd)'; did you mean 'RIR(ReasonEmbed)'" in err
+
+
 def test_without_a_command_it_shows_help(command: Command) -> None:
     status, out, _ = command()
     assert status == 0

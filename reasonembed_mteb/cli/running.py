@@ -288,19 +288,17 @@ def tasks(
 ) -> None:
     """List our benchmarks and tasks."""
     set_up_logging(debug)
-    from reasonembed_mteb.errors import unknown_name
-    from reasonembed_mteb.retrieval.rows import benchmarks
+    from reasonembed_mteb.retrieval.rows import benchmark_rows, benchmarks, suites
 
-    grouped = benchmarks()
-    for name in benchmark:
-        if name not in grouped:
-            raise unknown_name("benchmark", name, grouped)
-    for name in benchmark or grouped:
+    head = ["task", "subset", "metric", "tokens", "instruction"]
+    for name, held in [(name, benchmark_rows(name)) for name in benchmark or benchmarks()]:
         rows = [
-            [row.name, row.subset, row.main_score, f"{row.max_tokens:,}", row.instruction]
-            for row in grouped[name]
+            [row.name, row.subset, row.main_score, f"{row.max_tokens:,}", row.instruction] for row in held
         ]
-        show_table(["task", "subset", "metric", "tokens", "instruction"], rows, name)
+        show_table(head, rows, name)
+    if not benchmark:
+        counts = [[suite, len(found.rows()), len(benchmark_rows(suite))] for suite, found in suites().items()]
+        show_table(["suite", "benchmarks", "tasks"], [list(map(str, row)) for row in counts], "Suites")
 
 
 @app.command()

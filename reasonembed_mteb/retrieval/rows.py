@@ -602,6 +602,22 @@ def suites() -> dict[str, SuiteRow]:
     return found
 
 
+def benchmark_rows(name: str) -> list[TaskRow]:
+    """Return the rows of one of our benchmarks or suites.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        UnknownNameError: If we have no such benchmark; the nearest is named.
+    """
+    if name in suites():
+        return [row for rows in suites()[name].rows().values() for row in rows]
+    if name not in benchmarks():
+        raise unknown_name("benchmark", name, (*benchmarks(), *suites()))
+    return benchmarks()[name]
+
+
 def _make_suite(section: dict[str, Any], found: Mapping[str, SuiteRow], label: str) -> SuiteRow:
     values = dict(section)
     like = values.pop("like", None)

@@ -16,8 +16,7 @@ from reasonembed_mteb.errors import DataError, unknown_name
 from reasonembed_mteb.retrieval.layouts import load_data
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.measures import Judged, query_measures
-from reasonembed_mteb.retrieval.rows import benchmarks as benchmark_rows
-from reasonembed_mteb.retrieval.rows import load_rows, suites
+from reasonembed_mteb.retrieval.rows import benchmark_rows, benchmarks, load_rows, suites
 from reasonembed_mteb.retrieval.search import excluding_search
 from reasonembed_mteb.retrieval.sources import data_revision
 
@@ -196,12 +195,7 @@ def load_tasks(benchmark: str = "BRIGHT(ReasonEmbed)") -> list[AbsTask]:
     Raises:
         UnknownNameError: If we have no such benchmark.
     """
-    grouped = benchmark_rows() | {
-        name: [row for rows in suite.rows().values() for row in rows] for name, suite in suites().items()
-    }
-    if benchmark not in grouped:
-        raise unknown_name("benchmark", benchmark, grouped)
-    return [_new_task(row) for row in grouped[benchmark]]
+    return [_new_task(row) for row in benchmark_rows(benchmark)]
 
 
 def _new_task(row: TaskRow) -> AbsTask:
@@ -244,7 +238,7 @@ def build_benchmarks() -> dict[str, Benchmark]:
             reference=rows[0].benchmark_reference or rows[0].reference or None,
             citation=rows[0].citation or None,
         )
-        for name, rows in benchmark_rows().items()
+        for name, rows in benchmarks().items()
     }
     return found | {name: SuiteBenchmark(suite, _new_task) for name, suite in suites().items()}
 
