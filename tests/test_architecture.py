@@ -35,7 +35,8 @@ LAYERS = (
     ("evaluation", "_startup"),
     ("reporting",),
     ("sharing",),
-    ("training", "synthesis"),
+    ("training", "synthesis", "robustness", "pipelines", "distributed"),
+    ("reasoning",),
     ("cli",),
     ("__main__",),
 )

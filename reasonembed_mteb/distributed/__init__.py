@@ -1,0 +1,1 @@
+"""Encoding and exact search over many machines, by Ray."""

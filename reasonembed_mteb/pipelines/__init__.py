@@ -1,0 +1,1 @@
+"""Rewrite, retrieve, fuse, rerank, iterate: stages in one file, scored by one protocol."""

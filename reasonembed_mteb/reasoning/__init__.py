@@ -1,0 +1,1 @@
+"""Reason, then embed; latent tokens for embedding, generation and compression."""

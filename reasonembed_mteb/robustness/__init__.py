@@ -1,0 +1,1 @@
+"""Query variations, corpus poisoning, geometry of vectors, specialisation tax."""
