@@ -166,17 +166,27 @@ class _Loaded:
             use_devices(self._model, None)
 
     def _load(self) -> Any:  # noqa: ANN401
-        chosen = self._options
-        devices = check_devices(chosen.device)
-        model = load_variant(self.meta, device=devices[0] if devices else None)
-        speed_up(
-            model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
-        )
-        if len(devices) > 1:
-            use_devices(model, devices)
+        model = loaded_model(self.meta, self._options)
         if self._options.store is None:
             return model
         return with_store(model, self._options.store, self._options.store_dtype)
+
+
+def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run does, without its store.
+
+    Args:
+        meta: The model.
+        options: How to run.
+    """
+    devices = check_devices(options.device)
+    model = load_variant(meta, device=devices[0] if devices else None)
+    speed_up(
+        model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
+    )
+    if len(devices) > 1:
+        use_devices(model, devices)
+    return model
 
 
 def run(
