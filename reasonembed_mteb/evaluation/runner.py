@@ -357,7 +357,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def _bars(progress: bool) -> AbstractContextManager[object]:
+def bars_shown(progress: bool) -> AbstractContextManager[object]:
+    """Return a context in which a search shows progress bars, or none.
+
+    Args:
+        progress: Whether they are shown.
+    """
     # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
     return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
@@ -377,7 +382,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, bars_shown(options.progress):
         result = mteb.evaluate(
             model,
             [task],

@@ -378,7 +378,7 @@ def _is_unicode(text: str) -> bool:
 _ROWS_WRITTEN = 10_000
 
 
-def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
+def write_folder(data: Mapping[str, Any], folder: Path, name: str, *, replace: bool = False) -> None:
     """Write one split as a BEIR folder, whole or not at all.
 
     Args:
@@ -386,13 +386,14 @@ def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
             are read in batches.
         folder: A new or empty folder.
         name: What the data are called, for messages.
+        replace: Whether a folder with something in it is replaced.
 
     Raises:
         DataError: If the folder is not empty, or the data do not fit the format: ids that repeat or hold a
             tab, or many labels for documents outside the corpus.
         ReasonEmbedError: If it cannot be written, a full disk for one.
     """
-    with replacing_folder(folder) as part:
+    with replacing_folder(folder, replace=replace) as part:
         documents = _write_records(part / CORPUS, data["corpus"], f"{name}, corpus")
         queries = _write_records(part / QUERIES, data["queries"], f"{name}, queries")
         labels, excluded = data["relevant_docs"], data.get("excluded_ids") or {}
