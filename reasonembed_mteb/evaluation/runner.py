@@ -152,7 +152,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self._load()
+                self._model = load_model(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -165,11 +165,19 @@ class _Loaded:
         if self._model is not None:
             use_devices(self._model, None)
 
-    def _load(self) -> Any:  # noqa: ANN401
-        model = loaded_model(self.meta, self._options)
-        if self._options.store is None:
-            return model
-        return with_store(model, self._options.store, self._options.store_dtype)
+
+def load_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
+
+    Args:
+        meta: The model.
+        options: How to run.
+
+    Raises:
+        ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = loaded_model(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
 
 
 def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
