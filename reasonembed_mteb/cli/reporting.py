@@ -64,18 +64,21 @@ def report(
     _check_output(output, format, overwrite)
     _set_up(debug)
     from reasonembed_mteb.files import write_whole
+    from reasonembed_mteb.reporting.chapters import find_chapters
     from reasonembed_mteb.reporting.report import ReportOptions, draw_report, write_report
     from reasonembed_mteb.reporting.results import read_results
 
     found = read_results(results)
+    chapters, left_out = find_chapters(results)
+    found.problems += left_out
     if output is not None and format in (Format.PNG, Format.SVG):
-        for file in draw_report(found, output, format.value, together=together):
+        for file in draw_report(found, output, format.value, together=together, chapters=chapters):
             say(f"wrote {file}")
         _finish(found.problems)
         return
     wanted = ReportOptions(published, significance, cost, together, decimals)
     width = _terminal_width() if output is None else None
-    text, problems = write_report(found, wanted, format.value, width)
+    text, problems = write_report(found, wanted, format.value, width, chapters)
     if output is None:
         show(text)
     else:

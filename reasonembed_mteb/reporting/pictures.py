@@ -38,10 +38,9 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
         MissingExtraError: If matplotlib is not installed.
     """
     try:
-        import matplotlib as mpl
+        import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
-    mpl.rcParams["svg.hashsalt"] = "reasonembed"
     drawn = {
         "heatmap": heat_map(table),
         "published": published_bars(table),
@@ -49,6 +48,22 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
         "profile": profile_plot(table),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_figure(figure: Figure, file: Any, format: str) -> None:  # noqa: ANN401 - as matplotlib takes it
+    """Write a picture; the same figure gives the same bytes.
+
+    Args:
+        figure: What to write.
+        file: Path or stream.
+        format: ``png`` or ``svg``.
+    """
+    import matplotlib as mpl
+
+    # Without a date and with fixed ids.
+    with mpl.rc_context({"svg.hashsalt": "reasonembed"}):
+        metadata = {"Date": None} if format == "svg" else None
+        figure.savefig(file, format=format, dpi=150, metadata=metadata)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
