@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 # Imported for their commands.
+from reasonembed_mteb.cli import compression as _compression  # noqa: F401
 from reasonembed_mteb.cli import latents as _latents  # noqa: F401
 from reasonembed_mteb.cli import merging as _merging  # noqa: F401
 from reasonembed_mteb.cli import mining as _mining  # noqa: F401
