@@ -18,7 +18,7 @@ from reasonembed_mteb.reasoning.latents import add_latents, find_latents
 from reasonembed_mteb.reasoning.masks import COMPRESSION, GENERATION, KINDS, LATENT, NOTHING, TARGET
 from reasonembed_mteb.reasoning.training import LatentCollator, LatentKind, LatentPart, LatentRecipe
 from reasonembed_mteb.training.recipes import check_recipe, load_recipe, recipe_names
-from reasonembed_mteb.training.registry import kind_of, register_kind, registered_kinds
+from reasonembed_mteb.training.registry import recipe_kind, register_kind, registered_kinds
 from reasonembed_mteb.training.run import train
 
 if TYPE_CHECKING:
@@ -287,8 +287,8 @@ def test_the_recipes_are_known_once_the_room_is(latent: Path) -> None:
     recipe = load_recipe("latent-qwen3-4b", ["latent.compression_weight=0.5"])
     assert isinstance(recipe, LatentRecipe)
     assert recipe.latent.compression_weight == 0.5
-    assert isinstance(kind_of(recipe), LatentKind)
-    assert type(kind_of(check_recipe(tiny_recipe(latent), "tiny"))) is not LatentKind
+    assert isinstance(recipe_kind(recipe), LatentKind)
+    assert type(recipe_kind(check_recipe(tiny_recipe(latent), "tiny"))) is not LatentKind
     before = len(registered_kinds())
     register_kind(LatentKind())
     assert len(registered_kinds()) == before

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
 from reasonembed_mteb.training.recipes import model_name
-from reasonembed_mteb.training.registry import kind_of
+from reasonembed_mteb.training.registry import recipe_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
 
     # With adapters the base stays as it is and may have 16 bits; weights that are trained stay in fp32, where
     # steps as small as a learning rate of 1e-5 are not rounded away.
-    kind = kind_of(recipe)
+    kind = recipe_kind(recipe)
     tokens_too = kind.trains_tokens(recipe)
     precision = recipe.training.precision if recipe.lora.rank or tokens_too else "fp32"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

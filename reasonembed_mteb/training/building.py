@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
-from reasonembed_mteb.training.registry import kind_of
+from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.schema import LOG_WARMUP
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def build_trainer(
         say=say,
         schedule=warmup_decay_schedule if recipe.training.schedule == LOG_WARMUP else None,
         callbacks=_early_stop(recipe),
-        restoring=kind_of(recipe).restoring,
+        restoring=recipe_kind(recipe).restoring,
     )
 
 
@@ -151,7 +151,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         reasoning_tokens=min(part.reasoning_limit, most),
         document_tokens=min(part.document_tokens, most),
     )
-    return kind_of(recipe).make_collator(plain, model, recipe)
+    return recipe_kind(recipe).make_collator(plain, model, recipe)
 
 
 def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None) -> RedapterLoss:
@@ -169,7 +169,7 @@ def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None
     elif part.mini_batch_size:
         options["mini_batch_size"] = part.mini_batch_size
     cached = bool(part.mini_batch_tokens or part.mini_batch_size)
-    loss: Any = kind_of(recipe).make_loss(model, recipe, options, cached=cached)
+    loss: Any = recipe_kind(recipe).make_loss(model, recipe, options, cached=cached)
     loss.grade_weight, loss.grade_temperature = part.grade_weight, part.grade_temperature
     made: RedapterLoss = loss
     return made

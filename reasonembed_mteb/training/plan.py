@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.training.cuts import mean_cut, position_limit, row_cuts, warn_of_cuts
 from reasonembed_mteb.training.recipes import model_name
-from reasonembed_mteb.training.registry import kind_of
+from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.rows import SHAPE_FIELDS
 from reasonembed_mteb.training.sampling import SubsetPlan, mixed_rows
 from reasonembed_mteb.training.schema import BatchShape
@@ -237,7 +237,7 @@ def _shape_note(recipe: Recipe, name: str, asked: BatchShape) -> str:
 def _check_data(recipe: Recipe, data: TrainingData) -> None:
     from reasonembed_mteb.errors import unknown_name
 
-    kind_of(recipe).check_data(recipe, data)
+    recipe_kind(recipe).check_data(recipe, data)
     if recipe.loss.kind == "redapter" and not data.has_reasoning:
         msg = (
             "no row has a reasoning_query, which Redapter weighs by: add them (ReMixer writes them), or "
@@ -355,7 +355,7 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
         model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = weights
-    adapts = recipe.lora.rank or kind_of(recipe).trains_tokens(recipe)
+    adapts = recipe.lora.rank or recipe_kind(recipe).trains_tokens(recipe)
     if adapts:
         layers = [p for n, p in model.named_modules() if n.rpartition(".")[2] in recipe.lora.targets]
         sizes = [p.in_features + p.out_features for p in layers if isinstance(p, nn.Linear)]

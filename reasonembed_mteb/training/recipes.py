@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.prompts import PLACE, TemplateError, check_template
-from reasonembed_mteb.training.registry import kind_of, recipe_class, registered_kinds
+from reasonembed_mteb.training.registry import recipe_class, recipe_kind, registered_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,7 +70,7 @@ def check_recipe(content: dict[str, Any], name: str) -> Recipe:
     except ValidationError as error:
         raise ReasonEmbedError(_explain(error, name, recipe_class(content))) from None
     _check_together(recipe)
-    kind_of(recipe).check_recipe(recipe)
+    recipe_kind(recipe).check_recipe(recipe)
     return recipe
 
 

@@ -143,7 +143,7 @@ def registered_kinds() -> list[RecipeKind]:
     return list(_KINDS)
 
 
-def kind_of(recipe: Recipe) -> RecipeKind:
+def recipe_kind(recipe: Recipe) -> RecipeKind:
     """Return what trains a recipe.
 
     Args:
