@@ -29,11 +29,13 @@ class Judged:
     Attributes:
         nuggets: The documents that support each nugget, by nugget id; a nugget may have none.
         weights: Weight of each nugget; empty for 1 each.
+        whole: What the weights of all that a query asks for add up to; None for those of ``nuggets``.
         worse: Documents that must rank below the relevant ones.
     """
 
     nuggets: Mapping[str, Collection[str]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    whole: float | None = None
     worse: Collection[str] = ()
 
 
@@ -112,6 +114,7 @@ def coverage(
     cut: int,
     *,
     weights: Mapping[str, float] | None = None,
+    whole: float | None = None,
 ) -> float:
     """Return the share of nuggets, by weight, that the first documents support; BRIGHT-Pro's A-Recall.
 
@@ -120,13 +123,14 @@ def coverage(
         nuggets: The documents that support each nugget, by nugget id.
         cut: How many documents count.
         weights: Weight of each nugget; None for 1 each.
+        whole: The sum of weights that counts as all; None for that of the nuggets.
 
     Returns:
         A value in ``[0, 1]``; 0 where there is no nugget.
     """
     top = set(ranked[:cut])
     weighed = {nugget: 1.0 if weights is None else weights[nugget] for nugget in nuggets}
-    total = math.fsum(weighed.values())
+    total = math.fsum(weighed.values()) if whole is None else whole
     found = math.fsum(weighed[nugget] for nugget, documents in nuggets.items() if top.intersection(documents))
     return found / total if total else 0.0
 
@@ -183,7 +187,7 @@ def query_measures(
         if measure == "alpha_ndcg" and judged.nuggets:
             found[name] = alpha_ndcg(ranked, judged.nuggets, int(cut), weights=weights)
         elif measure == "coverage" and judged.nuggets:
-            found[name] = coverage(ranked, judged.nuggets, int(cut), weights=weights)
+            found[name] = coverage(ranked, judged.nuggets, int(cut), weights=weights, whole=judged.whole)
         elif measure == "recall" and relevant:
             found[name] = len(set(ranked[: int(cut)]).intersection(relevant)) / len(relevant)
         elif name in ("ppa", "mrs") and relevant and judged.worse:

@@ -142,6 +142,7 @@ class TaskRow:
         labels_split: Split of the labels.
         label_columns: Columns of query id, document id and label, where labels are rows of their own.
         excluded_config: Config of the documents that do not count; empty for none.
+        aspects_config: Config of the weighted aspects of queries (BRIGHT-Pro); empty for none.
         corpus_file: File of the documents in the data set, where it is read by file; may hold ``*``.
         queries_file: File of the queries.
         pools: Parts of the corpus that are searched one by one, MTEB's subsets of the task; empty for one.
@@ -210,6 +211,7 @@ class TaskRow:
     labels_split: str = ""
     label_columns: tuple[str, ...] = ()
     excluded_config: str = ""
+    aspects_config: str = ""
     corpus_file: str = ""
     queries_file: str = ""
     pools: tuple[str, ...] = ()
