@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, first_names
+from reasonembed_mteb.errors import DataError, first_names, unknown_name
 from reasonembed_mteb.retrieval.labels import (
     apply_rules,
     bright_examples,
@@ -368,16 +368,32 @@ def _in_pools(
         raise DataError(msg)
     query_ids = queries["id"][:]
     for pool in row.pools:
-        labels = {query: _of_pool(gold, pool, row) for query, gold in found.labels.items()}
-        labels = {query: gold for query, gold in labels.items() if gold}
-        judged = {
-            query: Judged(worse=tuple(_of_pool(dict.fromkeys(one.worse, 1), pool, row)))
-            for query, one in found.judged.items()
-            if query in labels
-        }
-        own = [place for place, query in enumerate(query_ids) if query in labels]
-        part = TaskLabels(labels, {}, judged)
+        part = labels_of_pool(row, found, pool)
+        own = [place for place, query in enumerate(query_ids) if query in part.labels]
         yield pool, (corpus.select(places[pool]), queries.select(own), part)
+
+
+def labels_of_pool(row: TaskRow, found: TaskLabels, pool: str) -> TaskLabels:
+    """Return what is known of the queries that have an answer in a pool, by its documents.
+
+    Args:
+        row: A task with pools.
+        found: Its labels.
+        pool: One of them.
+
+    Raises:
+        UnknownNameError: If the task has no such pool; the nearest is named.
+    """
+    if pool not in row.pools:
+        raise unknown_name(f"pool of {row.name}", pool, row.pools)
+    labels = {query: _of_pool(gold, pool, row) for query, gold in found.labels.items()}
+    labels = {query: gold for query, gold in labels.items() if gold}
+    judged = {
+        query: Judged(worse=tuple(_of_pool(dict.fromkeys(one.worse, 1), pool, row)))
+        for query, one in found.judged.items()
+        if query in labels
+    }
+    return TaskLabels(labels, {}, judged)
 
 
 def _of_pool(labels: Mapping[str, int], pool: str, row: TaskRow) -> dict[str, int]:

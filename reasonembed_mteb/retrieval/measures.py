@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 # What `query_measures` computes, as a table spells it.
-MEASURE = re.compile(r"(alpha_ndcg|coverage|recall)_at_([1-9]\d*)|ppa|mrs")
+MEASURE = re.compile(r"(alpha_ndcg|coverage|recall|mrr)_at_([1-9]\d*)|ppa|mrs")
+EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "mrr_at_10", "ppa", "mrs")
 # Clarke et al. (SIGIR 2008), and the default of trec_eval's ndeval.
 ALPHA = 0.5
 # How deep CoQuIR looks for the documents that it compares.
@@ -174,7 +175,7 @@ def query_measures(
     """Return a query's measures by name; those that it has no judgements for are left out.
 
     Args:
-        names: Such as ``alpha_ndcg_at_10``, ``coverage_at_20``, ``recall_at_50``, ``ppa``, ``mrs``.
+        names: Such as those of `EXAMPLES`.
         ranked: Document ids, best first.
         labels: The query's labels by document id; relevant from 1 on.
         judged: What else is known of the query.
@@ -190,6 +191,9 @@ def query_measures(
             found[name] = coverage(ranked, judged.nuggets, int(cut), weights=weights, whole=judged.whole)
         elif measure == "recall" and relevant:
             found[name] = len(set(ranked[: int(cut)]).intersection(relevant)) / len(relevant)
+        elif measure == "mrr" and relevant:
+            ranks = _ranks(ranked[: int(cut)])
+            found[name] = max((1 / (1 + ranks[one]) for one in relevant if one in ranks), default=0.0)
         elif name in ("ppa", "mrs") and relevant and judged.worse:
             compare = preference_accuracy if name == "ppa" else margin_score
             found[name] = compare(ranked[:PREFERENCE_DEPTH], relevant, judged.worse)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonembed_mteb.errors import DataError, unknown_name
-from reasonembed_mteb.retrieval.measures import MEASURE
+from reasonembed_mteb.retrieval.measures import EXAMPLES, MEASURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -254,7 +254,6 @@ class TaskRow:
 # Filled in here, not by a table.
 _DERIVED = frozenset({"rewritten", "table"})
 _COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
-_EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "ppa", "mrs")
 _TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "a table", bool: "true or false"}
 _REQUIRED = ("name", "subset", "benchmark", "layout", "path")
@@ -487,7 +486,7 @@ def _check_words(values: dict[str, Any], where: str) -> None:
 def _check_metric(metric: str, measures: Sequence[str], where: str) -> None:
     for name in measures:
         if not MEASURE.fullmatch(name):
-            _refuse(where, unknown_name("measure", name, _EXAMPLES))
+            _refuse(where, unknown_name("measure", name, EXAMPLES))
     if not _METRIC.fullmatch(metric) and metric not in measures:
         known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *measures)
         nearest = difflib.get_close_matches(metric, known, n=1)
