@@ -120,6 +120,7 @@ class TaskRow:
         queries_path: Hub data set of the queries; differs for rewritten queries.
         queries_revision: Its commit.
         mteb_name: MTEB's own task over the same data, or None.
+        mteb_score: Main score of that task; by default the row's.
         family: Data that several tables share; rows of a family may be reported together.
         sources: Collections that its queries or documents come from; by default the family.
         mteb_benchmark: MTEB's own benchmark over the same data; empty for none.
@@ -189,6 +190,7 @@ class TaskRow:
     sample_creation: str = ""
     citation: str = ""
     mteb_name: str | None = None
+    mteb_score: str = ""
     family: str = ""
     sources: tuple[str, ...] = ()
     mteb_benchmark: str = ""
@@ -244,6 +246,14 @@ class TaskRow:
         """The task of MTEB's own: the row's, or the one over the same data; None where there is none."""
         return self.name if self.is_mtebs else self.mteb_name
 
+    def score_of(self, task: str) -> str:
+        """Return the main score of one of the row's names.
+
+        Args:
+            task: One of `all_names`.
+        """
+        return self.main_score if task == self.name else self.mteb_score or self.main_score
+
     @property
     def all_names(self) -> tuple[str, ...]:
         """Every MTEB task name over this row's data: ours, MTEB's own, and further ones."""
@@ -277,6 +287,7 @@ _OWN = frozenset(
         "name",
         "mteb_name",
         "mteb_benchmark",
+        "mteb_score",
         "sources",
         "path_variable",
         "data",
