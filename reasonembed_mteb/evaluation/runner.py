@@ -152,7 +152,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = load_model(self.meta, self._options)
+                self._model = load_for_run(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -166,7 +166,7 @@ class _Loaded:
             use_devices(self._model, None)
 
 
-def load_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
     """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
 
     Args:
