@@ -1,4 +1,4 @@
-"""Listwise reranking of many queries: its bookkeeping alone, and its request rate beside that of plain requests.
+"""Listwise reranking of many queries: its bookkeeping alone, and its request rate beside plain requests.
 
 The bookkeeping is the whole stage with a transport in this process that answers at once: windows, prompts,
 answers on disk, permutations. Over HTTP the server is `tests/stub_server.py` in a process of its own, which
@@ -43,11 +43,8 @@ class InProcess:
 
     def __init__(self, folder: Path) -> None:
         """Open the answers."""
-        self._endpoint, self._cache, self.usage = (
-            Endpoint("http://localhost/v1", "stub"),
-            AnswerCache(folder),
-            Usage(),
-        )
+        self._endpoint = Endpoint("http://localhost/v1", "stub")
+        self._cache, self.usage = AnswerCache(folder), Usage()
 
     def run(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from evaluation_data import WORDS
@@ -65,3 +67,16 @@ def stage(kind: str, **keys: Any) -> str:
     """Return another stage."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join(["[[stage]]", f'kind = "{kind}"', *lines, ""])
+
+
+def run_pipeline(file: Path, output: Path, task: str, environment: dict[str, str]) -> None:
+    """Run a pipeline in a process of its own; what it says goes nowhere."""
+    os.environ.update(environment)
+    from reasonembed_mteb.evaluation import resolving, runner
+    from reasonembed_mteb.pipelines.run import Pipeline
+    from reasonembed_mteb.plugin import register
+
+    register()
+    options = runner.RunOptions(output=output, device="cpu", progress=False)
+    (one,) = Pipeline.from_toml(file).run(resolving.resolve_tasks([], [task]), options)
+    sys.exit(one.outcome.error)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import mteb
 import pytest
 from evaluation_data import BIOLOGY, ECONOMICS
-from pipeline_script import answer, retrieve, stage, write_pipeline
-from stub_server import Seen, StubServer, failure
+from pipeline_script import answer, retrieve, run_pipeline, stage, write_pipeline
+from stub_server import Reply, Seen, StubServer, chat, failure
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
@@ -314,51 +313,50 @@ def test_smoke_runs_are_kept_apart(go: Go, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "limit-2" / "results").is_dir()
 
 
-PROCESS = """
-import sys
-from pathlib import Path
-from reasonembed_mteb.evaluation import resolving, runner
-from reasonembed_mteb.pipelines.run import Pipeline
-from reasonembed_mteb.plugin import register
-register()
-options = runner.RunOptions(output=Path(sys.argv[2]), device="cpu", progress=False)
-(one,) = Pipeline.from_toml(sys.argv[1]).run(resolving.resolve_tasks([], [sys.argv[3]]), options)
-sys.exit(one.outcome.error)
-"""
-
-
 @pytest.mark.slow
 def test_twenty_kills_end_with_the_same_bytes_and_pay_nothing_twice(data: Path, tmp_path: Path) -> None:
     del data
+    # Its processes begin with everything imported.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline_script", "mteb", "bm25s", "openai", "aiohttp", "tenacity"])
 
-    def start(output: str, url: str) -> subprocess.Popen[bytes]:
+    def start(output: str, url: str) -> Any:
         file = write_pipeline(tmp_path, WHOLE, url)
-        command = [sys.executable, "-c", PROCESS, str(file), str(tmp_path / output), BIOLOGY]
-        return subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE)
+        child = context.Process(
+            target=run_pipeline, args=(file, tmp_path / output, BIOLOGY, dict(os.environ))
+        )
+        child.start()
+        return child
 
     with StubServer(answer) as server:
         whole = start("whole", server.base_url)
-        assert whole.wait() == 0, whole.communicate()
+        whole.join()
+        assert whole.exitcode == 0
     chosen = random.Random(0)
-    answered = 0
-    with StubServer(answer, delay=0.2) as server:
+    # Slow enough that most kills meet requests on their way, and all 66 do not end before the last.
+    with StubServer(lambda seen: slowly(answer(seen), 0.1)) as server:
         for number in range(20):
-            child = start("killed", server.base_url)
-            # Where imports end and the first requests are on their way, and later.
-            until = time.monotonic() + 60
-            while server.total <= answered + chosen.randrange(6) and child.poll() is None:
+            child, before, until = start("killed", server.base_url), server.total, time.monotonic() + 60
+            wanted = before + chosen.randrange(1, 6)
+            while server.total < wanted and child.exitcode is None:
                 assert time.monotonic() < until, number
-                time.sleep(0.02)
-            os.kill(child.pid, signal.SIGKILL)
-            child.communicate()
-            answered = server.total
-        server.delay = 0.0
+                time.sleep(0.01)
+            time.sleep(chosen.random() * 0.1)
+            child.kill()
+            child.join()
         last = start("killed", server.base_url)
-        assert last.wait() == 0, last.communicate()
+        last.join()
+        assert last.exitcode == 0
         # Only what was on its way at a kill came twice: four at a time.
-        assert sum(server.counts.values()) - len(server.counts) <= 20 * 4
+        assert server.counts.total() - len(server.counts) <= 20 * 4
+        assert len(server.counts) > 60
     kept = [kept_bytes(tmp_path / name) for name in ("whole", "killed")]
     assert kept[0] == kept[1]
+
+
+def slowly(reply: Reply | str, delay: float) -> Reply:
+    """Return a reply that takes its time."""
+    return dataclasses.replace(chat(reply) if isinstance(reply, str) else reply, delay=delay)
 
 
 def kept_bytes(output: Path) -> dict[str, bytes]:
