@@ -170,11 +170,22 @@ def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 -
     """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
 
     Args:
-        meta: MTEB metadata.
+        meta: The model.
         options: How to run.
 
     Raises:
         ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = load_without_store(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+
+
+def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run does, without its store.
+
+    Args:
+        meta: The model.
+        options: How to run.
     """
     devices = check_devices(options.device)
     model = load_variant(meta, device=devices[0] if devices else None)
@@ -183,7 +194,7 @@ def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 -
     )
     if len(devices) > 1:
         use_devices(model, devices)
-    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+    return model
 
 
 def run(
@@ -354,7 +365,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def _bars(progress: bool) -> AbstractContextManager[object]:
+def bars_shown(progress: bool) -> AbstractContextManager[object]:
+    """Return a context in which a search shows progress bars, or none.
+
+    Args:
+        progress: Whether they are shown.
+    """
     # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
     return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
@@ -374,7 +390,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, bars_shown(options.progress):
         result = mteb.evaluate(
             model,
             [task],

@@ -55,7 +55,7 @@ class StageSection(Section):
     name: Name = ""
 
 
-class PromptedSection(StageSection):
+class AskingStageSection(StageSection):
     """A stage that asks a language model.
 
     Attributes:
@@ -80,7 +80,7 @@ class PromptedSection(StageSection):
         return self.temperature, self.top_p, self.max_tokens, self.seed
 
 
-class WritingSection(PromptedSection):
+class WritingSection(AskingStageSection):
     """How what a model writes becomes a query.
 
     Attributes:
@@ -265,7 +265,7 @@ class EndpointStage(RerankSection):
         return self
 
 
-class PointwiseStage(RerankSection, PromptedSection):
+class PointwiseStage(RerankSection, AskingStageSection):
     """Rerank by the grade from 0 to 5 that a language model gives each document.
 
     Attributes:
@@ -278,7 +278,7 @@ class PointwiseStage(RerankSection, PromptedSection):
     max_tokens: Count = 16
 
 
-class ListwiseStage(RerankSection, PromptedSection):
+class ListwiseStage(RerankSection, AskingStageSection):
     """Rerank by a language model that sorts some documents at a time, from the end to the front.
 
     Attributes:
@@ -381,7 +381,7 @@ class PipelineConfig:
         """
         return self.file.resolve().parent / Path(given).expanduser()
 
-    def endpoint(self, stage: PromptedSection | EndpointStage) -> Endpoint:
+    def endpoint(self, stage: AskingStageSection | EndpointStage) -> Endpoint:
         """Return the endpoint of a stage.
 
         Args:

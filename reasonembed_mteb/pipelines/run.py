@@ -32,9 +32,9 @@ from reasonembed_mteb.evaluation.stages import (
 )
 from reasonembed_mteb.files import bytes_hash, file_hash, fingerprint
 from reasonembed_mteb.pipelines.config import (
+    AskingStageSection,
     CrossEncoderStage,
     FuseStage,
-    PromptedSection,
     RetrieverSection,
     RetrieveStage,
     RewriteStage,
@@ -98,7 +98,7 @@ class Pipeline:
         self._templates = {
             stage.name: stage_template(stage, config).hash
             for stage in config.stages
-            if isinstance(stage, PromptedSection) and needs_endpoint(stage)
+            if isinstance(stage, AskingStageSection) and needs_endpoint(stage)
         }
         self._files = {
             stage.name: _content(config.path(stage.queries), stage.name)
