@@ -313,12 +313,16 @@ def test_smoke_runs_are_kept_apart(go: Go, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "limit-2" / "results").is_dir()
 
 
+PRELOADED = ["pipeline_script", "mteb", "bm25s", "openai", "aiohttp", "tenacity", "pytrec_eval"]
+PRELOADED += ["reasonembed_mteb.pipelines.run", "reasonembed_mteb.pipelines.work", "reasonembed_mteb.plugin"]
+
+
 @pytest.mark.slow
 def test_twenty_kills_end_with_the_same_bytes_and_pay_nothing_twice(data: Path, tmp_path: Path) -> None:
     del data
     # Its processes begin with everything imported.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline_script", "mteb", "bm25s", "openai", "aiohttp", "tenacity"])
+    context.set_forkserver_preload(PRELOADED)
 
     def start(output: str, url: str) -> Any:
         file = write_pipeline(tmp_path, WHOLE, url)
@@ -342,6 +346,7 @@ def test_twenty_kills_end_with_the_same_bytes_and_pay_nothing_twice(data: Path, 
                 assert time.monotonic() < until, number
                 time.sleep(0.01)
             time.sleep(chosen.random() * 0.1)
+            assert child.exitcode in (None, 0)
             child.kill()
             child.join()
         last = start("killed", server.base_url)
