@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.stages import is_pipeline
 from reasonembed_mteb.reporting.tables import Mean, ModelRow, ScoreTable, ranked
 from reasonembed_mteb.retrieval.rows import suites
 
@@ -32,7 +33,8 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
     """
     held: dict[Model, dict[str, Result]] = {}
     for result in results.found:
-        if result.limit is None:
+        # Pipelines have tables of their own, apart from single models.
+        if result.limit is None and not is_pipeline(result.model.name):
             held.setdefault(result.model, {})[result.task] = result
     tables: list[ScoreTable] = []
     for suite in suites().values():

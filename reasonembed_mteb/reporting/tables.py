@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.evaluation.record import Record
+from reasonembed_mteb.evaluation.stages import is_pipeline
 from reasonembed_mteb.retrieval.rows import collections, load_rows
 
 if TYPE_CHECKING:
@@ -122,6 +123,15 @@ def place(result: Result) -> tuple[TableKey, str]:
     if found is None:
         found = _elsewhere(result)
     table, column = found
+    if is_pipeline(result.model.name):
+        # Of several models, and of what language models write: no rival of a single embedder.
+        table = replace(
+            table,
+            name=f"{table.name}, pipelines",
+            family=f"{table.family} pipelines",
+            about=f"pipelines, apart from single models; {table.about}",
+            published=f"{table.published}, pipelines" if table.published else "",
+        )
     if result.limit is not None:
         name = f"{table.name}, first {result.limit} queries"
         about = f"smoke run over the first {result.limit} queries, not a result; {table.about}"
