@@ -196,7 +196,7 @@ class _DenseSearch:
             for start in starts:
                 stop = min(start + chunk_size, len(self._corpus))
                 chunk = self._corpus.select(range(start, stop))
-                yield self._encode(model, _document_loader(chunk, **kwargs), "document", **kwargs)
+                yield self._encode(model, document_loader(chunk, **kwargs), "document", **kwargs)
 
         if len(starts) < _SEVERAL or not needs_range(self.model):
             yield from encoded(self.model)
@@ -295,8 +295,17 @@ def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -
     return column_loader(columns, encode_kwargs.get("batch_size", 32))
 
 
-def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
-    """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus."""
+def document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus.
+
+    Args:
+        chunk: A data set with ``id``, ``text`` and perhaps ``title``.
+        encode_kwargs: Its ``batch_size`` is the loader's.
+        **_: What MTEB's loaders take besides.
+
+    Returns:
+        Batches as MTEB's encoders take them.
+    """
     bodies = chunk["text"][:]
     titles = chunk["title"][:] if "title" in chunk.column_names else [""] * len(bodies)
     pairs = zip(titles, bodies, strict=True)
