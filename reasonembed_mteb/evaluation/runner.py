@@ -154,7 +154,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self._load()
+                self._model = load_model(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -167,18 +167,36 @@ class _Loaded:
         if self._model is not None:
             use_devices(self._model, None)
 
-    def _load(self) -> Any:  # noqa: ANN401
-        chosen = self._options
-        devices = check_devices(chosen.device)
-        model = load_variant(self.meta, device=devices[0] if devices else None)
-        speed_up(
-            model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
-        )
-        if len(devices) > 1:
-            use_devices(model, devices)
-        if self._options.store is None:
-            return model
-        return with_store(model, self._options.store, self._options.store_dtype)
+
+def load_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
+
+    Args:
+        meta: The model.
+        options: How to run.
+
+    Raises:
+        ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = loaded_model(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+
+
+def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run does, without its store.
+
+    Args:
+        meta: The model.
+        options: How to run.
+    """
+    devices = check_devices(options.device)
+    model = load_variant(meta, device=devices[0] if devices else None)
+    speed_up(
+        model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
+    )
+    if len(devices) > 1:
+        use_devices(model, devices)
+    return model
 
 
 def run(
@@ -349,7 +367,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def _bars(progress: bool) -> AbstractContextManager[object]:
+def bars_shown(progress: bool) -> AbstractContextManager[object]:
+    """Return a context in which a search shows progress bars, or none.
+
+    Args:
+        progress: Whether they are shown.
+    """
     # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
     return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
@@ -369,7 +392,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, bars_shown(options.progress):
         result = mteb.evaluate(
             model,
             [task],

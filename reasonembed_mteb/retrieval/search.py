@@ -169,7 +169,7 @@ class _DenseSearch:
         document_ids = _string_column(self._corpus, "id")
         pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
         best = RunningTopK(len(query_ids), top_k, id_ranks(document_ids))
-        query_vectors = self._encode(self.model, _query_loader(queries, **kwargs), "query", **kwargs)
+        query_vectors = self._encode(self.model, query_loader(queries, **kwargs), "query", **kwargs)
         similarity = Similarity(self.model, query_vectors)
         chunk_size = self._own_chunk_size()
         starts = range(0, len(self._corpus), chunk_size)
@@ -251,6 +251,16 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
     return combined.cast(pa.large_string())
 
 
+def document_text(title: str | None, body: str) -> str:
+    """Return what a model reads of a document, as in MTEB: the title before the text, stripped.
+
+    Args:
+        title: None or empty for none.
+        body: The text.
+    """
+    return (f"{title} {body}" if title else body).strip()
+
+
 def search_metadata(name: str, instruction: str, language: str = "eng-Latn") -> TaskMetadata:
     """Return the metadata of a task that is searched for its results alone, not for scores.
 
@@ -288,7 +298,14 @@ def column_loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[
     return DataLoader(data, batch_size=None, sampler=ranges, collate_fn=dict)
 
 
-def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+def query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """Prepare queries as MTEB does.
+
+    Args:
+        queries: A data set with columns ``id`` and ``text``.
+        encode_kwargs: Its ``batch_size`` counts.
+        **_: What else a search is called with.
+    """
     texts = queries["text"][:]
     # MTEB names the text without instruction `query`.
     columns = {"id": queries["id"][:], "text": texts, "query": texts}
@@ -299,17 +316,14 @@ def document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -
     """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus.
 
     Args:
-        chunk: A data set with ``id``, ``text`` and perhaps ``title``.
-        encode_kwargs: Its ``batch_size`` is the loader's.
-        **_: What MTEB's loaders take besides.
-
-    Returns:
-        Batches as MTEB's encoders take them.
+        chunk: A data set with columns ``id``, ``text`` and perhaps ``title``.
+        encode_kwargs: Its ``batch_size`` counts.
+        **_: What else a search is called with.
     """
     bodies = chunk["text"][:]
     titles = chunk["title"][:] if "title" in chunk.column_names else [""] * len(bodies)
     pairs = zip(titles, bodies, strict=True)
-    texts = [(f"{title} {body}" if title else body).strip() for title, body in pairs]
+    texts = [document_text(title, body) for title, body in pairs]
     columns = {"id": chunk["id"][:], "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]
