@@ -8,6 +8,7 @@ beside them: ``shuffle`` and ``keywords``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -27,15 +28,22 @@ STUDY_SHARE = 0.1
 # textattack's MinWordLength in the study's recipes.
 _SHORTEST = 3
 _ASCII = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Keys that touch each key of a QWERTY keyboard.
-_NEIGHBOURS = {
-    "q": "was", "w": "qeasd", "e": "wrsdf", "r": "etdfg", "t": "ryfgh", "y": "tughj", "u": "yihjk",
-    "i": "uojkl", "o": "ipkl", "p": "ol", "a": "qwszx", "s": "qweadzx", "d": "wersfxc", "f": "ertdgcv",
-    "g": "rtyfhvb", "h": "tyugjbn", "j": "yuihknm", "k": "uiojlm", "l": "iopk", "z": "asx", "x": "zsdc",
-    "c": "xdfv", "v": "cfgb", "b": "vghn", "n": "bhjm", "m": "njk",
-}  # fmt: skip
+# Letters of a QWERTY keyboard; each key of a row touches two of the row above.
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # Content words that the keyword form keeps.
 _KEYWORDS = 10
+
+
+def _touching() -> dict[str, str]:
+    """Return the keys that touch each letter's key."""
+    pairs = {pair for row in _ROWS for pair in pairwise(row)}
+    for above, row in pairwise(_ROWS):
+        pairs |= {(key, above[i + step]) for i, key in enumerate(row) for step in (0, 1)}
+    pairs |= {(b, a) for a, b in pairs}
+    return {key: "".join(sorted(b for a, b in pairs if a == key)) for key in "".join(_ROWS)}
+
+
+_NEIGHBOURS = _touching()
 
 
 class SynonymSource(Protocol):

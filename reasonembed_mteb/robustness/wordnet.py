@@ -256,7 +256,10 @@ class WordNet:
             if not fields or line.startswith(b" ") or b"_" in fields[0]:
                 continue
             try:
-                found[fields[0].decode("ascii", "replace")] = tuple(map(int, fields[-int(fields[2]) :]))
+                count, pointers = int(fields[2]), int(fields[3])
+                if len(fields) != 6 + pointers + count:
+                    raise ValueError
+                found[fields[0].decode("ascii", "replace")] = tuple(map(int, fields[-count:]))
             except (ValueError, IndexError) as error:
                 place = f"line {number} of index.{part}"
                 msg = f"the WordNet in {self._place} is damaged: {place}; install it again"

@@ -41,10 +41,10 @@ _LATIN = re.compile(rf"[{_LETTER}]+(?:['\u2019-][{_LETTER}]+)*")
 
 # Blocks and inline marks; each alternative ends, at the latest, where its line or the text does.
 _MARKED = re.compile(
-    r"(?P<fence>^[ \t]*(```+|~~~+)[^\n]*\n(?:.*?^[ \t]*\2[ \t]*$|.*))"
-    r"|\\begin\{(?P<env>\w+\*?)\}.{0,20000}?\\end\{(?P=env)\}"
+    r"(?P<fence>^[ \t]*+(```++|~~~++)[^\n]*+\n(?:.*?^[ \t]*\2[ \t]*$|.*))"
+    r"|\\begin\{(?P<env>\w+\*?)\}.{0,4000}?\\end\{(?P=env)\}"
     r"|\$\$[^$]{1,5000}\$\$"
-    r"|\\\[.{0,5000}?\\\]|\\\(.{0,5000}?\\\)"
+    r"|\\\[.{0,1000}?\\\]|\\\(.{0,1000}?\\\)"
     r"|\$(?=[^\s$])(?:[^$\n\\]|\\.){0,500}?(?<=\S)\$(?!\d)"
     r"|(?<!`)(?P<tick>`+)(?!`)[^\n]{1,2000}?(?<!`)(?P=tick)(?!`)"
     r"|</?[A-Za-z!][^<>\n]{0,500}>",
@@ -64,6 +64,8 @@ _CODE_TOKEN = re.compile(
     r"[_\\{}=^|<>~`$\u2200-\u22ff\u00d7\u00f7]|://|^www\.|\w@\w|\w\.[A-Za-z]{2,}\b(?<!\.\.)|::|->|\w\(|\)\."
     r"|^[-+]?\d|\d[A-Za-z]|[A-Za-z]\d|[a-z][A-Z]|^[./~]*/\w|\w/\w+/|^-{1,2}\w|\w[+*]\w|\[\w*\]"
 )
+# Punctuation around a token.
+_OPENING, _CLOSING = ",;:!?\"'(\u201c\u2018", ".,;:!?\"')\u201d\u2019"
 _OPERATOR = re.compile(r"[-+*/%=<>\u2264\u2265\u2248\u2260:&|]{1,3}")
 
 
@@ -197,14 +199,14 @@ def _code_tokens(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     spans = [found.span() for found in _TOKEN.finditer(text, start, end)]
     for index, (begin, stop) in enumerate(spans):
         token = text[begin:stop]
-        if token.isascii() and token.isalpha():
+        if token.isascii() and token.isalpha() and (token[1:].islower() or token.isupper()):
             continue
         if _OPERATOR.fullmatch(token) and token not in ("-", "--", "/", "&", ":", "*"):
             # Both sides of an operator are the formula.
             before, after = spans[max(index - 1, 0)], spans[min(index + 1, len(spans) - 1)]
             yield before[0], after[1]
             continue
-        core = token.strip(".,;:!?\"'()\u201c\u201d\u2018\u2019")
+        core = token.lstrip(_OPENING).rstrip(_CLOSING)
         if core and _CODE_TOKEN.search(token if "(" in core or "[" in token else core):
             at = begin + token.index(core)
             yield at, at + len(core)
