@@ -48,7 +48,8 @@ def dictionary(*, exceptions: bool = True) -> dict[str, bytes]:
         for words in synsets:
             offset = len(data)
             listed = " ".join(f"{word} 0" for word in words)
-            data += f'{offset:08d} 03 {part[0]} {len(words):02x} {listed} 000 | a gloss; "of {words[0]}"  \n'.encode()
+            line = f"{offset:08d} 03 {part[0]} {len(words):02x} {listed} 000 | a gloss; of {words[0]}  \n"
+            data += line.encode()
             for word in words:
                 offsets.setdefault(word.partition("(")[0].lower(), []).append(offset)
         index = LICENCE

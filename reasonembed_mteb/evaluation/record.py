@@ -173,7 +173,9 @@ def find_causes(
         rerank: What identifies the first stage of a reranking.
         limit: Number of queries of a smoke run.
     """
-    options = {key: _plain(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
+    held = (meta.loader_kwargs or {}).items()
+    # Where weights lie and run decides nothing; a loaded model names its device, one that is not does not.
+    options = {key: _plain(value) for key, value in held if key not in ("path", "device")}
     extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
     asked = asked_as(task)
     row = getattr(task, "row", None)

@@ -84,8 +84,8 @@ class VariedQueries:
     def _varied(self, data: dict[str, Any]) -> dict[str, Any]:
         queries = data["queries"]
         texts = [self.variation.vary(text).text for text in _texts(queries, self.asked_as.name)]
-        features = queries.features
-        queries = queries.remove_columns("text").add_column("text", texts).cast(features)
+        kind = queries.features["text"]
+        queries = queries.remove_columns("text").add_column("text", texts, feature=kind)
         return {**data, "queries": queries}
 
     def evaluate(self, model: Any, split: str = "test", *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - mteb's types
@@ -141,14 +141,15 @@ def vary_task(task: AbsTask, variation: Variation) -> AbsTask:
     name = varied_name(task.metadata.name, variation)
     change = f"+{variation.label}:{fingerprint(*variation.causes)[:8]}"
     kind = type(task)
-    varied = type(f"Varied{kind.__name__}", (VariedQueries, kind), {"__module__": __name__})
+    # On the class: MTEB drops an object's own metadata when it unloads the data.
+    namespace = {"metadata": _marked(task.metadata, name, change), "__module__": __name__}
+    varied = type(f"Varied{kind.__name__}", (VariedQueries, kind), namespace)
     # A copy of the task, of a class that varies what its own class loads.
     own: Any = object.__new__(varied)
-    own.__dict__.update(task.__dict__)
+    own.__dict__.update({key: value for key, value in vars(task).items() if key != "metadata"})
     own.variation, own.change, own.asked_as = variation, change, task.metadata
     own.held_data = _own_data(task) if task.data_loaded else None
     own.dataset, own.data_loaded = {}, False
-    own.metadata = _marked(task.metadata, name, change)
     return own  # type: ignore[no-any-return]
 
 
