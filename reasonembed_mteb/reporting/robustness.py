@@ -268,7 +268,7 @@ def robustness_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[st
 def _groups(profiles: Sequence[Profile]) -> list[list[Profile]]:
     """Return profiles that may stand in one table: same task, data, queries and settings."""
     groups: dict[tuple[Any, ...], list[Profile]] = defaultdict(list)
-    for one in profiles:
+    for one in sorted(profiles, key=lambda one: (one.task, one.official, one.share, one.model)):
         groups[(one.task, one.data_revision, one.settings, one.queries)].append(one)
     return list(groups.values())
 
