@@ -50,7 +50,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Document:
+class InputDocument:
     """A row of the input.
 
     Attributes:
@@ -72,7 +72,7 @@ class Block:
     """
 
     key: str
-    documents: tuple[Document, ...]
+    documents: tuple[InputDocument, ...]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _parquet(url: str) -> Iterator[Any]:
         yield file
 
 
-def read_slice(one: Slice) -> Iterator[Document]:
+def read_slice(one: Slice) -> Iterator[InputDocument]:
     """Read the documents of a slice, in order.
 
     Args:
@@ -184,7 +184,7 @@ def read_slice(one: Slice) -> Iterator[Document]:
         if not (text or title) and _lacks_text(record):
             msg = f"{_where(one, place)}: the document {name!r} has no text; mend or leave out the row"
             raise DataError(msg)
-        yield Document(name, document_text(title, text))
+        yield InputDocument(name, document_text(title, text))
 
 
 def _where(one: Slice, place: int) -> str:
@@ -257,7 +257,7 @@ def _raw_lines(one: Slice) -> Iterator[tuple[int, bytes]]:
             position += len(line)
 
 
-def blocks(documents: Iterable[Document], tokens: int, salt: str) -> Iterator[Block]:
+def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterator[Block]:
     """Cut documents into blocks.
 
     Args:
@@ -268,7 +268,7 @@ def blocks(documents: Iterable[Document], tokens: int, salt: str) -> Iterator[Bl
     Yields:
         Blocks of at most 8,192 documents.
     """
-    held: list[Document] = []
+    held: list[InputDocument] = []
     cost = 0
     for document in documents:
         own = 1 + len(document.text) // _CHARACTERS_PER_TOKEN
@@ -281,7 +281,7 @@ def blocks(documents: Iterable[Document], tokens: int, salt: str) -> Iterator[Bl
         yield Block(_key(held, salt), tuple(held))
 
 
-def _key(documents: Sequence[Document], salt: str) -> str:
+def _key(documents: Sequence[InputDocument], salt: str) -> str:
     digest = xxhash.xxh3_128(salt.encode())
     for one in documents:
         name, text = one.id.encode(), one.text.encode("utf-8", "surrogatepass")
@@ -306,7 +306,7 @@ def scan_slice(place: int, one: Slice, tokens: int, salt: str) -> Scan:
     for block in blocks(read_slice(one), tokens, salt):
         keys.append(block.key)
         rows.append(len(block.documents))
-        ids += [xxhash.xxh3_64_intdigest(document.id) for document in block.documents]
+        ids += [xxhash.xxh3_64_intdigest(document.id.encode()) for document in block.documents]
     return Scan(place, tuple(keys), tuple(rows), np.array(ids, dtype=np.uint64))
 
 
@@ -332,7 +332,7 @@ def check_ids(slices: Sequence[Slice], scans: Sequence[Scan]) -> None:
         if not np.isin(scan.ids, np.fromiter(twice, np.uint64)).any():
             continue
         for document in read_slice(one):
-            if xxhash.xxh3_64_intdigest(document.id) not in twice:
+            if xxhash.xxh3_64_intdigest(document.id.encode()) not in twice:
                 continue
             # Two ids may share a hash.
             if document.id in seen:

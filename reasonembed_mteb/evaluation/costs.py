@@ -214,12 +214,12 @@ def measured_speed(meta: ModelMeta, options: RunOptions, tokens: int, characters
     Raises:
         ReasonEmbedError: If the weights are not here, or the model counts no tokens.
     """
-    from reasonembed_mteb.evaluation.runner import loaded_model
+    from reasonembed_mteb.evaluation.runner import load_without_store
     from reasonembed_mteb.evaluation.variants import encoding_figures, use_devices
 
     with nothing_fetched():
         try:
-            model = loaded_model(meta, options)
+            model = load_without_store(meta, options)
         except OSError as error:
             msg = f"{meta.name}: its weights are not here, so its speed cannot be measured"
             raise ReasonEmbedError(msg) from error

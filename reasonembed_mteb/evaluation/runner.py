@@ -154,7 +154,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = load_model(self.meta, self._options)
+                self._model = load_for_run(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -168,7 +168,7 @@ class _Loaded:
             use_devices(self._model, None)
 
 
-def load_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
     """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
 
     Args:
@@ -178,11 +178,11 @@ def load_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - a
     Raises:
         ReasonEmbedError: If a device is not there or the model cannot be loaded.
     """
-    model = loaded_model(meta, options)
+    model = load_without_store(meta, options)
     return model if options.store is None else with_store(model, options.store, options.store_dtype)
 
 
-def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
     """Load a model as a run does, without its store.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, Request
     from reasonembed_mteb.endpoints.limits import Usage
-    from reasonembed_mteb.pipelines.config import AskingSection
+    from reasonembed_mteb.pipelines.config import AskingStageSection
     from reasonembed_mteb.pipelines.pool import Tools
 
     class Client(Protocol):
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def stage_client(stage: AskingSection, tools: Tools) -> Iterator[LLMClient]:
+def stage_client(stage: AskingStageSection, tools: Tools) -> Iterator[LLMClient]:
     """Give the client of a stage.
 
     Args:

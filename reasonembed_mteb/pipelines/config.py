@@ -55,7 +55,7 @@ class StageSection(Section):
     name: Name = ""
 
 
-class AskingSection(StageSection):
+class AskingStageSection(StageSection):
     """A stage that asks a language model.
 
     Attributes:
@@ -80,7 +80,7 @@ class AskingSection(StageSection):
         return self.temperature, self.top_p, self.max_tokens, self.seed
 
 
-class WritingSection(AskingSection):
+class WritingSection(AskingStageSection):
     """How what a model writes becomes a query.
 
     Attributes:
@@ -265,7 +265,7 @@ class EndpointStage(RerankSection):
         return self
 
 
-class PointwiseStage(RerankSection, AskingSection):
+class PointwiseStage(RerankSection, AskingStageSection):
     """Rerank by the grade from 0 to 5 that a language model gives each document."""
 
     by: Literal["pointwise"]
@@ -273,7 +273,7 @@ class PointwiseStage(RerankSection, AskingSection):
     max_tokens: Count = 16
 
 
-class ListwiseStage(RerankSection, AskingSection):
+class ListwiseStage(RerankSection, AskingStageSection):
     """Rerank by a language model that sorts some documents at a time, from the end to the front.
 
     Attributes:
@@ -376,7 +376,7 @@ class PipelineConfig:
         """
         return self.file.resolve().parent / Path(given).expanduser()
 
-    def endpoint(self, stage: AskingSection | EndpointStage) -> Endpoint:
+    def endpoint(self, stage: AskingStageSection | EndpointStage) -> Endpoint:
         """Return the endpoint of a stage.
 
         Args:

@@ -81,7 +81,7 @@ def in_order(documents: Sequence[str], scores: NDArray[np.float64]) -> Ranked:
     return Ranked([documents[place] for place in order.tolist()], scores[order])
 
 
-def fused(
+def fuse_rankings(
     rankings: Sequence[Ranking], queries: Sequence[str], method: str, weights: Sequence[float], rrf_k: int
 ) -> Ranking:
     """Fuse rankings query by query; see `fused_query`.
@@ -130,9 +130,9 @@ def fuse(stage: FuseStage, pool: Pool, state: State) -> tuple[StageOutput, Stage
         weights = max(
             candidates,
             key=lambda one: stage_scores(
-                fused(rankings, queries, stage.method, one, stage.rrf_k), pool.labels
+                fuse_rankings(rankings, queries, stage.method, one, stage.rrf_k), pool.labels
             )[CRITERION],
         )
         chosen = {"weights": list(weights)}
-    made = fused(rankings, queries, stage.method, weights, stage.rrf_k)
+    made = fuse_rankings(rankings, queries, stage.method, weights, stage.rrf_k)
     return StageOutput(rankings={stage.name: made}), StageNote(chosen=chosen)

@@ -9,7 +9,7 @@ from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.evaluation.stages import Ranked, StageNote, StageOutput
 from reasonembed_mteb.pipelines.asking import cost_of, stage_client
 from reasonembed_mteb.pipelines.config import RetrieveStage
-from reasonembed_mteb.pipelines.fuse import fused
+from reasonembed_mteb.pipelines.fuse import fuse_rankings
 from reasonembed_mteb.pipelines.listwise import numbered, shown_document
 from reasonembed_mteb.pipelines.retrieve import search
 from reasonembed_mteb.pipelines.rewrite import combined, with_originals, written_text
@@ -64,7 +64,7 @@ def united(before: Ranking, found: list[Ranking], stage: IterateStage) -> Rankin
         stage: Constant of the reciprocal ranks, and how many documents are kept.
     """
     weights = [float(len(found)), *[1.0] * len(found)]
-    made = fused([before, *found], list(before), "rrf", weights, stage.rrf_k)
+    made = fuse_rankings([before, *found], list(before), "rrf", weights, stage.rrf_k)
     return {
         query: Ranked(one.documents[: stage.top_k], one.scores[: stage.top_k]) for query, one in made.items()
     }

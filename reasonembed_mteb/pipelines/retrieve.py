@@ -8,7 +8,7 @@ import numpy as np
 
 from reasonembed_mteb.evaluation.stages import Ranked, StageNote, StageOutput
 from reasonembed_mteb.pipelines.config import ORIGINAL, RetrieveStage
-from reasonembed_mteb.pipelines.fuse import fused
+from reasonembed_mteb.pipelines.fuse import fuse_rankings
 from reasonembed_mteb.pipelines.pool import check_finite
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.search import excluding_search
@@ -41,7 +41,7 @@ def search(model: Any, pool: Pool, texts: Texts, top_k: int, rrf_k: int) -> Rank
     ]
     if most == 1:
         return rounds[0]
-    several = fused(rounds, list(texts), "rrf", [1.0] * most, rrf_k)
+    several = fuse_rankings(rounds, list(texts), "rrf", [1.0] * most, rrf_k)
     return {query: Ranked(found.documents[:top_k], found.scores[:top_k]) for query, found in several.items()}
 
 

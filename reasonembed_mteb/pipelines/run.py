@@ -12,7 +12,7 @@ from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.record import record_path
-from reasonembed_mteb.evaluation.runner import Outcome, RunOptions, load_model, output_folder
+from reasonembed_mteb.evaluation.runner import Outcome, RunOptions, load_for_run, output_folder
 from reasonembed_mteb.evaluation.runner import run as run_models
 from reasonembed_mteb.evaluation.stages import (
     FORMAT,
@@ -32,7 +32,7 @@ from reasonembed_mteb.evaluation.stages import (
 )
 from reasonembed_mteb.files import bytes_hash, file_hash, fingerprint
 from reasonembed_mteb.pipelines.config import (
-    AskingSection,
+    AskingStageSection,
     CrossEncoderStage,
     FuseStage,
     RetrieverSection,
@@ -98,7 +98,7 @@ class Pipeline:
         self._templates = {
             stage.name: stage_template(stage, config).hash
             for stage in config.stages
-            if isinstance(stage, AskingSection) and needs_endpoint(stage)
+            if isinstance(stage, AskingStageSection) and needs_endpoint(stage)
         }
         self._files = {
             stage.name: _content(config.path(stage.queries), stage.name)
@@ -275,13 +275,13 @@ class _PipelineModel:
         """Load the models whose revision nobody knows before that."""
         for label, meta in self._metas.items():
             if meta.revision is None:
-                self._models[label] = load_model(meta, self._options)
+                self._models[label] = load_for_run(meta, self._options)
                 self._metas[label] = self._models[label].mteb_model_meta
 
     def _load(self, section: RetrieverSection | CrossEncoderStage) -> Any:  # noqa: ANN401 - an MTEB model
         label = _model_key(section)
         if label not in self._models:
-            self._models[label] = load_model(self._metas[label], self._options)
+            self._models[label] = load_for_run(self._metas[label], self._options)
         return self._models[label]
 
     def _make_meta(self) -> ModelMeta:

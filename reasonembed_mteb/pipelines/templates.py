@@ -12,7 +12,7 @@ from reasonembed_mteb.llm.templates import checked_template, read_templates
 
 if TYPE_CHECKING:
     from reasonembed_mteb.llm.templates import ChatTemplate
-    from reasonembed_mteb.pipelines.config import AskingSection, PipelineConfig
+    from reasonembed_mteb.pipelines.config import AskingStageSection, PipelineConfig
 
 # What each use may fill in; all of it is needed.
 _FIELDS = {
@@ -31,7 +31,7 @@ def packaged_templates() -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def stage_template(stage: AskingSection, config: PipelineConfig) -> ChatTemplate:
+def stage_template(stage: AskingStageSection, config: PipelineConfig) -> ChatTemplate:
     """Return the template of a stage.
 
     Args:
