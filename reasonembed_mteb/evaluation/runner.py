@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
-from reasonembed_mteb.evaluation.limits import limit_task, own_copy
+from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     Causes,
     find_causes,
@@ -127,6 +127,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
+        scores: Where the scores by query lie, or None after a failure.
     """
 
     model: str
@@ -136,6 +137,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    scores: Path | None = None
 
 
 class _Loaded:
@@ -273,9 +275,9 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                outcome.scores = scores_path(record_path(cache, outcome.task, loaded.meta))
                 if options.run_file is not None:
-                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
-                    for file in write_runs(options.run_file, label, kept):
+                    for file in write_runs(options.run_file, label, outcome.scores):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
                 say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")
@@ -315,8 +317,8 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(innermost(model), task.metadata)
-    if prefix != planned_prefix(loaded.meta, task.metadata):
+    prefix = loaded_prefix(innermost(model), asked_as(task))
+    if prefix != planned_prefix(loaded.meta, asked_as(task)):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     rows = collect_scores(task)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The org of every pipeline's name; no model is called so.
 # What a ranking is called that was measured on the original queries, beside the pipeline's own.
 BASELINE = "original queries: "
 FORMAT = 1

@@ -44,6 +44,7 @@ Finder = Callable[[Sequence["Path"]], tuple[Sequence[Chapter], Sequence[str]]]
 # report loads only what it needs.
 FINDERS: tuple[str, ...] = (
     "reasonembed_mteb.reporting.pipelines:pipeline_chapters",
+    "reasonembed_mteb.reporting.robustness:robustness_chapters",
     "reasonembed_mteb.reporting.reasoning:reasoning_chapters",
     "reasonembed_mteb.reporting.compression:compression_chapters",
 )

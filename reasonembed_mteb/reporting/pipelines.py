@@ -34,8 +34,8 @@ _SCORE = STAGE_MEASURES[0]
 _PER = 1000
 _NOTES = (
     "One protocol for every pipeline; never to be ranked with single models.",
-    "Calls, tokens and price are those of every request, as if nothing had been on disk; seconds are of the run "
-    "that finished a stage.",
+    "Calls, tokens and price are those of every request, as if nothing had been on disk; seconds are of the "
+    "run that finished a stage.",
 )
 _TUNED = "tuned on test: its weights were chosen by the labels that it is scored with"
 
