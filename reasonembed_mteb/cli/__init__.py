@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 # Imported for their commands.
 from reasonembed_mteb.cli import merging as _merging  # noqa: F401
 from reasonembed_mteb.cli import mining as _mining  # noqa: F401
+from reasonembed_mteb.cli import poisoning as _poisoning  # noqa: F401
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
 from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
