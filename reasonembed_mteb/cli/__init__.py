@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 # Imported for their commands.
 from reasonembed_mteb.cli import merging as _merging  # noqa: F401
 from reasonembed_mteb.cli import mining as _mining  # noqa: F401
+from reasonembed_mteb.cli import pipeline as _pipeline  # noqa: F401
 from reasonembed_mteb.cli import poisoning as _poisoning  # noqa: F401
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
@@ -24,7 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # In the order of a user's work, not of the modules' names.
-_ORDER = ("demo", "run", "report", "inspect", "score", "tasks", "models", "download", "doctor", "mteb")
+_ORDER = (
+    "demo",
+    "run",
+    "pipeline",
+    "report",
+    "inspect",
+    "score",
+    "tasks",
+    "models",
+    "download",
+    "doctor",
+    "mteb",
+)
 app.registered_commands.sort(
     key=lambda command: (
         _ORDER.index(name)

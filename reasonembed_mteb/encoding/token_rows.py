@@ -56,7 +56,7 @@ class Frame:
         return Batch(np.arange(len(parts)), parts, types, self.extra)
 
 
-class TokenRows:
+class TokenRowEncoder:
     """A model that reads rows of token ids, all of one length, in place of texts.
 
     Rows go through the model as its texts do: packed where that is known, by token budget, with the special

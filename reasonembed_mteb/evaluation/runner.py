@@ -152,7 +152,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self._load()
+                self._model = load_for_run(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -165,18 +165,36 @@ class _Loaded:
         if self._model is not None:
             use_devices(self._model, None)
 
-    def _load(self) -> Any:  # noqa: ANN401
-        chosen = self._options
-        devices = check_devices(chosen.device)
-        model = load_variant(self.meta, device=devices[0] if devices else None)
-        speed_up(
-            model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
-        )
-        if len(devices) > 1:
-            use_devices(model, devices)
-        if self._options.store is None:
-            return model
-        return with_store(model, self._options.store, self._options.store_dtype)
+
+def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
+
+    Args:
+        meta: The model.
+        options: How to run.
+
+    Raises:
+        ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = load_without_store(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+
+
+def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run does, without its store.
+
+    Args:
+        meta: The model.
+        options: How to run.
+    """
+    devices = check_devices(options.device)
+    model = load_variant(meta, device=devices[0] if devices else None)
+    speed_up(
+        model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
+    )
+    if len(devices) > 1:
+        use_devices(model, devices)
+    return model
 
 
 def run(

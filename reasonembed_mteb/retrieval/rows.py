@@ -149,6 +149,11 @@ class TaskRow:
         measures: Measures besides MTEB's; see `reasonembed_mteb.retrieval.measures`.
         queries: Number of queries that count, as published; 0 where nobody says.
         documents: Number of documents, as published; 0 where nobody says.
+        query_characters: Mean length of a query, where MTEB has not counted it; 0 where nobody says.
+        document_characters: Likewise of a document.
+        same_queries: A word that tasks of a family with the same queries share; empty where the place that
+            they are read from, or MTEB's statistics, tell.
+        same_documents: Likewise for documents.
         domain: One of `DOMAINS`; empty for none.
         reasoning: Of `REASONING`, the primary kind first.
         unit: Tasks of a benchmark with one unit count as one task in its mean; empty for a task by itself.
@@ -212,6 +217,10 @@ class TaskRow:
     measures: tuple[str, ...] = ()
     queries: int = 0
     documents: int = 0
+    query_characters: int = 0
+    document_characters: int = 0
+    same_queries: str = ""
+    same_documents: str = ""
     domain: str = ""
     reasoning: tuple[str, ...] = ()
     unit: str = ""
@@ -272,6 +281,10 @@ _OWN = frozenset(
         "data",
         "queries",
         "documents",
+        "query_characters",
+        "document_characters",
+        "same_queries",
+        "same_documents",
     }
 )
 

@@ -251,6 +251,16 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
     return combined.cast(pa.large_string())
 
 
+def document_text(title: str | None, body: str) -> str:
+    """Return what a model reads of a document, as in MTEB: the title before the text, stripped.
+
+    Args:
+        title: None or empty for none.
+        body: The text.
+    """
+    return (f"{title} {body}" if title else body).strip()
+
+
 def search_metadata(name: str, instruction: str, language: str = "eng-Latn") -> TaskMetadata:
     """Return the metadata of a task that is searched for its results alone, not for scores.
 
@@ -313,7 +323,7 @@ def document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -
     bodies = chunk["text"][:]
     titles = chunk["title"][:] if "title" in chunk.column_names else [""] * len(bodies)
     pairs = zip(titles, bodies, strict=True)
-    texts = [(f"{title} {body}" if title else body).strip() for title, body in pairs]
+    texts = [document_text(title, body) for title, body in pairs]
     columns = {"id": chunk["id"][:], "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]

@@ -37,7 +37,7 @@ from reasonembed_mteb.robustness.poisoned import (
     judged,
     poisoned_data,
     poisoned_names,
-    retrieve,
+    search_corpus,
     with_documents,
 )
 from reasonembed_mteb.robustness.poisoning import (
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from reasonembed_mteb.encoding.token_rows import TokenRows
+    from reasonembed_mteb.encoding.token_rows import TokenRowEncoder
     from reasonembed_mteb.robustness.poisoned import Run
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class _Made:
     """
 
     passages: dict[str, list[str]]
-    ids: tuple[TokenRows, NDArray[np.int64]] | None
+    ids: tuple[TokenRowEncoder, NDArray[np.int64]] | None
     state: SearchState | None
 
 
@@ -253,13 +253,13 @@ def _sentence_transformer(model: Any, target: Target) -> Any:  # noqa: ANN401
     return found[0]
 
 
-def _token_rows(model: Any, target: Target, options: PoisoningOptions) -> TokenRows:  # noqa: ANN401
-    from reasonembed_mteb.encoding.token_rows import TokenRows
+def _token_rows(model: Any, target: Target, options: PoisoningOptions) -> TokenRowEncoder:  # noqa: ANN401
+    from reasonembed_mteb.encoding.token_rows import TokenRowEncoder
 
     inner = _sentence_transformer(model, target)
     prompt = loaded_prefix(innermost(model), target.metadata, "document")
     with capped_length(model, target.max_tokens or 1 << 30):
-        return TokenRows(inner, prompt or None, batch_tokens=options.batch_tokens)
+        return TokenRowEncoder(inner, prompt or None, batch_tokens=options.batch_tokens)
 
 
 def _encode(model: Any, target: Target, loader: Any, side: str, options: PoisoningOptions) -> Tensor:  # noqa: ANN401
@@ -294,7 +294,7 @@ def _query_vectors(model: Any, target: Target, options: PoisoningOptions) -> Ten
 
 def _searched(
     model: Any,  # noqa: ANN401
-    rows: TokenRows,
+    rows: TokenRowEncoder,
     objective: Objective,
     target: Target,
     options: PoisoningOptions,
@@ -401,12 +401,12 @@ def _measured(
     options: PoisoningOptions,
 ) -> Iterator[PoisoningOutcome]:
     """Let a model search the clean corpus and each poisoned one."""
-    clean_run = retrieve(model, target, target.attacked, **options.encode_kwargs)
+    clean_run = search_corpus(model, target, target.attacked, **options.encode_kwargs)
     clean = judged(clean_run, target.attacked)
     for attack, passages in made.passages.items():
         names = poisoned_names(attack, len(passages))
         data = poisoned_data(target.attacked, attack, passages)
-        found = judged(retrieve(model, target, data, **options.encode_kwargs), data, names)
+        found = judged(search_corpus(model, target, data, **options.encode_kwargs), data, names)
         yield _outcome(label, attack, TEXT, clean, found, cutoffs)
         if attack == GRADIENT and made.ids is not None:
             run = with_documents(clean_run, _id_scores(model, target, made.ids, names, options))
@@ -416,7 +416,7 @@ def _measured(
 def _id_scores(
     model: Any,  # noqa: ANN401
     target: Target,
-    ids: tuple[TokenRows, NDArray[np.int64]],
+    ids: tuple[TokenRowEncoder, NDArray[np.int64]],
     names: Sequence[str],
     options: PoisoningOptions,
 ) -> Run:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from reasonembed_mteb.encoding.token_rows import TokenRows
+    from reasonembed_mteb.encoding.token_rows import TokenRowEncoder
 
 RELEVANT, NEAREST, MASK = "relevant", "nearest", "mask"
 STARTS = (RELEVANT, NEAREST, MASK)
@@ -261,7 +261,7 @@ class GradientSearch:
 
     def __init__(
         self,
-        rows: TokenRows,
+        rows: TokenRowEncoder,
         objective: Objective,
         size: AttackSize,
         usable: NDArray[np.bool_],
