@@ -16,6 +16,7 @@ from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
 from reasonembed_mteb.cli import sharing as _sharing  # noqa: F401
 from reasonembed_mteb.cli import store as _store  # noqa: F401
 from reasonembed_mteb.cli import synthesis as _synthesis  # noqa: F401
+from reasonembed_mteb.cli import tax as _tax  # noqa: F401
 from reasonembed_mteb.cli import training as _training  # noqa: F401
 from reasonembed_mteb.cli.common import FAILED, INTERRUPTED, USAGE, app, say
 from reasonembed_mteb.cli.show import visible_output

@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class SuiteScore:
+class SideScore:
     """A model and its baseline on one suite; scores in ``[0, 1]``.
 
     Attributes:
@@ -57,8 +57,8 @@ class TaxRecord:
 
     model: str
     baseline: str
-    reasoning: SuiteScore
-    general: SuiteScore
+    reasoning: SideScore
+    general: SideScore
     limit: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +94,7 @@ def read_tax(file: Path) -> TaxRecord:
         raise DataError(msg) from error
 
 
-def _suite(content: dict[str, Any]) -> SuiteScore:
+def _suite(content: dict[str, Any]) -> SideScore:
     mean, low, high = (float(one) for one in content.pop("difference"))
     metrics = tuple(content.pop("metrics"))
-    return SuiteScore(**content, difference=(mean, low, high), metrics=metrics)
+    return SideScore(**content, difference=(mean, low, high), metrics=metrics)

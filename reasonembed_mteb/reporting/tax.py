@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.evaluation.chapter_files import chapter_files
-from reasonembed_mteb.evaluation.tax_record import KIND, SuiteScore, TaxRecord, read_tax
+from reasonembed_mteb.evaluation.tax_record import KIND, SideScore, TaxRecord, read_tax
 from reasonembed_mteb.reporting.chapters import Chapter
 from reasonembed_mteb.reporting.formats import Grid
 from reasonembed_mteb.reporting.published import MEAN, published_scores
@@ -64,11 +64,11 @@ def tax_grid(records: Sequence[TaxRecord]) -> Grid:
     )
 
 
-def _base(suite: SuiteScore) -> tuple[str, str, str]:
+def _base(suite: SideScore) -> tuple[str, str, str]:
     return f"{100 * suite.baseline_mean:.2f}", "", f"{100 * suite.baseline_pooled:.2f}"
 
 
-def _own(suite: SuiteScore) -> tuple[str, str, str]:
+def _own(suite: SideScore) -> tuple[str, str, str]:
     mean, low, high = (100 * one for one in suite.difference)
     return (
         f"{100 * suite.mean:.2f}",

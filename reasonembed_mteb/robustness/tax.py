@@ -10,7 +10,7 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names
 from reasonembed_mteb.evaluation.resolving import model_labels
 from reasonembed_mteb.evaluation.runner import run
 from reasonembed_mteb.evaluation.scores import read_scores
-from reasonembed_mteb.evaluation.tax_record import SuiteScore, TaxRecord
+from reasonembed_mteb.evaluation.tax_record import SideScore, TaxRecord
 from reasonembed_mteb.files import fingerprint, package_versions
 from reasonembed_mteb.reporting.bootstrap import bootstrap_interval, score_matrix
 
@@ -110,7 +110,7 @@ def _check_suites(reasoning: Sequence[AbsTask], general: Sequence[AbsTask]) -> N
         raise ReasonEmbedError(msg)
 
 
-def _suite_score(tasks: Sequence[str], own: Mapping[str, Outcome], base: Mapping[str, Outcome]) -> SuiteScore:
+def _suite_score(tasks: Sequence[str], own: Mapping[str, Outcome], base: Mapping[str, Outcome]) -> SideScore:
     scores = {
         "model": {task: _by_query(own[task]) for task in tasks},
         "baseline": {task: _by_query(base[task]) for task in tasks},
@@ -119,7 +119,7 @@ def _suite_score(tasks: Sequence[str], own: Mapping[str, Outcome], base: Mapping
     ours, theirs = score_matrix(flat)
     weights = _weights(scores["model"], list(flat["model"]))
     interval = bootstrap_interval([w * (a - b) for w, a, b in zip(weights, ours, theirs, strict=True)])
-    return SuiteScore(
+    return SideScore(
         tasks={task: _task_mean(found) for task, found in scores["model"].items()},
         baseline_tasks={task: _task_mean(found) for task, found in scores["baseline"].items()},
         mean=_mean([_task_mean(found) for found in scores["model"].values()]),
