@@ -127,7 +127,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
-        scores: Where the scores by query lie, or None after a failure.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -137,7 +137,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
-    scores: Path | None = None
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -275,9 +275,10 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
-                outcome.scores = scores_path(record_path(cache, outcome.task, loaded.meta))
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    for file in write_runs(options.run_file, label, outcome.scores):
+                    for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
                 say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")

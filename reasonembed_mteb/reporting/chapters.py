@@ -45,6 +45,8 @@ Finder = Callable[[Sequence["Path"]], tuple[Sequence[Chapter], Sequence[str]]]
 FINDERS: tuple[str, ...] = (
     "reasonembed_mteb.reporting.pipelines:pipeline_chapters",
     "reasonembed_mteb.reporting.robustness:robustness_chapters",
+    "reasonembed_mteb.reporting.poisoning:poisoning_chapters",
+    "reasonembed_mteb.reporting.tax:tax_chapters",
     "reasonembed_mteb.reporting.reasoning:reasoning_chapters",
     "reasonembed_mteb.reporting.compression:compression_chapters",
 )
