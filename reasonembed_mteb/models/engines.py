@@ -125,7 +125,6 @@ def engine_choice(engine: EngineChoice | str | None, base_url: str | None = None
     return EngineChoice(engine or "torch", base_url)
 
 
-@dataclass(frozen=True)
 class EngineLoader:
     """Loads an MTEB model without its weights, and lets an engine compute its vectors.
 
@@ -134,13 +133,16 @@ class EngineLoader:
         loads: The model's own loader.
     """
 
-    choice: EngineChoice
-    loads: Callable[..., Any]
+    def __init__(self, choice: EngineChoice, loads: Callable[..., Any]) -> None:
+        """Stand in front of a loader.
 
-    @property
-    def __name__(self) -> str:
-        """Name of the model's own loader, which MTEB writes beside results."""
-        return str(getattr(self.loads, "__name__", type(self.loads).__name__))
+        Args:
+            choice: Which engine.
+            loads: The model's own loader.
+        """
+        self.choice, self.loads = choice, loads
+        # MTEB writes it beside results.
+        self.__name__ = str(getattr(loads, "__name__", type(loads).__name__))
 
     def __call__(self, model_name: str, revision: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401 - any of mteb's model protocols
         """Load a model; see `with_engine`."""

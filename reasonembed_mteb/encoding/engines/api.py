@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from reasonembed_mteb.encoding.engines.engine import ModelFacts, Row
+    from reasonembed_mteb.encoding.engines.engine import ModelFacts, TokenizedText
     from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,10 @@ class ApiEngine:
         """
         self._endpoint, self._facts, self._tokens = endpoint, facts, tokens or TOKENS
         self._probe = Probe(endpoint, facts)
-        self._serving = self._probe.start()
+        try:
+            self._serving = self._probe.start()
+        finally:
+            self._probe.close()
         self._version = server_version(endpoint)
         self._counts = Counts()
         self._sender: Sender | None = None
@@ -74,10 +77,10 @@ class ApiEngine:
         counts = self._counts
         return Usage(counts.requests, 0, counts.prompt_tokens, 0, None, counts.retries)
 
-    def embed(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def embed(self, rows: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Return the server's vectors ``(N, dim)``; see `Engine`."""
         longest = max(len(row.ids) for row in rows)
-        self._probe.read_whole(longest, max(longest, self._limit()))
+        self._probe.read_whole(longest, max(longest, int(self._facts.tokenizer.model_max_length)))
         out = np.zeros((len(rows), self._facts.dimension), dtype=np.float32)
         failed = self._ask(rows, list(self._groups(rows)), out)
         # A group that failed as a whole may hold one text that the server does not take.
@@ -89,10 +92,7 @@ class ApiEngine:
             raise TextsError(sorted(positions), msg)
         return out
 
-    def _limit(self) -> int:
-        return int(self._facts.tokenizer.model_max_length)
-
-    def _groups(self, rows: Sequence[Row]) -> list[list[int]]:
+    def _groups(self, rows: Sequence[TokenizedText]) -> list[list[int]]:
         """Put texts of about one length into requests."""
         groups: list[list[int]] = []
         held = 0
@@ -106,7 +106,7 @@ class ApiEngine:
         return groups
 
     def _ask(
-        self, rows: Sequence[Row], groups: Sequence[list[int]], out: NDArray[np.float32]
+        self, rows: Sequence[TokenizedText], groups: Sequence[list[int]], out: NDArray[np.float32]
     ) -> list[tuple[list[int], str]]:
         """Fill in the vectors of groups; return the groups that have none, and why."""
         slots = [Slot(self._request(rows, group), b"") for group in groups]
@@ -126,7 +126,7 @@ class ApiEngine:
             raise
         return failed
 
-    def _request(self, rows: Sequence[Row], group: Sequence[int]) -> EmbeddingRequest:
+    def _request(self, rows: Sequence[TokenizedText], group: Sequence[int]) -> EmbeddingRequest:
         inputs = tuple(self._probe.input_of(rows[place]) for place in group)
         key = f"text {group[0]}" if len(group) == 1 else f"{len(group)} texts from {group[0]}"
         return EmbeddingRequest(key, inputs, self._serving.encoding_format)
@@ -150,7 +150,8 @@ class ApiEngine:
         return self._sender
 
     def close(self) -> None:
-        """Break off what is on its way, and close the connections."""
+        """Break off what is on its way, and close the connections; what is asked later opens them again."""
+        self._probe.close()
         if self._sender is not None:
             sender, self._sender = self._sender, None
             sender.close()

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from reasonembed_mteb.encoding.engines.engine import Row
+    from reasonembed_mteb.encoding.engines.engine import TokenizedText
 
 # Tokens by which a text is made shorter, one after the other, until it fits.
 _MOST_STEPS = 64
 
 
-def cut_text(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+def cut_text(tokenizer: PreTrainedTokenizerBase, row: TokenizedText) -> str:
     """Return the text that a tokenizer reads as the tokens that were kept of it, or as a few fewer.
 
     A cut within a word may read as other tokens at the very end: the text ends where the kept tokens end, and

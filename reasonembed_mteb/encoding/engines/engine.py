@@ -25,7 +25,7 @@ class EngineError(ReasonEmbedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenizedText:
     """One text as the model reads it.
 
     Attributes:
@@ -65,7 +65,7 @@ class ModelFacts:
     tokenizer: PreTrainedTokenizerBase
     tokenize: Callable[[Sequence[str]], TokenRows]
 
-    def rows(self, texts: Sequence[str]) -> list[Row]:
+    def rows(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Return texts as the model reads them.
 
         Args:
@@ -81,7 +81,7 @@ class Engine(Protocol):
     def identity(self) -> dict[str, Any]:
         """What decides its vectors beyond the model: its name, its version, its options; JSON."""
 
-    def embed(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def embed(self, rows: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Return the vectors ``(N, dim)`` of texts, as the engine gives them.
 
         Args:
@@ -96,7 +96,7 @@ class Engine(Protocol):
         """Release what it holds."""
 
 
-def to_rows(texts: Sequence[str], read: TokenRows) -> list[Row]:
+def to_rows(texts: Sequence[str], read: TokenRows) -> list[TokenizedText]:
     """Join texts and their token ids.
 
     Args:
@@ -104,6 +104,6 @@ def to_rows(texts: Sequence[str], read: TokenRows) -> list[Row]:
         read: Of the same texts.
     """
     return [
-        Row(text, ids, int(full) > len(ids))
+        TokenizedText(text, ids, int(full) > len(ids))
         for text, ids, full in zip(texts, read.ids, read.full, strict=True)
     ]

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import logging
+import string
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.encoding.engines.cutting import cut_text
-from reasonembed_mteb.encoding.engines.engine import EngineError, Row
+from reasonembed_mteb.encoding.engines.engine import EngineError, TokenizedText
 from reasonembed_mteb.encoding.engines.requests import EMBEDDINGS, EmbeddingRequest, VectorsReply
 from reasonembed_mteb.endpoints.endpoint import unversioned_address
 from reasonembed_mteb.endpoints.limits import Counts
@@ -41,6 +42,8 @@ KNOWN_TEXTS = (
 _SAME = 0.995
 # Of a vector's length, from unit length.
 _UNIT = 1e-2
+# Tokens of the shortest text that is looked at for being cut.
+_SHORTEST = 128
 # What float32 leaves of a difference between equal texts in two requests.
 _NOISE = 1e-6
 # Where servers say their version: vLLM, TEI, Ollama, llama.cpp, and whatever is built on FastAPI.
@@ -85,6 +88,10 @@ class Probe:
     facts: ModelFacts
     found: Serving = field(default_factory=Serving)
 
+    def __post_init__(self) -> None:
+        """Keep one connection for all that is asked."""
+        self._line = _Line(self.endpoint)
+
     def start(self) -> Serving:
         """Ask for known texts.
 
@@ -99,7 +106,6 @@ class Probe:
         ours = sum(len(row.ids) for row in rows)
         self.found.counts_tokens = by_text.counted and by_text.prompt_tokens == ours
         self.found.takes_tokens = self._takes_tokens(rows, by_text)
-        self.found.checked = max(len(row.ids) for row in rows)
         return self.found
 
     def read_whole(self, tokens: int, limit: int) -> None:
@@ -115,7 +121,7 @@ class Probe:
         if tokens <= self.found.checked:
             return
         # The next power of two, so that few lengths are asked about.
-        length = min(limit, 1 << (tokens - 1).bit_length())
+        length = min(limit, max(1 << (tokens - 1).bit_length(), _SHORTEST))
         rows = self._long_rows(length)
         first, again = (self._ask_long([rows[0]], length) for _ in range(2))
         changed = self._ask_long(rows[1:], length)
@@ -124,7 +130,7 @@ class Probe:
         noise = max(_distance(first.vectors, again.vectors), _NOISE)
         for place, side in enumerate(("end", "beginning")):
             if _distance(first.vectors, changed.vectors[place : place + 1]) <= noise:
-                self._refuse_cut(length, f"other words at its {side} leave the vector as it is")
+                self._refuse_cut(length, f"another {side} leaves the vector as it is")
         self.found.checked = length
 
     def _refuse_cut(self, length: int, why: str) -> None:
@@ -179,10 +185,10 @@ class Probe:
         )
         raise EngineError(msg)
 
-    def _takes_tokens(self, rows: Sequence[Row], by_text: VectorsReply) -> bool:
+    def _takes_tokens(self, rows: Sequence[TokenizedText], by_text: VectorsReply) -> bool:
         """Find out whether the server takes token ids, and whether it reads texts as these tokens."""
         try:
-            by_ids = self._ask([tuple(row.ids.tolist()) for row in rows], attempts=2)
+            by_ids = self._ask([tuple(row.ids.tolist()) for row in rows])
         except AttemptError as error:
             logger.info("%s takes no token ids (%s): it gets texts", self.endpoint.shown_url, error)
             return False
@@ -200,8 +206,8 @@ class Probe:
             )
         return alike
 
-    def _long_rows(self, length: int) -> list[Row]:
-        """Return a text of so many tokens, and the same with other words at its end and its beginning."""
+    def _long_rows(self, length: int) -> list[TokenizedText]:
+        """Return a text of so many tokens, and the same with another end and another beginning."""
         known = " ".join(KNOWN_TEXTS).split()
         # Numbered, so that no part of the text is like another.
         words = [f"{word} {place}" for place, word in enumerate(known * (length // len(known) + 1))]
@@ -210,21 +216,36 @@ class Probe:
             middle = (fits + above) // 2
             fits, above = (middle, above) if self._fits(words[:middle], length) else (fits, middle)
         text = words[:fits]
-        other = ["Purple", "whales", "sing", "softly"][: max(fits // 3, 1)]
-        variants = [[*text[: -len(other)], *other], [*other, *text[len(other) :]]]
-        for variant in variants:
-            while not self._fits(variant, length) and len(variant) > 1:
-                del variant[len(variant) // 2]
-        return [self._row(one) for one in (text, *variants)]
+        many = max(len(text) // 8, 2)
+        # The same words in another order, so that no text is longer than the other.
+        last = [*text[:-many], *text[: -many - 1 : -1]]
+        if self.facts.pooling == "lasttoken":
+            # The last token decides alone: then none less than all may be read.
+            text, last = self._with_other_ends(text, length)
+        first = [*text[many - 1 :: -1], *text[many:]]
+        return [self._row(one) for one in (text, last, first)]
+
+    def _with_other_ends(self, words: list[str], length: int) -> tuple[list[str], list[str]]:
+        """Return a text that is as long as may be, and one that differs from it in its last token alone."""
+        text = list(words)
+        while self._fits([*text, "a"], length):
+            text.append("a")
+        whole = self._row(text).ids
+        for letter in string.ascii_letters:
+            other = [*text[:-1], letter]
+            ids = self._row(other).ids
+            if len(ids) == len(whole) and (ids != whole).any():
+                return text, other
+        return text, [*text[:-1], "z"]
 
     def _fits(self, words: Sequence[str], length: int) -> bool:
         row = self._row(words)
         return not row.cut and len(row.ids) <= length
 
-    def _row(self, words: Sequence[str]) -> Row:
+    def _row(self, words: Sequence[str]) -> TokenizedText:
         return self.facts.rows([" ".join(words)])[0]
 
-    def _ask_long(self, rows: Sequence[Row], length: int) -> VectorsReply:
+    def _ask_long(self, rows: Sequence[TokenizedText], length: int) -> VectorsReply:
         try:
             reply = self._ask([self.input_of(row) for row in rows])
         except AttemptError as error:
@@ -240,39 +261,56 @@ class Probe:
         if reply.vectors.shape != (count, self.facts.dimension) or not np.isfinite(reply.vectors).all():
             self._refuse("gives no usable vectors for long texts")
 
-    def input_of(self, row: Row) -> Input:
+    def input_of(self, row: TokenizedText) -> Input:
         """Return what is sent for a text."""
         if self.found.takes_tokens:
             return tuple(row.ids.tolist())
         return cut_text(self.facts.tokenizer, row)
 
-    def _ask(self, inputs: Sequence[Input], attempts: int | None = None) -> VectorsReply:
+    def _ask(self, inputs: Sequence[Input]) -> VectorsReply:
         """Send one request, with the attempts of any other.
 
         Raises:
             AttemptError: If the server refuses it; the message says why.
         """
-        endpoint = replace(self.endpoint, concurrency=1, max_attempts=attempts or self.endpoint.max_attempts)
-        reply = _apart(endpoint, EmbeddingRequest("probe", tuple(inputs), self.found.encoding_format))
+        reply = self._line.ask(EmbeddingRequest("probe", tuple(inputs), self.found.encoding_format))
         if not isinstance(reply, VectorsReply):
             msg = f"refuses a request ({reply.error})"
             raise AttemptError(msg, reply.error or "rejected", passing=False)
         return reply
 
-
-def _apart(endpoint: Endpoint, request: EmbeddingRequest) -> Reply:
-    """Send a request in a thread of its own: the caller's may have an event loop already, as in notebooks."""
-    with ThreadPoolExecutor(1, "probe") as pool:
-        return pool.submit(asyncio.run, _ask_once(endpoint, request)).result()
+    def close(self) -> None:
+        """Close the connection; another request opens it again."""
+        self._line.close()
 
 
-async def _ask_once(endpoint: Endpoint, request: EmbeddingRequest) -> Reply:
-    asker = Asker(endpoint, EMBEDDINGS, Counts())
-    try:
-        return await asker.ask(asker.clients[0], EMBEDDINGS.body(endpoint, request))
-    finally:
+class _Line:
+    """One connection, over which one request goes at a time.
+
+    In a thread of its own, as the caller's may have an event loop already (in a notebook).
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = replace(endpoint, concurrency=1)
+        self._open: tuple[ThreadPoolExecutor, asyncio.AbstractEventLoop, Asker] | None = None
+
+    def ask(self, request: EmbeddingRequest) -> Reply:
+        if self._open is None:
+            pool, loop = ThreadPoolExecutor(1, "probe"), asyncio.new_event_loop()
+            self._open = pool, loop, Asker(self._endpoint, EMBEDDINGS, Counts())
+        pool, loop, asker = self._open
+        asked = asker.ask(asker.clients[0], EMBEDDINGS.body(self._endpoint, request))
+        return pool.submit(loop.run_until_complete, asked).result()
+
+    def close(self) -> None:
+        if self._open is None:
+            return
+        (pool, loop, asker), self._open = self._open, None
         for client in asker.clients:
-            await client.close()
+            pool.submit(loop.run_until_complete, client.close()).result()
+        pool.submit(loop.run_until_complete, loop.shutdown_asyncgens()).result()
+        pool.shutdown()
+        loop.close()
 
 
 def _cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from reasonembed_mteb.encoding.engines.engine import Engine, Row
+    from reasonembed_mteb.encoding.engines.engine import Engine, TokenizedText
 
 # Texts handed to an engine at a time: enough to keep it busy, few enough for one list of vectors.
 _WINDOW = 8192
@@ -102,7 +102,7 @@ def encode_by_engine(
     return found, counts, stats
 
 
-def _fill(out: NDArray[np.float32], engine: Engine, rows: Sequence[Row], start: int) -> None:
+def _fill(out: NDArray[np.float32], engine: Engine, rows: Sequence[TokenizedText], start: int) -> None:
     """Fill in the vectors of texts; a text without any token keeps zeros, as the model itself gives it."""
     filled = [place for place, row in enumerate(rows) if len(row.ids)]
     if not filled:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from reasonembed_mteb.encoding.engines.engine import ModelFacts, Row
+    from reasonembed_mteb.encoding.engines.engine import ModelFacts, TokenizedText
 
 # sentence-transformers' names of what vLLM pools too.
 POOLINGS = {"lasttoken": "LAST", "mean": "MEAN", "cls": "CLS"}
@@ -85,7 +85,7 @@ class VllmEngine:
         """What decides the vectors beyond the model."""
         return {"name": "vllm", "version": self._version, **self._chosen}
 
-    def embed(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def embed(self, rows: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Return vLLM's vectors ``(N, dim)``; see `Engine`."""
         if self._llm is None:
             msg = "this vLLM engine was closed: load the model again"
