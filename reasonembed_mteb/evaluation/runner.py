@@ -38,6 +38,7 @@ from reasonembed_mteb.evaluation.variants import (
     with_store,
 )
 from reasonembed_mteb.files import file_hash
+from reasonembed_mteb.models.engines import engines_of
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -163,9 +164,11 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
-        """Stop the processes that encode on further devices."""
+        """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
+            for engine in engines_of(self._model):
+                engine.close()
 
 
 def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
