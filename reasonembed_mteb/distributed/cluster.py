@@ -326,15 +326,18 @@ def share_out(choice: ClusterChoice, cores: Sequence[int], gpus: Sequence[float]
     machines = sum(count > 0 for count in cores)
     room = sum(int(count // each) for count in gpus) if each else machines
     workers = choice.workers or room
-    threads = choice.threads or max(1, min(max(cores, default=0), sum(cores) // max(workers, 1)))
-    fitting = [
-        min(count // threads, int(gpu // each) if each else count // threads)
-        for count, gpu in zip(cores, gpus, strict=True)
-    ]
-    if not workers or workers > sum(fitting):
+
+    def fitting(threads: int) -> int:
+        """Return how many workers of so many threads there is room for."""
+        pairs = zip(cores, gpus, strict=True)
+        return sum(min(c // threads, int(g // each)) if each else c // threads for c, g in pairs)
+
+    most = range(max(cores, default=1), 1, -1)
+    threads = choice.threads or next((count for count in most if fitting(count) >= workers), 1)
+    if not workers or workers > fitting(threads):
         msg = (
             f"the cluster has {sum(cores)} processors and {sum(gpus):g} GPUs on {len(cores)} machines, "
-            f"room for {sum(fitting)} workers of {threads} threads and {each:g} GPUs, not {workers or 1}; "
+            f"room for {fitting(threads)} workers of {threads} threads and {each:g} GPUs, not {workers or 1}; "
             "give fewer --workers, --threads or --gpus-per-worker, or add machines"
         )
         raise ReasonEmbedError(msg)
