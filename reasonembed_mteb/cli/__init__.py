@@ -16,6 +16,7 @@ from reasonembed_mteb.cli import reasoning as _reasoning  # noqa: F401
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
 from reasonembed_mteb.cli import robustness as _robustness  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
+from reasonembed_mteb.cli import scale as _scale  # noqa: F401
 from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
 from reasonembed_mteb.cli import sharing as _sharing  # noqa: F401
 from reasonembed_mteb.cli import store as _store  # noqa: F401
