@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reasonembed_mteb.distributed.processes import Machines
-    from reasonembed_mteb.distributed.worker import ModelChoice, Speed
-    from reasonembed_mteb.store.corpora import BlockData, BlockFile, Corpus
+    from reasonembed_mteb.distributed.worker import ModelChoice, WorkerOptions
+    from reasonembed_mteb.store.corpora import BlockData, BlockFile, StoredCorpus
     from reasonembed_mteb.store.places import Place
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _QUERIES = 1024
 
 
 @dataclass(frozen=True)
-class Queries:
+class EncodedQueries:
     """What is asked.
 
     Attributes:
@@ -83,11 +83,11 @@ class Group:
     blocks: tuple[BlockFile, ...]
 
 
-def groups(corpus: Corpus, rows: int = GROUP_ROWS) -> list[Group]:
+def block_groups(corpus: StoredCorpus, rows: int = GROUP_ROWS) -> list[Group]:
     """Cut a corpus into groups of blocks.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored_corpus`.
         rows: Documents of a group, as far as blocks allow.
     """
     found: list[list[BlockFile]] = []
@@ -201,7 +201,7 @@ class Best:
         return Hits(scores, documents, ids.take(pa.array(used)))
 
 
-def search_group(queries: Queries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
+def search_group(queries: EncodedQueries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
     """Search some blocks.
 
     Args:
@@ -282,12 +282,12 @@ def merged(parts: Iterable[Hits], queries: int, k: int) -> Hits:
 
 
 def search_corpus(
-    corpus: Corpus, queries: Queries, k: int, machines: Machines, *, progress: bool = False
+    corpus: StoredCorpus, queries: EncodedQueries, k: int, machines: Machines, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Search a corpus exactly.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored_corpus`.
         queries: What is asked.
         k: Documents of each query.
         machines: Where.
@@ -308,7 +308,7 @@ def search_corpus(
             f"{queries.vectors.shape[1]}, or values that are not finite: give the model that encoded it"
         )
         raise ReasonEmbedError(msg)
-    every = groups(corpus)
+    every = block_groups(corpus)
     function = partial(search_group, queries, k, machines.threads, True)
     parts = tqdm(machines.compute(every, function), total=len(every), desc="Searching", disable=not progress)
     found = merged(parts, len(queries.ids), k)
@@ -320,7 +320,7 @@ def search_corpus(
 
 
 def chosen_model(
-    corpus: Corpus, *, name: str | None = None, task: str | None = None, instruction: str | None = None
+    corpus: StoredCorpus, *, name: str | None = None, task: str | None = None, instruction: str | None = None
 ) -> ModelChoice:
     """Return the model that a corpus was encoded by, with what its queries are asked with.
 
@@ -349,12 +349,12 @@ def chosen_model(
 
 
 def encode_queries(
-    corpus: Corpus,
+    corpus: StoredCorpus,
     choice: ModelChoice,
-    speed: Speed,
+    speed: WorkerOptions,
     texts: Mapping[str, str],
     excluded: Mapping[str, Collection[str]],
-) -> Queries:
+) -> EncodedQueries:
     """Encode queries with the model that encoded a corpus.
 
     Args:
@@ -374,7 +374,7 @@ def encode_queries(
     if not texts:
         msg = "there are no queries; give a file with at least one"
         raise DataError(msg)
-    model = load_model(choice, speed)
+    model = load_on_worker(choice, speed)
     _check_same(corpus, model_fingerprint(model), choice.name)
     function = matrix_function(model)
     if function is None:
@@ -390,7 +390,7 @@ def encode_queries(
 _OF_THE_DEVICE = {"dtype", "weights"}
 
 
-def _check_same(corpus: Corpus, now: Mapping[str, Any], name: str) -> None:
+def _check_same(corpus: StoredCorpus, now: Mapping[str, Any], name: str) -> None:
     held = {key: value for key, value in corpus.fingerprint.items() if key != "stored_as"}
     differing = sorted(key for key in held.keys() | now.keys() if held.get(key) != now.get(key))
     other_dtype = "dtype" in differing and set(differing) <= _OF_THE_DEVICE
