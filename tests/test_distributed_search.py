@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROWS, DIM = 300, 8
 
 
-def make_corpus(root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)) -> Corpus:
+def make_corpus(root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)) -> StoredCorpus:
     """Write a corpus with few distinct vectors, so that many scores are equal."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-2, 3, (ROWS, DIM), generator=generator).float()
@@ -58,7 +58,7 @@ def ask(
     count: int = 5, function: str = "dot", excluded: dict[str, list[str]] | None = None
 ) -> EncodedQueries:
     vectors = torch.randint(-2, 3, (count, DIM), generator=torch.Generator().manual_seed(1)).float()
-    return Queries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
+    return EncodedQueries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
 
 
 def brute_force(corpus: StoredCorpus, queries: EncodedQueries, k: int) -> dict[str, list[str]]:

@@ -367,7 +367,7 @@ def encode_queries(
     Raises:
         ReasonEmbedError: If it is another model, or its similarity is neither cosine nor a dot product.
     """
-    from reasonembed_mteb.distributed.worker import encode_call, load_model
+    from reasonembed_mteb.distributed.worker import encode_call, load_on_worker
     from reasonembed_mteb.retrieval.topk import matrix_function
     from reasonembed_mteb.store.encoder import encode_columns, model_fingerprint
 
@@ -383,7 +383,7 @@ def encode_queries(
     ids, asked = list(texts), list(texts.values())
     call = encode_call(choice, "query")
     vectors, _ = encode_columns(model, {"id": ids, "text": asked, "query": asked}, call)
-    return Queries(tuple(ids), vectors.float(), excluded, function)
+    return EncodedQueries(tuple(ids), vectors.float(), excluded, function)
 
 
 # What differs where the same model runs on another kind of device.
