@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.score_run import judgements_of_task, score_run
     from reasonembed_mteb.models.beir_encoder import BeirEncoder
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
+    from reasonembed_mteb.pipelines.run import Pipeline
     from reasonembed_mteb.plugin import register
     from reasonembed_mteb.reporting.results import read_results
     from reasonembed_mteb.retrieval.beir_task import beir_task, export_beir
@@ -35,6 +36,7 @@ _HOMES = {
     "BeirEncoder": "reasonembed_mteb.models.beir_encoder",
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
     "DataError": "reasonembed_mteb.errors",
+    "Pipeline": "reasonembed_mteb.pipelines.run",
     "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
     "RedapterCallback": "reasonembed_mteb.training.callback",
@@ -62,6 +64,7 @@ __all__ = [
     "BeirEncoder",
     "CachedRedapterLoss",
     "DataError",
+    "Pipeline",
     "ReasonEmbed",
     "ReasonEmbedError",
     "RedapterCallback",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from poisoning_data import WORDS
 
-from reasonembed_mteb.encoding.token_rows import TokenRows
+from reasonembed_mteb.encoding.token_rows import TokenRowEncoder
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.robustness.poisoning import (
     BATCH_QUERIES,
@@ -44,7 +44,9 @@ def made_search(encoder: Any, size: AttackSize) -> GradientSearch:
     vectors = encoder.encode(texts, normalize_embeddings=True)
     clusters = cluster_queries(vectors, size)
     usable = usable_tokens(encoder.tokenizer, len(encoder[0].auto_model.get_input_embeddings().weight))
-    return GradientSearch(TokenRows(encoder), Objective(torch.from_numpy(vectors), clusters), size, usable)
+    return GradientSearch(
+        TokenRowEncoder(encoder), Objective(torch.from_numpy(vectors), clusters), size, usable
+    )
 
 
 def first(encoder: Any, size: AttackSize = SIZE) -> list[list[int]]:

@@ -11,7 +11,7 @@ from conftest import save_decoder
 
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.encoding.loop import attending
-from reasonembed_mteb.encoding.token_rows import TokenRows
+from reasonembed_mteb.encoding.token_rows import TokenRowEncoder
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ def ids_of(model: Any, text: str = TEXT) -> np.ndarray[Any, Any]:
 
 def test_vectors_are_those_of_the_text(model: Any) -> None:
     expected = model.encode([TEXT], normalize_embeddings=True)
-    got = TokenRows(model).vectors(ids_of(model))
+    got = TokenRowEncoder(model).vectors(ids_of(model))
     assert torch.allclose(got, torch.as_tensor(expected), atol=1e-6)
     # Many rows in small batches are the same rows.
-    many = TokenRows(model, batch_tokens=20).vectors(np.repeat(ids_of(model), 5, axis=0))
+    many = TokenRowEncoder(model, batch_tokens=20).vectors(np.repeat(ids_of(model), 5, axis=0))
     assert torch.allclose(many, got.expand(5, -1), atol=1e-6)
 
 
 def test_the_frame_is_what_the_tokenizer_adds(encoder: Any, decoder: Any) -> None:
     begin, end = 4, 0
-    rows = TokenRows(encoder)
+    rows = TokenRowEncoder(encoder)
     assert (rows.frame.before.tolist(), rows.frame.after.tolist()) == ([begin], [end])
     assert rows.room == encoder.max_seq_length - 2
-    framed = TokenRows(decoder, "query: ").frame
+    framed = TokenRowEncoder(decoder, "query: ").frame
     assert framed.before.tolist() == decoder[0].tokenizer("query: ", add_special_tokens=False)["input_ids"]
     assert framed.after.tolist() == [end]
 
@@ -57,7 +57,7 @@ def test_the_frame_is_what_the_tokenizer_adds(encoder: Any, decoder: Any) -> Non
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_gradients_are_those_of_finite_differences(model: Any, similarity: str) -> None:
     model.similarity_fn_name = similarity
-    rows = TokenRows(model, batch_tokens=40)
+    rows = TokenRowEncoder(model, batch_tokens=40)
     model.double()
     ids = np.repeat(ids_of(model), 3, axis=0)
     ids[1, 2], ids[2, 1] = 70, 80
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_finite_differences(model: Any, similarity: str) 
         model.similarity_fn_name = "cosine"
 
 
-def _moved(rows: TokenRows, model: Any, ids: Any, place: int, axis: int, step: float) -> torch.Tensor:
+def _moved(rows: TokenRowEncoder, model: Any, ids: Any, place: int, axis: int, step: float) -> torch.Tensor:
     """Return a row's vector with one number of one token's embedding moved."""
 
     def move(_module: Any, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def _moved(rows: TokenRows, model: Any, ids: Any, place: int, axis: int, step: f
 def test_weights_keep_asking_for_gradients(encoder: Any) -> None:
     encoder[0].auto_model.pooler.dense.bias.requires_grad_(requires_grad=False)
     before = [one.requires_grad for one in encoder.parameters()]
-    TokenRows(encoder).gradients(ids_of(encoder), torch.ones(1, 32))
+    TokenRowEncoder(encoder).gradients(ids_of(encoder), torch.ones(1, 32))
     assert [one.requires_grad for one in encoder.parameters()] == before
     assert len(set(before)) == 2
     assert all(one.grad is None for one in encoder.parameters())
@@ -106,14 +106,16 @@ def test_models_without_a_gradient_are_refused(encoder: Any) -> None:
         modules=[StaticEmbedding(encoder[0].tokenizer.backend_tokenizer, embedding_dim=8)], device="cpu"
     )
     with pytest.raises(ReasonEmbedError, match=r"not StaticEmbedding.*need no gradient"):
-        TokenRows(static)
+        TokenRowEncoder(static)
     encoder.similarity_fn_name = "euclidean"
     with pytest.raises(ReasonEmbedError, match="similarity euclidean is not linear"):
-        TokenRows(encoder)
+        TokenRowEncoder(encoder)
 
 
 def test_a_directory_is_read_as_its_object(encoder: Any, tmp_path: Path) -> None:
     encoder.save_pretrained(str(tmp_path / "saved"))
     loaded = ReasonEmbed(str(tmp_path / "saved"), device="cpu")
     ids = ids_of(encoder)
-    assert torch.allclose(TokenRows(loaded).vectors(ids), TokenRows(encoder).vectors(ids), atol=1e-6)
+    assert torch.allclose(
+        TokenRowEncoder(loaded).vectors(ids), TokenRowEncoder(encoder).vectors(ids), atol=1e-6
+    )
