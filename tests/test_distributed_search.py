@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 ROWS, DIM = 300, 8
 
 
-def make_corpus(root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)) -> StoredCorpus:
+def make_corpus(
+    root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)
+) -> StoredCorpus:
     """Write a corpus with few distinct vectors, so that many scores are equal."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-2, 3, (ROWS, DIM), generator=generator).float()
