@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.score_run import judgements_of_task, score_run
     from reasonembed_mteb.models.beir_encoder import BeirEncoder
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
+    from reasonembed_mteb.pipelines.run import Pipeline
     from reasonembed_mteb.plugin import register
     from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
     from reasonembed_mteb.reasoning.latents import add_latents
@@ -37,6 +38,7 @@ _HOMES = {
     "BeirEncoder": "reasonembed_mteb.models.beir_encoder",
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
     "DataError": "reasonembed_mteb.errors",
+    "Pipeline": "reasonembed_mteb.pipelines.run",
     "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
     "ReasoningEncoder": "reasonembed_mteb.reasoning.encoder",
@@ -66,6 +68,7 @@ __all__ = [
     "BeirEncoder",
     "CachedRedapterLoss",
     "DataError",
+    "Pipeline",
     "ReasonEmbed",
     "ReasonEmbedError",
     "ReasoningEncoder",

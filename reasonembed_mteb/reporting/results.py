@@ -280,7 +280,7 @@ def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
 
 def _metric(task: str) -> str | None:
     row = row_of_task(task)
-    return row.main_score if row is not None else _mteb_metric(task)
+    return row.score_of(task) if row is not None else _mteb_metric(task)
 
 
 @cache
