@@ -167,7 +167,7 @@ def done_blocks(folder: Place) -> dict[str, tuple[str, str, int, str]]:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class StoredCorpus:
     """A corpus in a store.
 
     Attributes:
@@ -226,7 +226,7 @@ def write_corpus(
     folder.write(f"{CORPUS_MANIFEST}{name}.json", as_json(content).encode())
 
 
-def list_corpora(root: Place) -> list[Corpus]:
+def list_corpora(root: Place) -> list[StoredCorpus]:
     """Return every corpus of every model in a store.
 
     Args:
@@ -244,12 +244,12 @@ def list_corpora(root: Place) -> list[Corpus]:
     return found
 
 
-def _read_corpus(folder: Place, file: str) -> Corpus:
+def _read_corpus(folder: Place, file: str) -> StoredCorpus:
     manifest = parse_manifest(folder.read(file), f"{folder}/{file}")
     model = parse_manifest(folder.read(MODEL), f"{folder}/{MODEL}")
     try:
         blocks = tuple(BlockFile(**entry) for entry in manifest["shards"])
-        return Corpus(
+        return StoredCorpus(
             folder=folder,
             name=file.removeprefix(CORPUS_MANIFEST).removesuffix(".json"),
             fingerprint={key: value for key, value in model.items() if key != "layout"},
@@ -263,7 +263,7 @@ def _read_corpus(folder: Place, file: str) -> Corpus:
         raise StoreError(msg) from error
 
 
-def open_corpus(root: Place, name: str | None = None) -> Corpus:
+def open_stored(root: Place, name: str | None = None) -> StoredCorpus:
     """Return a corpus that is complete.
 
     Args:
