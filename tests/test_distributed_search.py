@@ -19,6 +19,8 @@ from reasonembed_mteb.store.places import Place, StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from reasonembed_mteb.store.corpora import StoredCorpus
+
 
 ROWS, DIM = 300, 8
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from conftest import Command
 
 WORDS = ("cells", "leaves", "water", "light", "grow", "heat", "salt", "why", "plants", "stone")
+# No two alike: equal scores would be ordered by their last digit.
 ROWS = [
-    {"_id": f"d{n}", "text": f"{' '.join(WORDS[n * k % 10] for k in range(1, 9))} {n}"} for n in range(30)
+    {"_id": f"d{n}", "text": " ".join(WORDS[(n * k + n // 10) % 10] for k in range(1, 5 + n % 3 + n // 10))}
+    for n in range(30)
 ]
 QUERIES = [{"_id": f"q{n}", "text": " ".join(WORDS[(n + k) % 10] for k in range(4))} for n in range(4)]
 

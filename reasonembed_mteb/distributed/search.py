@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.distributed.processes import Machines
     from reasonembed_mteb.distributed.worker import ModelChoice, Speed
-    from reasonembed_mteb.store.corpora import BlockData, BlockFile
+    from reasonembed_mteb.store.corpora import BlockData, BlockFile, StoredCorpus
     from reasonembed_mteb.store.places import Place
 
 logger = logging.getLogger(__name__)
