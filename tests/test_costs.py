@@ -9,8 +9,8 @@ import pytest
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation.costs import (
-    Shared,
     MeasuredSpeed,
+    Shared,
     add_up,
     by_benchmark,
     mean_tokens,

@@ -258,7 +258,7 @@ def _encode(model: Any, texts: list[str]) -> int:  # noqa: ANN401 - mteb's Encod
     columns = {"id": [str(place) for place in range(len(texts))], "text": texts, "body": texts}
     encoded = model.encode(
         column_loader(columns, _ROWS),
-        task_metadata=search_metadata("MeasuredSpeed", ""),
+        task_metadata=search_metadata("Speed", ""),
         hf_split="test",
         hf_subset="default",
         prompt_type=PromptType.document,
