@@ -230,10 +230,10 @@ def _plans(
         "prompt": PROMPT if prompt is None else unescape_template(prompt),
         "batch_size": batch_size,
     }
-    asked = QUESTION if question is None else _text(question)
     if question is not None and client is None:
         msg = "--question is what a server's model is asked: give --endpoint too"
         raise ReasonEmbedError(msg)
+    asked = QUESTION if question is None else _text(question)
     plans: list[ReasoningPlan | None] = []
     for one in decodings:
         source = AskedReasonings(client, one, asked) if client is not None and one is not None else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 REASONING = "reasoning"
+PIPELINE = "pipeline"
 # What a name before the slash stands for, as a table's heading says it. Any other name is a single model's.
-KINDS = {REASONING: "models that reason before they embed"}
+KINDS = {REASONING: "models that reason before they embed", PIPELINE: "pipelines"}
 
 
 def kind_of(name: str) -> str:

@@ -76,12 +76,20 @@ def write_reasoning_run(output: Path, run: ReasoningRun) -> Path:
     Returns:
         The file.
     """
-    name = f"{run.system}-{fingerprint(run.base, run.base_revision, run.decides)[:8]}"
-    file = chapter_file(output, REASONING_CHAPTER, name)
+    file = chapter_file(output, REASONING_CHAPTER, reasoning_run_name(run))
     before = read_reasoning_run(file) if file.is_file() else None
     tasks = (before.tasks if before is not None and same_system(before, run) else {}) | run.tasks
     write_whole(file, json_text(asdict(replace(run, tasks=dict(sorted(tasks.items()))))))
     return file
+
+
+def reasoning_run_name(run: ReasoningRun) -> str:
+    """Return a name that no other model, and no other way of reasoning, has.
+
+    Args:
+        run: Its tasks do not count.
+    """
+    return f"{run.system}-{fingerprint(run.base, run.base_revision, run.decides)[:8]}"
 
 
 def same_system(one: ReasoningRun, other: ReasoningRun) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
-from reasonembed_mteb.evaluation.limits import limit_task, own_copy
+from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     Causes,
     find_causes,
@@ -38,6 +38,7 @@ from reasonembed_mteb.evaluation.variants import (
     with_store,
 )
 from reasonembed_mteb.files import file_hash
+from reasonembed_mteb.models.engines import engines_of
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -136,6 +138,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -161,9 +164,11 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
-        """Stop the processes that encode on further devices."""
+        """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
+            for engine in engines_of(self._model):
+                engine.close()
 
 
 def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
@@ -273,8 +278,9 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
                     for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
@@ -315,8 +321,8 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(innermost(model), task.metadata)
-    if prefix != planned_prefix(loaded.meta, task.metadata):
+    prefix = loaded_prefix(innermost(model), asked_as(task))
+    if prefix != planned_prefix(loaded.meta, asked_as(task)):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     rows = collect_scores(task)

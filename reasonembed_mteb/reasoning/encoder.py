@@ -205,11 +205,10 @@ class ReasoningEncoder:
         >>> from pathlib import Path
         >>> from reasonembed_mteb import ReasonEmbed, ReasoningEncoder
         >>> from reasonembed_mteb.reasoning.generation import Decoding
-        >>> model = ReasonEmbed("models/qwen3-latents")  # doctest: +SKIP
-        >>> encoder = ReasoningEncoder.of_itself(  # doctest: +SKIP
-        ...     model, "models/qwen3-latents", Decoding(max_tokens=256), Path("results/reasonings")
-        ... )
-        >>> queries = encoder.encode_query(["Why do cats purr?"], task="biology")  # doctest: +SKIP
+        >>> name = "hanhainebula/reason-embed-qwen3-4b-0928"
+        >>> model = ReasonEmbed(name)
+        >>> encoder = ReasoningEncoder.of_itself(model, name, Decoding(max_tokens=8), Path("reasonings"))
+        >>> queries = encoder.encode_query(["Why do cats purr?"], task="biology")
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from reasonembed_mteb.evaluation.reasoning_record import (
     ReasonedTask,
     ReasoningRun,
     read_reasoning_run,
+    reasoning_run_name,
     same_system,
     write_reasoning_run,
 )
@@ -217,12 +218,12 @@ class ReasoningModel:
         return False
 
     def _leave(self, output: Path, outcome: Outcome, note: str) -> None:
-        figures = ReasoningFigures()
+        run, figures = self._record(note), ReasoningFigures()
         if isinstance(self._loaded, ReasoningEncoder):
             figures = self._loaded.figures.pop(outcome.task)
-            self._write(output, outcome.task, figures)
-        task = _reasoned(outcome, figures)
-        write_reasoning_run(output, replace(self._record(note), tasks={outcome.task: task}))
+            folder = output / _FOLDER / file_name(reasoning_run_name(run))
+            _write(folder / file_name(outcome.task), outcome.task, figures)
+        write_reasoning_run(output, replace(run, tasks={outcome.task: _reasoned(outcome, figures)}))
 
     def _record(self, note: str) -> ReasoningRun:
         from reasonembed_mteb.evaluation.plan import load_tokenizer
@@ -241,23 +242,23 @@ class ReasoningModel:
             note=note,
         )
 
-    def _write(self, output: Path, task: str, figures: ReasoningFigures) -> None:
-        """Write a task's reasonings and, apart from them, the seconds: no two runs take the same time."""
-        folder = output / _FOLDER / file_name(self.meta.name or "") / file_name(task)
-        rows = [
-            {
-                "task": task,
-                "id": name,
-                "stop": one.stop,
-                "tokens": one.tokens,
-                "prompt_tokens": one.prompt_tokens,
-                "reasoning": one.text,
-            }
-            for name, one in figures.reasonings
-        ]
-        write_whole(folder / "reasonings.jsonl", "".join(map(json_line, rows)))
-        times = [{"id": name, "seconds": round(one.seconds, 6)} for name, one in figures.reasonings]
-        write_whole(folder / "seconds.jsonl", "".join(map(json_line, times)))
+
+def _write(folder: Path, task: str, figures: ReasoningFigures) -> None:
+    """Write a task's reasonings and, apart from them, the seconds: no two runs take the same time."""
+    rows = [
+        {
+            "task": task,
+            "id": name,
+            "stop": one.stop,
+            "tokens": one.tokens,
+            "prompt_tokens": one.prompt_tokens,
+            "reasoning": one.text,
+        }
+        for name, one in figures.reasonings
+    ]
+    write_whole(folder / "reasonings.jsonl", "".join(map(json_line, rows)))
+    times = [{"id": name, "seconds": round(one.seconds, 6)} for name, one in figures.reasonings]
+    write_whole(folder / "seconds.jsonl", "".join(map(json_line, times)))
 
 
 def _reasoned(outcome: Outcome, figures: ReasoningFigures) -> ReasonedTask:

@@ -33,6 +33,7 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
     """
     held: dict[Model, dict[str, Result]] = {}
     for result in results.found:
+        # Other kinds have tables of their own, apart from single models.
         if result.limit is None and not kind_of(result.model.name):
             held.setdefault(result.model, {})[result.task] = result
     tables: list[ScoreTable] = []

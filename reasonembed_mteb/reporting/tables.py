@@ -60,7 +60,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
     members: dict[tuple[str, str, str, str], list[tuple[str, TaskRow]]] = {}
     for row in rows:
         for task, name, family, about in _tables_of(row):
-            members.setdefault((name, family, about, row.main_score), []).append((task, row))
+            members.setdefault((name, family, about, row.score_of(task)), []).append((task, row))
     found: dict[str, tuple[TableKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
         table = TableKey(
@@ -130,8 +130,8 @@ def place(result: Result) -> tuple[TableKey, str]:
             table,
             name=f"{table.name}, {kind}",
             family=f"{table.family}, {kind}",
-            about=f"{kind}; {table.about}",
-            published="",
+            about=f"{kind}, apart from single models; {table.about}",
+            published=f"{table.published}, {kind}" if table.published else "",
         )
     if result.limit is not None:
         name = f"{table.name}, first {result.limit} queries"
