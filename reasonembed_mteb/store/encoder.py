@@ -16,7 +16,7 @@ from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.lengths import current_length
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
-from reasonembed_mteb.store.vectors import VectorStore, text_keys
+from reasonembed_mteb.store.vectors import LazyKeys, VectorStore, text_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -158,8 +158,8 @@ class StoredEncoder:
     def _encode_chunk(self, columns: Mapping[str, list[Any]], call: Mapping[str, Any]) -> torch.Tensor:
         salt, prefix = self._salt(call)
         limit = self._limit(call["task_metadata"])
-        texts = [prefix + text for text in columns["text"]]
-        plain, limited = text_keys(texts, salt), text_keys(texts, f"{salt} limit {limit}")
+        texts = [prefix + text for text in columns["text"]] if prefix else columns["text"]
+        plain, limited = text_keys(texts, salt), LazyKeys(texts, f"{salt} limit {limit}")
         self._store.refresh()
         found = self._store.find(plain, limited, limit)
         missing = found.missing

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import (
@@ -146,6 +146,13 @@ def _record(
     return {"fingerprint": fingerprint(record, model_fingerprint(model)), **record}
 
 
+class _Texts(NamedTuple):
+    """Ids and texts of documents by place; ids only where they are wanted."""
+
+    ids: dict[int, str]
+    texts: dict[int, str]
+
+
 def mined_rows(
     pairs: Pairs, mined: Mined, counts: Counter[str], *, with_scores: bool = False
 ) -> Iterator[dict[str, Any]]:
@@ -172,21 +179,21 @@ def mined_rows(
                 yield line
 
 
-def _texts(pairs: Pairs, places: Iterable[int]) -> dict[int, tuple[str, str]]:
+def _texts(pairs: Pairs, places: Iterable[int]) -> _Texts:
     """Return ids and texts of documents by place."""
     wanted = sorted(set(places))
     part = pairs.corpus[wanted]
-    return dict(zip(wanted, zip(part["id"], part["text"], strict=True), strict=True))
+    ids = dict(zip(wanted, part["id"], strict=True)) if pairs.named else {}
+    return _Texts(ids, dict(zip(wanted, part["text"], strict=True)))
 
 
-def _line(
-    pairs: Pairs, mined: Mined, row: int, texts: dict[int, tuple[str, str]], counts: Counter[str]
-) -> dict[str, Any]:
+def _line(pairs: Pairs, mined: Mined, row: int, known: _Texts, counts: Counter[str]) -> dict[str, Any]:
     line, places = dict(pairs.rows[row]), mined.negatives[row].tolist()
     own = line["neg"]
-    line["neg"] = [*own, *(texts[place][1] for place in places)]
+    texts = [known.texts[place] for place in places]
+    line["neg"] = [*own, *texts] if own else texts
     if not own and pairs.named:
-        line["neg_ids"] = [texts[place][0] for place in places]
+        line["neg_ids"] = [known.ids[place] for place in places]
     elif places:
         # What is said of each of the row's own negatives is not known of the mined ones.
         for name in [name for name in line if name.startswith("neg_")]:
