@@ -1,7 +1,7 @@
 """A query's words: where each is, which stay whole (code, formulas, LaTeX, addresses), and stop words.
 
-Results must be the same bytes everywhere, so a word is made of characters of the Basic Multilingual Plane and of
-mathematics: what counts as a letter beyond them has changed between Python 3.11 and 3.13.
+Results must be the same bytes everywhere, so a word is made of characters of the Basic Multilingual Plane
+and of mathematics: what counts as a letter beyond them has changed between Python 3.11 and 3.13.
 """
 
 from __future__ import annotations
