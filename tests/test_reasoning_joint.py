@@ -15,7 +15,17 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.reasoning import joint as module
 from reasonembed_mteb.reasoning.joint import CachedJointLoss, JointLoss, row_losses
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
-from reasonembed_mteb.reasoning.masks import COMPRESSION, GENERATION, KINDS, NOTHING, JointRow, lay_out
+from reasonembed_mteb.reasoning.masks import (
+    COMPRESSION,
+    GENERATION,
+    KINDS,
+    NOTHING,
+    SOURCE,
+    TARGET,
+    JointRow,
+    joint_mask,
+    lay_out,
+)
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
 
 if TYPE_CHECKING:
@@ -315,3 +325,66 @@ def test_labels_are_left_as_they_were(model: Any) -> None:
     loss([columns[0], columns[2]])
     assert columns[0].keys() >= {KINDS, GENERATION, COMPRESSION}
     assert all(torch.equal(columns[0][name], value) for name, value in before.items())
+
+
+# The copy task: does what is read from K latents rise with K, and is it chance without any?
+
+SYMBOLS, ALPHABET, WIDTH, STEPS, ROWS_A_STEP = 8, 32, 64, 600, 64
+
+
+def copy_accuracy(count: int) -> float:
+    """Train a small decoder to repeat symbols through K latents; return its teacher-forced accuracy."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    start, eos = ALPHABET, ALPHABET + 1
+    latents = list(range(ALPHABET + 2, ALPHABET + 2 + count))
+    config = Qwen3Config(
+        vocab_size=ALPHABET + 2 + max(count, 1),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=WIDTH // 4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    model, drawn = Qwen3ForCausalLM(config), torch.Generator().manual_seed(0)
+    # A given token begins y: else the last source token, which sees the text, would predict its first.
+    row = JointRow([0] * SYMBOLS, question=[start], answer=[0] * SYMBOLS, answer_ends=False)
+    layout = lay_out([row] * ROWS_A_STEP, latents, eos, 0)
+    mask, wanted = joint_mask(layout[KINDS], torch.float32), layout[COMPRESSION] != NOTHING
+    source, target = layout[KINDS] == SOURCE, layout[KINDS] == TARGET
+    target[:, SYMBOLS + count] = False
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
+
+    def states() -> tuple[Tensor, Tensor]:
+        text = torch.randint(0, ALPHABET, (ROWS_A_STEP, SYMBOLS), generator=drawn)
+        ids, labels = layout["input_ids"].clone(), layout[COMPRESSION].clone()
+        for places in (source, target):
+            ids[places] = text.flatten()
+        labels[wanted] = text.flatten()
+        return model.model(input_ids=ids, attention_mask=mask).last_hidden_state, labels
+
+    for _ in range(STEPS):
+        sums, counts = row_losses(*states(), model.lm_head)
+        optimizer.zero_grad()
+        (sums.sum() / counts.sum()).backward()
+        optimizer.step()
+        schedule.step()
+    hits = []
+    with torch.no_grad():
+        for _ in range(8):
+            hidden, labels = states()
+            hits.append((model.lm_head(hidden[wanted]).argmax(dim=1) == labels[wanted]).double().mean())
+    return float(torch.stack(hits).mean())
+
+
+@pytest.mark.slow
+def test_a_text_is_copied_through_its_latents() -> None:
+    none, one, four = (copy_accuracy(count) for count in (0, 1, 4))
+    assert none < 2 / ALPHABET
+    assert one > 0.9
+    assert four > max(one - 0.01, 0.99)

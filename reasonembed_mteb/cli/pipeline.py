@@ -27,7 +27,6 @@ from reasonembed_mteb.cli.show import show_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reasonembed_mteb.evaluation.stages import PipelineRecord
     from reasonembed_mteb.pipelines.plan import StageEstimate
 
 
@@ -93,6 +92,7 @@ def pipeline(
     from reasonembed_mteb.evaluation.runner import RunOptions
     from reasonembed_mteb.evaluation.runner import output_folder as folder_of
     from reasonembed_mteb.pipelines.run import Pipeline
+    from reasonembed_mteb.reporting.pipelines import stage_table
 
     found = Pipeline.from_toml(file)
     tasks = resolving.resolve_tasks(benchmark, task, resolving.BeirFolders(beir))
@@ -116,51 +116,16 @@ def pipeline(
     outcomes = found.run(tasks, options, max_price=max_price, retry_errors=retry_errors, say=say)
     for one in outcomes:
         if one.record is not None:
-            _show_stages(one.record)
+            grid = stage_table(one.record)
+            show_table(list(grid.head), [list(row) for row in grid.rows], grid.title)
+            for note in grid.notes:
+                say(note)
     say(f"Results, in MTEB's own layout: {folder_of(options) / 'results'}")
     for one in outcomes:
         if one.outcome.error is not None:
             say(f"FAILED {one.outcome.model} on {one.outcome.task}: {one.outcome.error}")
     if any(one.record is None for one in outcomes):
         raise typer.Exit(FAILED)
-
-
-def _show_stages(record: PipelineRecord) -> None:
-    """Print a table of a task's stages."""
-    rows = []
-    for stage in record.stages:
-        cost = stage.note.cost
-        figures = [
-            f"{cost.calls:,}",
-            f"{cost.cached:,}",
-            f"{cost.prompt_tokens:,}",
-            f"{cost.completion_tokens:,}",
-            "-" if cost.price is None else f"{cost.price:,.4f}",
-            f"{cost.seconds:,.1f}",
-        ]
-        for name, scores in stage.parts.items():
-            rows.append([f"  {name}", *_scores(scores), *[""] * len(figures)])
-        mark = " (tuned on test)" if stage.tuned_on_test else ""
-        rows.append([stage.name + mark, *_scores(stage.scores), *figures])
-    head = [
-        "stage",
-        "nDCG@10",
-        "R@10",
-        "R@100",
-        "calls",
-        "from disk",
-        "tokens in",
-        "tokens out",
-        "price",
-        "s",
-    ]
-    show_table(head, rows, f"{record.pipeline} on {record.task}, in %")
-
-
-def _scores(scores: dict[str, float]) -> list[str]:
-    from reasonembed_mteb.evaluation.stages import STAGE_MEASURES
-
-    return [f"{100 * scores[name]:.2f}" if name in scores else "" for name in STAGE_MEASURES]
 
 
 def _show_estimates(estimates: Sequence[StageEstimate]) -> None:

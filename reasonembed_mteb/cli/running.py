@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import (
+    ENGINE,
     FAILED,
     MODELS_AND_TASKS,
     OUTPUT,
@@ -211,6 +212,37 @@ def run(
             help="float32, float16, bfloat16, or auto: the smallest that is exact.", rich_help_panel=SPEED
         ),
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Who computes vectors: torch, vllm (in this process), or api (a server).",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "torch",
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine api: the server, such as http://localhost:8000/v1.", rich_help_panel=ENGINE
+        ),
+    ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine api: the model's name there.",
+            show_default="as in --model",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str,
+        typer.Option(
+            help="With --engine api: the environment variable that holds the key.", rich_help_panel=ENGINE
+        ),
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, help="With --engine api: requests at a time.", rich_help_panel=ENGINE),
+    ] = 32,
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
@@ -218,7 +250,17 @@ def run(
     from reasonembed_mteb.cli import show as console
     from reasonembed_mteb.evaluation import plan as planning
     from reasonembed_mteb.evaluation import resolving, runner
+    from reasonembed_mteb.models.engines import EngineChoice
 
+    computes = EngineChoice(
+        engine,
+        base_url,
+        served_model,
+        api_key_env=api_key_env,
+        concurrency=concurrency,
+        batch_tokens=batch_tokens,
+    )
+    computes.check_torch_options(device=device, attn=attn, compile_layers=compile_layers)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,
@@ -244,6 +286,7 @@ def run(
         template=_unescaped(instruction_template),
         no_instruction=no_instruction,
         variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
+        engine=computes,
     )
     labels = resolving.model_labels(metas)
     if dry_run:

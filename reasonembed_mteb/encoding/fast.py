@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
+from reasonembed_mteb.encoding.engines.running import encode_by_engine
 from reasonembed_mteb.encoding.loop import EncodeRequest, Encoding
 from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 from reasonembed_mteb.encoding.packing import can_pack
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from reasonembed_mteb.encoding.engines.engine import Engine
 
 # sentence-transformers' own largest share of a process pool's work.
 _POOL_CHUNK = 5000
@@ -50,12 +53,14 @@ class FastSentenceTransformer(SentenceTransformer):
             warm-up), ``"on"``, ``"off"`` or a bool.
         last_token_counts: Tokens of the last call's texts (N,) in input order, before they were cut; None
             after the library's path.
+        engine: Computes the vectors in place of the weights, which then need not be there; None for torch.
     """
 
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str | bool = "auto"
     last_token_counts: NDArray[np.int32] | None = None
+    engine: Engine | None = None
     # Where memory ran out: the budget asked for then, and what fitted.
     _fitting: tuple[int, int] | None = None
     _stats: EncodingStats | None = None
@@ -112,11 +117,13 @@ class FastSentenceTransformer(SentenceTransformer):
     @torch.inference_mode()
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as the library's
         """Encode what the fast path knows; hand the rest to the library."""
-        if _reads_text_only(self):
+        if reads_text_only(self):
             _check_texts(inputs)
         started = time.perf_counter()
         self.last_token_counts = None
-        if not inputs or not self._is_for_us(inputs, kwargs):
+        if self.engine is not None:
+            found, self.last_token_counts, done = self._inference_by_engine(self.engine, inputs, **kwargs)
+        elif not inputs or not self._is_for_us(inputs, kwargs):
             found = self._inference_by_library(inputs, **kwargs)
             done = EncodingStats(texts=len(inputs))
         else:
@@ -168,6 +175,24 @@ class FastSentenceTransformer(SentenceTransformer):
             self._fitting = (asked, encoding.budget.tokens)
         return vectors, counts, encoding.stats
 
+    def _inference_by_engine(
+        self,
+        engine: Engine,
+        inputs: list[Any],
+        *,
+        output_value: str,
+        device: Any = None,  # noqa: ANN401 - as the library's
+        batch_size: int,
+        save_to_cpu: bool,
+        **options: Any,
+    ) -> tuple[Tensor, NDArray[np.int32], EncodingStats]:
+        """Let an engine encode; where to and in which batches is the engine's own affair."""
+        del device, batch_size, save_to_cpu
+        if output_value != "sentence_embedding" or "processing_kwargs" in options:
+            msg = f"an engine gives vectors of texts, not output_value={output_value!r}: use --engine torch"
+            raise ReasonEmbedError(msg)
+        return encode_by_engine(self, engine, inputs, **options)
+
     def _inference_by_library(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
         """Run `SentenceTransformer._inference` on what has tokens; the rest gets zero vectors."""
         bare = not kwargs.get("prompt") and self._empty_text_has_no_token()
@@ -186,7 +211,7 @@ class FastSentenceTransformer(SentenceTransformer):
     def _empty_text_has_no_token(self) -> bool:
         # Only where the tokenizer alone decides: static embeddings, chat templates and other modules take
         # empty texts in their own way.
-        return _reads_text_only(self) and not self.tokenizer("")["input_ids"]
+        return reads_text_only(self) and not self.tokenizer("")["input_ids"]
 
     @staticmethod
     def _multi_process_worker(  # type: ignore[override]
@@ -346,7 +371,7 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
     """Return whether texts reach a transformers model through its tokenizer and nothing else."""
     first: Any = model[0]
     return (
-        _reads_text_only(model)
+        reads_text_only(model)
         and _is_librarys_own(
             model, SentenceTransformer, ("preprocess", "tokenize", "_resolve_inference_device")
         )
@@ -366,7 +391,7 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
     )
 
 
-def _reads_text_only(model: SentenceTransformer) -> bool:
+def reads_text_only(model: SentenceTransformer) -> bool:
     """Return whether the first module is a Transformer that takes text, and that without a chat template."""
     first: Any = model[0] if len(model) else None
     return (

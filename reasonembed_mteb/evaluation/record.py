@@ -97,6 +97,7 @@ class Record:
         dataset_revision: As MTEB writes it in the result.
         dtype: Of the weights.
         device: Where they were.
+        engine: Name, version and options of what computed the vectors in place of torch; None for torch.
         seed: None: nothing in a retrieval evaluation is drawn at random.
         cost: What it cost.
         versions: Of the packages that a score depends on.
@@ -115,6 +116,7 @@ class Record:
     dataset_revision: str | None = None
     dtype: str | None = None
     device: str | None = None
+    engine: dict[str, Any] | None = None
     seed: int | None = None
     cost: RunCost = field(default_factory=RunCost)
     versions: dict[str, str] = field(default_factory=dict)
@@ -302,6 +304,10 @@ def make_record(
 
     inner = getattr(model, "model", None)
     parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
+    engine = getattr(inner, "engine", None)
+    if engine is not None:
+        # The weights, and with them dtype and device, are the engine's.
+        parameter = None
     return Record(
         causes=now,
         model=model.mteb_model_meta.name,
@@ -312,6 +318,7 @@ def make_record(
         dataset_revision=result.dataset_revision,
         dtype=str(parameter.dtype) if parameter is not None else None,
         device=str(parameter.device) if parameter is not None else None,
+        engine=engine.identity if engine is not None else None,
         cost=_cost(model, result, parameter, figures or {}),
         versions=package_versions(),
         date=datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),

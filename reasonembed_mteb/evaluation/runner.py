@@ -38,6 +38,7 @@ from reasonembed_mteb.evaluation.variants import (
     with_store,
 )
 from reasonembed_mteb.files import file_hash
+from reasonembed_mteb.models.engines import engines_of
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
-        scores: Where the scores by query lie, or None after a failure.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -137,7 +138,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
-    scores: Path | None = None
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -163,9 +164,11 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
-        """Stop the processes that encode on further devices."""
+        """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
+            for engine in engines_of(self._model):
+                engine.close()
 
 
 def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
@@ -275,9 +278,10 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
-                outcome.scores = scores_path(record_path(cache, outcome.task, loaded.meta))
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    for file in write_runs(options.run_file, label, outcome.scores):
+                    for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
                 say(f"{label} on {outcome.task}: {outcome.metric} {100 * outcome.score:.2f} {how}")

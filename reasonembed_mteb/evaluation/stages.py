@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The org of every pipeline's name; no model is called so.
-PIPELINES = "pipeline"
+# What a ranking is called that was measured on the original queries, beside the pipeline's own.
+BASELINE = "original queries: "
 FORMAT = 1
 _KEY = b"reasonembed"
 # The measures of a stage, by MTEB's names.

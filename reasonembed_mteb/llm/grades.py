@@ -15,7 +15,7 @@ import numpy as np
 from reasonembed_mteb.endpoints.endpoint import Reply, Request
 from reasonembed_mteb.endpoints.retries import AttemptError, Service
 from reasonembed_mteb.llm.client import LLMClient
-from reasonembed_mteb.llm.replies import read_reply
+from reasonembed_mteb.llm.replies import CHAT, read_reply
 from reasonembed_mteb.llm.templates import without_thought
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 GRADES = tuple("012345")
 # Where an answer begins with its grade; a number in the middle of a sentence is none.
-_GRADE = re.compile(r"\W{0,8}(?:(?:grade|score|relevance)\W{1,8})?([0-5])(?![\d./])", re.IGNORECASE)
+_GRADE = re.compile(r"\W{0,8}(?:(?:grade|score|relevance)\W{1,8})?([0-5])(?!\d|[.,]\d|\s*/)", re.IGNORECASE)
 # What the endpoints give at most (platform.openai.com/docs/api-reference/chat: 20).
 _CANDIDATES = 20
 
@@ -144,25 +144,31 @@ class GradeReranker:
         *,
         sampling: tuple[float, float, int | None, int | None] = (0.0, 1.0, 16, None),
         words: int | None = None,
+        log_probabilities: bool = True,
         budget: Budget | None = None,
         retry_errors: bool = False,
     ) -> None:
         """Open the answers on disk; the endpoint is not contacted yet.
 
         Args:
-            endpoint: Whom to ask; ``{"logprobs": None, "top_logprobs": None}`` in its ``extra_body`` is for
-                one that refuses to give log-probabilities.
+            endpoint: Whom to ask.
             cache_folder: Where answers are kept.
             template: With ``$query`` and ``$document``.
             sampling: Temperature, top_p, longest answer in tokens, and seed.
             words: Documents are cut after so many; None leaves them whole.
+            log_probabilities: Ask for them; some endpoints refuse such requests.
             budget: What may be spent.
             retry_errors: Ask again for answers that are on disk as errors.
         """
         self._endpoint, self._template, self._sampling, self._words = endpoint, template, sampling, words
         self._client = LLMClient(
-            endpoint, cache_folder, budget, service=GRADED, retry_errors=retry_errors, show_progress=None
+            endpoint,
+            cache_folder,
+            budget,
+            service=GRADED if log_probabilities else CHAT,
+            retry_errors=retry_errors,
         )
+        self._log_probabilities = log_probabilities
         # How many pairs were graded by what, and how many were not, by reason.
         self.counts: Counter[str] = Counter()
 
@@ -176,6 +182,7 @@ class GradeReranker:
             "template": self._template.hash,
             "sampling": list(self._sampling),
             "words": self._words,
+            "log_probabilities": self._log_probabilities,
         }
 
     @property
@@ -202,7 +209,7 @@ class GradeReranker:
             yield Request(f"grade/{place}", messages, *self._sampling)
 
     def _grade(self, answer: Answer) -> float:
-        if answer.error or answer.text is None:
+        if answer.text is None or answer.error not in (None, "length"):
             self.counts[f"no grade: {answer.error or 'bad_answer'}"] += 1
             return math.nan
         text, top = _said(answer.text)

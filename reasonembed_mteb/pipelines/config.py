@@ -266,9 +266,14 @@ class EndpointStage(RerankSection):
 
 
 class PointwiseStage(RerankSection, AskingStageSection):
-    """Rerank by the grade from 0 to 5 that a language model gives each document."""
+    """Rerank by the grade from 0 to 5 that a language model gives each document.
+
+    Attributes:
+        logprobs: Ask for log-probabilities, of which the expected grade is taken; some endpoints refuse.
+    """
 
     by: Literal["pointwise"]
+    logprobs: bool = True
     template: str = "grade"
     max_tokens: Count = 16
 

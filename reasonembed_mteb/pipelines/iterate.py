@@ -105,7 +105,8 @@ def _write(
         if written is None:
             counts[f"no rewriting: {answer.error or 'empty'}"] += 1
         else:
-            counts["cut at max_tokens"] += answer.error == "length"
+            if answer.error == "length":
+                counts["cut at max_tokens"] += 1
             found[query] = [combined(text, written, stage)]
     return found
 

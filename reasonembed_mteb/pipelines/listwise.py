@@ -158,7 +158,8 @@ class _Sorting:
         if failed:
             self.counts[f"left as they were: {answer.error}"] += 1
             return
-        self.counts["mended windows"] += bool(mended.kinds)
+        if mended.kinds:
+            self.counts["mended windows"] += 1
         for kind in mended.kinds:
             self.counts[f"mended: {kind}"] += 1
 

@@ -143,6 +143,7 @@ def _pair_scores(
             stage_template(stage, tools.config),
             sampling=stage.sampling,
             words=stage.words,
+            log_probabilities=stage.logprobs,
             budget=tools.budget,
             retry_errors=tools.retry_errors,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.evaluation.stages import Ranked, StageNote, StageOutput
+from reasonembed_mteb.evaluation.stages import BASELINE, Ranked, StageNote, StageOutput
 from reasonembed_mteb.pipelines.config import ORIGINAL, RetrieveStage
 from reasonembed_mteb.pipelines.fuse import fuse_rankings
 from reasonembed_mteb.pipelines.pool import check_finite
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.stages import Ranking, Texts
     from reasonembed_mteb.pipelines.config import RetrieverSection
     from reasonembed_mteb.pipelines.pool import Pool, State, Tools
-
-# Queries of a measurement beside the pipeline; its ranking is not handed on.
-BASELINE = "original queries: "
 
 
 def search(model: Any, pool: Pool, texts: Texts, top_k: int, rrf_k: int) -> Ranking:  # noqa: ANN401 - an MTEB model

@@ -206,8 +206,8 @@ class _Prepared:
 
 def _scores(row: Outcome) -> tuple[dict[str, float], dict[str, Any]]:
     """Return nDCG@10 by ``subset/split/query``, and what the scores were made with."""
-    assert row.scores is not None
-    found = read_scores(row.scores, ["query_id", METRIC])
+    assert row.scores_file is not None
+    found = read_scores(row.scores_file, ["query_id", METRIC])
     columns = (found.table[name].to_pylist() for name in ("subset", "split", "query_id", METRIC))
     return {
         f"{subset}/{split}/{query}": score for subset, split, query, score in zip(*columns, strict=True)

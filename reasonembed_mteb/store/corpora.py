@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from reasonembed_mteb.errors import unknown_name
+from reasonembed_mteb.store.places import StoreError
 from reasonembed_mteb.store.vectors import (
     BLOCK,
     CORPUS_MANIFEST,
@@ -25,7 +26,6 @@ from reasonembed_mteb.store.vectors import (
     LAYOUT,
     MODEL,
     Shard,
-    StoreError,
     as_json,
     content_checksum,
     dtype_name,
@@ -263,7 +263,7 @@ def _read_corpus(folder: Place, file: str) -> StoredCorpus:
         raise StoreError(msg) from error
 
 
-def open_stored_corpus(root: Place, name: str | None = None) -> StoredCorpus:
+def open_stored(root: Place, name: str | None = None) -> StoredCorpus:
     """Return a corpus that is complete.
 
     Args:

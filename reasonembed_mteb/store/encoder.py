@@ -11,6 +11,7 @@ import torch
 
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.models.engines import ENGINE_OPTION
 from reasonembed_mteb.models.identity import describe_model
 from reasonembed_mteb.models.instructions import ABLATED, loaded_prefix
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 # Options of encode that leave the vectors as they are.
 _COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
-_NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
+_NOT_OF_VECTORS = {"path", "device", "output_dtypes", ENGINE_OPTION}
 # What our encoders put before a text is part of the text.
 _OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens", ABLATED}
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import file_blocks, json_hash, write_whole
+from reasonembed_mteb.store.places import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +43,6 @@ MODEL, MANIFEST, LOCK = "model.json", "manifest.json", "lock"
 # How the manifests of corpora begin, see `reasonembed_mteb.store.corpora`.
 CORPUS_MANIFEST = "manifest-"
 BLOCK = "block-"
-
-
-class StoreError(ReasonEmbedError):
-    """A store that cannot be used as it is."""
 
 
 def text_keys(texts: Sequence[str], salt: str = "") -> NDArray[np.uint64]:
