@@ -8,8 +8,8 @@ synthesis sends) take turns in one run.
     python benchmarks/pipelines.py bookkeeping               # 1,384 queries, 100 documents each
     python benchmarks/pipelines.py rate --latency 0.05       # listwise beside independent requests
 
-With ``answers`` a real rewriting is scored: the human reasoning of BRIGHT's examples behind the query, by a model
-on a BRIGHT-shaped folder whose ``examples`` have a column ``reasoning``.
+With ``answers`` a real rewriting is scored: the human reasoning of BRIGHT's examples behind the query, by a
+model on a BRIGHT-shaped folder whose ``examples`` have a column ``reasoning``.
 
     python benchmarks/pipelines.py answers --data FOLDER --model DIRECTORY --output FOLDER
 """
@@ -144,39 +144,54 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
     return {**rates, "ratio": rates["listwise"] / rates["independent"], "rounds": found}
 
 
+FILE = """
+name = "human-reasoning"
+[[stage]]
+kind = "rewrite"
+queries = "{subset}.jsonl"
+missing = "original"
+[[stage]]
+kind = "retrieve"
+[[stage.retriever]]
+model = "{model}"
+"""
+
+
 def human_reasoning(options: argparse.Namespace) -> dict[str, Any]:
     """Return nDCG@10 in per cent of each subset, without the reasoning and with it."""
-    import pyarrow.parquet as pq
-
     os.environ["REASONEMBED_BRIGHT_PATH"] = str(options.data)
-    from reasonembed_mteb.evaluation.resolving import resolve_tasks
-    from reasonembed_mteb.evaluation.runner import RunOptions
-    from reasonembed_mteb.pipelines.run import Pipeline
     from reasonembed_mteb.plugin import register
     from reasonembed_mteb.retrieval.rows import benchmark_rows
 
     register()
     found = {}
-    chosen = RunOptions(output=options.output, store=options.output / "vectors", progress=False)
     for row in benchmark_rows("BRIGHT(ReasonEmbed)"):
         for file in sorted((options.data / "examples").glob(f"{row.subset}-*.parquet")):
-            lines = pq.read_table(file, columns=["id", "reasoning"]).to_pylist()
-            texts = [{"id": line["id"], "text": line["reasoning"]} for line in lines]
-            write_whole(options.output / f"{row.subset}.jsonl", "".join(map(json_line, texts)))
-            stages = f'[[stage]]\nkind = "rewrite"\nqueries = "{row.subset}.jsonl"\nmissing = "original"\n'
-            stages += (
-                f'[[stage]]\nkind = "retrieve"\n[[stage.retriever]]\nmodel = "{options.model.resolve()}"\n'
-            )
-            write_whole(options.output / f"{row.subset}.toml", f'name = "human-reasoning"\n{stages}')
-            pipeline = Pipeline.from_toml(options.output / f"{row.subset}.toml")
-            (one,) = pipeline.run(resolve_tasks([], [row.name]), chosen)
-            if one.record is None:
-                raise SystemExit(one.outcome.error)
-            last = one.record.stages[-1]
-            (plain,) = last.parts.values()
-            pair = plain["ndcg_at_10"], last.scores["ndcg_at_10"]
+            pair = score_subset(row, file, options)
             found[row.subset] = " -> ".join(f"{100 * score:.2f}" for score in pair)
     return found
+
+
+def score_subset(row: Any, examples: Path, options: argparse.Namespace) -> tuple[float, float]:  # noqa: ANN401
+    """Return nDCG@10 of one subset without the reasoning and with it."""
+    import pyarrow.parquet as pq
+
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.evaluation.runner import RunOptions
+    from reasonembed_mteb.pipelines.run import Pipeline
+
+    lines = pq.read_table(examples, columns=["id", "reasoning"]).to_pylist()
+    texts = [{"id": line["id"], "text": line["reasoning"]} for line in lines]
+    write_whole(options.output / f"{row.subset}.jsonl", "".join(map(json_line, texts)))
+    file = options.output / f"{row.subset}.toml"
+    write_whole(file, FILE.format(subset=row.subset, model=options.model.resolve()))
+    chosen = RunOptions(output=options.output, store=options.output / "vectors", progress=False)
+    (one,) = Pipeline.from_toml(file).run(resolve_tasks([], [row.name]), chosen)
+    if one.record is None:
+        raise SystemExit(one.outcome.error)
+    last = one.record.stages[-1]
+    (plain,) = last.parts.values()
+    return plain["ndcg_at_10"], last.scores["ndcg_at_10"]
 
 
 def main() -> None:
