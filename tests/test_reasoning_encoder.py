@@ -16,9 +16,10 @@ from conftest import make_encoder, save_decoder
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.encoder import PROMPT, ReasoningEncoder, SelfReasoning
+from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
 from reasonembed_mteb.reasoning.generation import Decoding, Generation, row_vectors
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
+from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import ReasoningFile
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.encoder import SelfReasoning
+from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 from reasonembed_mteb.reasoning.generation import Decoding
 from reasonembed_mteb.reasoning.store import ReasoningStore
 

@@ -13,9 +13,9 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.chapter_files import chapter_files
 from reasonembed_mteb.evaluation.reasoning_record import read_reasoning_run
-from reasonembed_mteb.reasoning.encoder import SelfReasoning
 from reasonembed_mteb.reasoning.generation import Decoding
 from reasonembed_mteb.reasoning.latents import add_latents
+from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 from reasonembed_mteb.reasoning.running import ReasoningModel, ReasoningPlan
 from reasonembed_mteb.reasoning.sources import ReasoningFile
 
