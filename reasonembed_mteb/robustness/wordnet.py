@@ -169,6 +169,10 @@ class WordNet:
         """Parts of speech whose irregular forms are not there; inflected words of theirs stay as they are."""
         return [part for part in PARTS if part != "adv" and not self._bases[part]]
 
+    def lemmas(self) -> set[str]:
+        """Return every word of the dictionary that is a single one."""
+        return {word for index in self._index.values() for word in index}
+
     def synonyms(self, word: str, *, restored: bool = True) -> Sequence[str]:
         """Return the other words of all synsets, of all parts of speech, that hold a word's base form.
 
