@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # First and by its version, so that nothing that follows brings another; `TORCH=` gives another build.
 TORCH = torch==2.13.0
 FAST = not slow and not gpu and not network
-EXTRAS = demo,dev,docs,report,synthesis,train
+EXTRAS = demo,dev,distributed,docs,report,synthesis,train
 
 .PHONY: help demo test test-all server test-lowest test-newest lint types docs wheel clean
 .DEFAULT_GOAL := help

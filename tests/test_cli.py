@@ -190,6 +190,33 @@ def test_dry_run_encodes_nothing(command: Command, tmp_path: Path, monkeypatch: 
     assert f"FAILED {RANDOM} on {ECONOMICS}: " in err
 
 
+def test_dry_run_of_a_suite_needs_no_data(command: Command, bert: Path) -> None:
+    status, out, err = command("run", "-m", bert, "-b", "RIR(ReasonEmbed, light)", "--dry-run")
+    assert (status, err) == (0, "")
+    assert "132 tasks, at least 5," in out
+    assert "in 60 of 132 tasks" in out
+    assert "MM-BRIGHT 27" in out
+    assert "hours: not known; --measure-speed" in out
+    assert "disk: not known" in out
+    assert "ReasonEmbedMathNetEasy, ReasonEmbedMathNetMedium, ReasonEmbedMathNetHard" in out
+    status, _, err = command("run", "-m", bert, "-t", BIOLOGY, "--measure-speed")
+    assert status == 2
+    assert "goes with --dry-run" in err
+
+
+@pytest.mark.usefixtures("data")
+def test_dry_run_measures_speed(command: Command, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reasonembed_mteb.evaluation import costs
+
+    monkeypatch.setattr(costs, "_SECONDS", 0.01)
+    status, out, _ = command("run", "-m", bert, "-t", BIOLOGY, "--dry-run", "--measure-speed")
+    assert status == 0
+    assert "tokens a second (measured now, texts of" in out
+    assert "disk: at most 0.00 GiB of vectors (16 dimensions, auto)" in out
+    status, out, _ = command("run", "-m", bert, "-t", BIOLOGY, "--dry-run", "--no-store")
+    assert "disk: no vectors are kept" in out
+
+
 @pytest.mark.usefixtures("data")
 def test_template_of_a_shell_user_gets_its_line_break(
     command: Command, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 # What an example names, and what stands for it here. Nothing else of an example is changed.
-DECODERS = ("hanhainebula/reason-embed-qwen3-4b-0928",)
+DECODERS = ("hanhainebula/reason-embed-qwen3-4b-0928", "Qwen/Qwen3-4B")
 ENCODERS = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
 RERANKERS = ("cross-encoder/ms-marco-MiniLM-L6-v2",)
 

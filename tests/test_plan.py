@@ -51,3 +51,43 @@ def test_plan_of_a_model_without_tokenizer_and_of_broken_data(data: Path) -> Non
     assert len(errors) == 2
     assert "examples/economics-*.parquet" in errors[0]
     assert "no retrieval task" in errors[1]
+
+
+def test_plan_without_data_has_published_sizes(bert: Path) -> None:
+    meta = resolving.resolve_model(str(bert), template="cell {instruction} ")
+    reader = planning.Reader(meta)
+    ratio = reader.characters_a_token
+    texts = planning.mini_texts()
+    assert ratio == pytest.approx(
+        sum(map(len, texts)) / sum(len(reader.tokenizer(t)["input_ids"]) for t in texts)
+    )
+    plan = planning.plan_task(meta, mteb.get_task(BIOLOGY), reader=reader)
+    assert plan.published
+    assert (plan.queries, plan.documents, plan.length) == (103, 57_359, 32)
+    # 329 characters a document are more than the model's 32 tokens.
+    assert plan.document_tokens == 57_359 * min(18_882_181 / 57_359 / ratio, 32)
+    arc = planning.plan_task(meta, mteb.get_task("ARCChallenge"), reader=reader)
+    assert arc.document_tokens == pytest.approx(289_311 / ratio, abs=1)
+    limited = planning.plan_task(meta, mteb.get_task(BIOLOGY), limit=2)
+    assert (limited.queries, limited.documents) == (2, 40)
+    without = planning.plan_task(resolving.resolve_model("bm25s"), mteb.get_task(BIOLOGY))
+    assert (without.queries, without.document_tokens, without.length) == (103, None, None)
+
+
+def test_plan_names_a_task_of_which_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = mteb.get_task("NFCorpus")
+    monkeypatch.setattr(type(task.metadata), "descriptive_stats", None)
+    _, (line,) = planning.plan_tasks(resolving.resolve_model("bm25s"), [task])
+    assert "its data are not here and its size is not published" in line
+
+
+def test_plans_fetch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    for place in places:
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    with planning.nothing_fetched():
+        assert all(place.HF_HUB_OFFLINE for place in places)
+    assert not any(place.HF_HUB_OFFLINE for place in places)

@@ -32,8 +32,10 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mteb.models import ModelMeta
+
     from reasonembed_mteb.evaluation.plan import TaskPlan
-    from reasonembed_mteb.evaluation.runner import Outcome
+    from reasonembed_mteb.evaluation.runner import Outcome, RunOptions
 
 
 @app.callback(invoke_without_command=True)
@@ -157,7 +159,19 @@ def run(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would run, with token counts.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--dry-run",
+            help="Say what would run: tokens, hours, disk, what is shared; fetches no data.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    measure_speed: Annotated[
+        bool,
+        typer.Option(
+            "--measure-speed",
+            help="With --dry-run: load the model and encode for 5 s to know the hours.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
@@ -276,8 +290,12 @@ def run(
     )
     labels = resolving.model_labels(metas)
     if dry_run:
-        _show_dry_run(labels, planning.plan_models(metas, tasks, limit))
+        plans = planning.plan_models(metas, tasks, limit)
+        _show_dry_run(metas, labels, plans, options, measure_speed)
         return
+    if measure_speed:
+        msg = "--measure-speed goes with --dry-run: a run records its own speed"
+        raise ReasonEmbedError(msg)
     console.show_instructions(metas, labels, tasks)
     for place in planning.models_without_instruction(metas, tasks[-1:], instruction):
         say(
@@ -291,12 +309,20 @@ def run(
     _finish(outcomes, groups, title, runner.output_folder(options))
 
 
-def _show_dry_run(labels: Sequence[str], plans: Sequence[tuple[list[TaskPlan], list[str]]]) -> None:
-    """Print what would run; exit with 1 if something could not be planned."""
-    from reasonembed_mteb.cli import show as console
+def _show_dry_run(
+    metas: Sequence[ModelMeta],
+    labels: Sequence[str],
+    plans: Sequence[tuple[list[TaskPlan], list[str]]],
+    options: RunOptions,
+    measure_speed: bool,
+) -> None:
+    """Print what would run and what it costs; exit with 1 if something could not be planned."""
+    from reasonembed_mteb.cli import planning as shown
 
-    for (found, errors), label in zip(plans, labels, strict=True):
-        console.show_plans(found, label)
+    for meta, (found, errors), label in zip(metas, plans, labels, strict=True):
+        shown.show_plans(found, label)
+        if found:
+            shown.show_costs(meta, found, options, measure_speed)
         for line in errors:
             say(f"FAILED {label} on {line}")
     if any(errors for _, errors in plans):

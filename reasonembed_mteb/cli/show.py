@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import Outcome
 
 # Columns of a table that goes into a pipe, which has no width.
@@ -184,47 +183,6 @@ def show_instructions(models: Sequence[ModelMeta], labels: Sequence[str], tasks:
     show_table(["model", "task", "before each query"], rows, "Instructions")
 
 
-def show_plans(plans: Sequence[TaskPlan], title: str) -> None:
-    """Print what a run would do.
-
-    Args:
-        plans: One per task.
-        title: Which model.
-    """
-    from reasonembed_mteb.evaluation.plan import SAMPLE
-    from reasonembed_mteb.models.instructions import describe_prefix
-
-    rows = [
-        [
-            plan.task,
-            f"{plan.queries:,}",
-            f"{plan.documents:,}",
-            _count(plan.query_tokens),
-            ("~" if plan.sampled else "") + _count(plan.document_tokens),
-            "-" if plan.truncated is None else f"{plan.truncated:.1%}",
-            _count(plan.length),
-            describe_prefix(plan.prefix),
-        ]
-        for plan in plans
-    ]
-    head = [
-        "task",
-        "queries",
-        "documents",
-        "query tokens",
-        "document tokens",
-        "cut",
-        "length",
-        "before each query",
-    ]
-    counted = f"tokens counted in full, ~ from {SAMPLE:,} documents; cut: share of documents over the length"
-    show_table(head, rows, f"{title}: would run ({counted})")
-
-
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
-
-
 def show_outcomes(outcomes: Sequence[Outcome], groups: Mapping[str, Sequence[str]], title: str) -> None:
     """Print tasks by models, with the macro mean of each benchmark.
 
@@ -278,3 +236,10 @@ def failure_lines(outcomes: Sequence[Outcome]) -> list[str]:
         if outcome.error is not None:
             grouped.setdefault((outcome.model, outcome.error), []).append(outcome.task)
     return [f"FAILED {model} on {', '.join(tasks)}: {error}" for (model, error), tasks in grouped.items()]
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, or None where the output goes into a file or a pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

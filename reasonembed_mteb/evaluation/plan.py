@@ -1,28 +1,44 @@
-"""What a run would do: sizes and token counts, without encoding anything."""
+"""What a run would do: sizes and token counts, without encoding or downloading anything.
+
+Data that are here (next to their table, in a local copy or in the hub's cache) are counted; of the others the
+published sizes hold, and tokens are estimated from mean lengths in characters.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError, one_line
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
+from reasonembed_mteb.evaluation.sizes import published_size
 from reasonembed_mteb.models.instructions import planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
+from reasonembed_mteb.retrieval.sources import local_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.evaluation.sizes import Size
 
 logger = logging.getLogger(__name__)
 
 # Documents whose tokens are counted, evenly over a corpus: enough to know its size to a few percent.
 SAMPLE = 2000
 _TOKENIZED = {"dense", "cross-encoder", "late-interaction", "sparse"}
+# Documents of the embedded benchmark by which characters are turned into tokens.
+_MINI = "ReasonMini"
+# Of English where no tokenizer is at hand: all-MiniLM's has 4.4 on BRIGHT's answers.
+CHARACTERS_A_TOKEN = 4.0
+# What `evaluation.limits` keeps of a smoke run's documents, gold ones apart.
+_LIMITED = 20
 
 
 @dataclass(frozen=True)
@@ -32,24 +48,62 @@ class TaskPlan:
     Attributes:
         task: Task name.
         prefix: What goes before each query, or None where only the loaded model knows.
-        queries: Number of queries.
-        documents: Number of documents.
+        queries: Number of queries; None where nobody says.
+        documents: Number of documents; None where nobody says.
         length: The length in force in tokens, or None for a model without a tokenizer that is known here.
         query_tokens: Tokens of all queries with what goes before them, cut at the length.
         document_tokens: Tokens of all documents, cut at the length; extrapolated where ``sampled``.
         truncated: Share of the documents that are cut.
         sampled: Whether the documents' tokens come from `SAMPLE` documents.
+        published: Whether the data are not here: numbers are the published ones, tokens are estimated.
+        same_queries: Equal for tasks with the same queries; see `reasonembed_mteb.evaluation.sizes`.
+        same_documents: Likewise for documents.
     """
 
     task: str
     prefix: str | None
-    queries: int
-    documents: int
+    queries: int | None
+    documents: int | None
     length: int | None = None
     query_tokens: int | None = None
     document_tokens: int | None = None
     truncated: float | None = None
     sampled: bool = False
+    published: bool = False
+    same_queries: str = ""
+    same_documents: str = ""
+
+
+class Reader:
+    """A model's tokenizer, loaded when it is first needed and once; missing ones are looked for once too."""
+
+    def __init__(self, meta: ModelMeta) -> None:
+        """Load nothing yet.
+
+        Args:
+            meta: The model.
+        """
+        self._meta = meta
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - a transformers tokenizer
+        """See `load_tokenizer`."""
+        return load_tokenizer(self._meta)
+
+    @cached_property
+    def characters_a_token(self) -> float:
+        """Of the embedded benchmark's documents; `CHARACTERS_A_TOKEN` without a tokenizer."""
+        if self.tokenizer is None:
+            return CHARACTERS_A_TOKEN
+        texts = list(mini_texts())
+        return sum(map(len, texts)) / sum(_lengths(self.tokenizer, texts))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model takes, as far as that is known without its weights."""
+        if self.tokenizer is not None:
+            return int(self.tokenizer.model_max_length)
+        return int(self._meta.max_tokens or 1 << 30)
 
 
 def plan_models(
@@ -109,47 +163,149 @@ def plan_tasks(
         The plans, and one line for each task without one.
     """
     plans, errors = [], []
+    reader = Reader(meta)
     for task in tasks:
         try:
-            plans.append(plan_task(meta, task, limit))
+            plans.append(plan_task(meta, task, limit, reader))
         except Exception as error:
             logger.debug("planning %s failed", task.metadata.name, exc_info=True)
             errors.append(f"{task.metadata.name}: {one_line(error)}")
     return plans, errors
 
 
-def plan_task(meta: ModelMeta, task: Any, limit: int | None = None) -> TaskPlan:  # noqa: ANN401 - AbsTaskRetrieval
+def plan_task(
+    meta: ModelMeta,
+    task: Any,  # noqa: ANN401 - AbsTaskRetrieval
+    limit: int | None = None,
+    reader: Reader | None = None,
+) -> TaskPlan:
     """Count what a model would have to encode on one task.
 
     Args:
         meta: The model.
-        task: A retrieval task; it is loaded, and unloaded again.
+        task: A retrieval task; it is loaded where its data are here, and unloaded again.
         limit: Number of queries of a smoke run.
+        reader: The model's tokenizer, for several tasks.
 
     Returns:
         The counts, over all splits of the task.
+
+    Raises:
+        ReasonEmbedError: If it is no retrieval task, its local copy is damaged, or its data are not here and
+            nobody has published its size.
     """
-    queries, documents, total = _texts(task, limit)
+    found = _texts_here(task, limit)
+    size = published_size(task)
     prefix = planned_prefix(meta, task.metadata)
+    reader = reader or Reader(meta)
+    if found is None:
+        return _plan_published(meta, task, size, prefix, limit, reader)
+    queries, documents, total = found
     task.unload_data()
-    tokenizer = load_tokenizer(meta)
-    if tokenizer is None:
-        return TaskPlan(task.metadata.name, prefix, len(queries), total)
-    length = min(max_tokens_for(task.metadata.name), tokenizer.model_max_length)
-    asked = _lengths(tokenizer, [(prefix or "") + text for text in queries])
-    found = _lengths(tokenizer, documents)
-    kept = sum(min(count, length) for count in found)
-    return TaskPlan(
+    tokenizer = reader.tokenizer
+    plan = TaskPlan(
         task.metadata.name,
         prefix,
         len(queries),
         total,
+        same_queries=size.same_queries,
+        same_documents=size.same_documents,
+    )
+    if tokenizer is None:
+        return plan
+    length = min(max_tokens_for(task.metadata.name), tokenizer.model_max_length)
+    asked = _lengths(tokenizer, [(prefix or "") + text for text in queries])
+    kept_of = _lengths(tokenizer, documents)
+    kept = sum(min(count, length) for count in kept_of)
+    return replace(
+        plan,
         length=length,
         query_tokens=sum(min(count, length) for count in asked),
-        document_tokens=round(kept * total / max(len(found), 1)),
-        truncated=sum(count > length for count in found) / max(len(found), 1),
-        sampled=len(found) < total,
+        document_tokens=round(kept * total / max(len(kept_of), 1)),
+        truncated=sum(count > length for count in kept_of) / max(len(kept_of), 1),
+        sampled=len(kept_of) < total,
     )
+
+
+def _plan_published(
+    meta: ModelMeta, task: AbsTask, size: Size, prefix: str | None, limit: int | None, reader: Reader
+) -> TaskPlan:
+    """Plan a task whose data are not here, from what is published of its size."""
+    name = task.metadata.name
+    if size.queries is None and size.documents is None and size.same_documents == name:
+        msg = f"its data are not here and its size is not published: `reasonembed download -t {name}` first"
+        raise DataError(msg)
+    queries, documents = size.queries, size.documents
+    if limit:
+        queries = None if queries is None else min(queries, limit)
+        documents = None if documents is None else min(documents, limit * _LIMITED)
+    length = query_tokens = document_tokens = None
+    # BM25 counts as sparse and has no tokenizer.
+    if reader.tokenizer is not None or set(meta.model_type or ()) & (_TOKENIZED - {"sparse"}):
+        ratio, length = reader.characters_a_token, min(max_tokens_for(name), reader.longest)
+        asked = size.query_characters and size.query_characters + len(prefix or "")
+        query_tokens = _estimated(queries, asked, ratio, length)
+        document_tokens = _estimated(documents, size.document_characters, ratio, length)
+    return TaskPlan(
+        name,
+        prefix,
+        queries,
+        documents,
+        length=length,
+        query_tokens=query_tokens,
+        document_tokens=document_tokens,
+        published=True,
+        same_queries=size.same_queries,
+        same_documents=size.same_documents,
+    )
+
+
+def _estimated(count: int | None, characters: float | None, ratio: float, length: int) -> int | None:
+    """Return the tokens of so many texts: the mean of cut lengths is at most the mean length, cut."""
+    if count is None or not characters:
+        return None
+    return round(count * min(characters / ratio, length))
+
+
+@cache
+def mini_texts() -> tuple[str, ...]:
+    """Return the documents of the embedded benchmark."""
+    from reasonembed_mteb.retrieval.layouts import load_corpus
+    from reasonembed_mteb.retrieval.rows import benchmark_rows
+
+    return tuple(text for row in benchmark_rows(_MINI) for text in load_corpus(row)["text"][:])
+
+
+def _texts_here(task: Any, limit: int | None) -> tuple[list[str], list[str], int] | None:  # noqa: ANN401
+    """Return what `_texts` does, or None where the data are neither in a local copy nor in a cache."""
+    from datasets.exceptions import DatasetsError
+
+    row = getattr(task, "row", None)
+    if task.data_loaded or (row is not None and (row.layout == "beir" or local_copy(row) is not None)):
+        return _texts(task, limit)
+    with nothing_fetched():
+        try:
+            return _texts(task, limit)
+        except (OSError, ValueError, KeyError, DatasetsError, DataError):
+            logger.debug("the data of %s are not here", task.metadata.name, exc_info=True)
+            return None
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Keep data sets and hub from fetching anything for the time of the block."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  # noqa: ANN401

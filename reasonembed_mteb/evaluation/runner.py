@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
-from reasonembed_mteb.evaluation.limits import limit_task, own_copy
+from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     Causes,
     find_causes,
@@ -128,6 +128,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -137,6 +138,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -153,7 +155,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self._load()
+                self._model = load_for_run(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -168,18 +170,36 @@ class _Loaded:
             for engine in engines_of(self._model):
                 engine.close()
 
-    def _load(self) -> Any:  # noqa: ANN401
-        chosen = self._options
-        devices = check_devices(chosen.device)
-        model = load_variant(self.meta, device=devices[0] if devices else None)
-        speed_up(
-            model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
-        )
-        if len(devices) > 1:
-            use_devices(model, devices)
-        if self._options.store is None:
-            return model
-        return with_store(model, self._options.store, self._options.store_dtype)
+
+def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
+
+    Args:
+        meta: The model.
+        options: How to run.
+
+    Raises:
+        ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = load_without_store(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+
+
+def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run does, without its store.
+
+    Args:
+        meta: The model.
+        options: How to run.
+    """
+    devices = check_devices(options.device)
+    model = load_variant(meta, device=devices[0] if devices else None)
+    speed_up(
+        model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
+    )
+    if len(devices) > 1:
+        use_devices(model, devices)
+    return model
 
 
 def run(
@@ -258,8 +278,9 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
                     for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
@@ -300,8 +321,8 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(innermost(model), task.metadata)
-    if prefix != planned_prefix(loaded.meta, task.metadata):
+    prefix = loaded_prefix(innermost(model), asked_as(task))
+    if prefix != planned_prefix(loaded.meta, asked_as(task)):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     rows = collect_scores(task)
@@ -350,7 +371,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def _bars(progress: bool) -> AbstractContextManager[object]:
+def bars_shown(progress: bool) -> AbstractContextManager[object]:
+    """Return a context in which a search shows progress bars, or none.
+
+    Args:
+        progress: Whether they are shown.
+    """
     # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
     return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
@@ -370,7 +396,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, bars_shown(options.progress):
         result = mteb.evaluate(
             model,
             [task],
