@@ -156,6 +156,8 @@ class Bench:
 
     def shape(self, size: str = "tiny", **changed: Any) -> argparse.Namespace:
         """Return what encode.py is told of a model."""
+        import torch
+
         chosen = {
             "model": None,
             "size": size,
@@ -163,7 +165,7 @@ class Bench:
             "seed_folder": str(self.folder / f"seed-{encode.SIZES[size][-1]}"),
             "device": self.device,
             "dtype": self.dtype,
-            "threads": 2,
+            "threads": torch.get_num_threads(),
             "seed": 0,
             "max_tokens": 8192,
             "batch_tokens": None,
