@@ -48,6 +48,7 @@ SUBJECTS = {
     "contract": "whatever sentence-transformers' models take, by `encoding` and `models`",
     "docs": "the documentation",
     "examples": "the examples of README, docs and docstrings",
+    "gpu": "the GPU benchmark, and its section of the documentation",
     "hostile": "text that acts, through every command",
     "mini": "the embedded benchmark's data",
     "packaging": "the distribution",

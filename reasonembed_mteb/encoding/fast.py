@@ -78,6 +78,11 @@ class FastSentenceTransformer(SentenceTransformer):
             self._stats = EncodingStats()
         return self._stats
 
+    @property
+    def fitting_batch_tokens(self) -> int | None:
+        """Tokens of a batch that fitted after memory had run out; None where it never did."""
+        return self._fitting[1] if self._fitting is not None else None
+
     def encode(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the library's, which it documents
         """Encode as the library does, on all devices that `use_devices` named."""
         if self._devices:
