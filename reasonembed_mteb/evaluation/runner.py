@@ -35,6 +35,7 @@ from reasonembed_mteb.evaluation.variants import (
     load_variant,
     speed_up,
     use_devices,
+    use_pool,
     with_store,
 )
 from reasonembed_mteb.files import file_hash
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.encoding.fast import TextPool
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class RunOptions:
         batch_tokens: Tokens of an encoding batch; None for the device's own.
         attn: How the encoder attends; see `reasonembed_mteb.encoding.accelerate`.
         compile_layers: Whether decoder layers are compiled: ``auto``, ``on`` or ``off``.
+        pool: Takes a loaded SentenceTransformer and returns what encodes in its place, such as a cluster;
+            None encodes here.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -88,6 +93,7 @@ class RunOptions:
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str = "auto"
+    pool: Callable[[Any], TextPool] | None = None
     progress: bool = True
 
     def check(self) -> None:
@@ -164,6 +170,7 @@ class _Loaded:
         """Stop the processes that encode on further devices."""
         if self._model is not None:
             use_devices(self._model, None)
+            use_pool(self._model, None)
 
     def _load(self) -> Any:  # noqa: ANN401
         chosen = self._options
@@ -172,7 +179,9 @@ class _Loaded:
         speed_up(
             model, batch_tokens=chosen.batch_tokens, attn=chosen.attn, compile_layers=chosen.compile_layers
         )
-        if len(devices) > 1:
+        if chosen.pool is not None:
+            use_pool(model, chosen.pool)
+        elif len(devices) > 1:
             use_devices(model, devices)
         if self._options.store is None:
             return model
