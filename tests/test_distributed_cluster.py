@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from reasonembed_mteb.distributed.encode import encode_corpus
 from reasonembed_mteb.distributed.processes import Processes
 from reasonembed_mteb.distributed.worker import EncodeJob, ModelChoice, Speed
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
+from reasonembed_mteb.retrieval.trec import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,6 +189,11 @@ def blocks_in(store: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(store.rglob("*")) if file.is_file()}
 
 
+def further(log: Path, lines: int, running: subprocess.Popen[bytes]) -> bool:
+    """Whether more lines are in the log, or none will come."""
+    return len(computed(log)) > lines or running.poll() is not None
+
+
 def computed(log: Path) -> list[list[str]]:
     return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
 
@@ -208,8 +215,7 @@ def test_killed_workers_and_drivers_change_nothing(
     while kills < 10:
         running = subprocess.Popen(driver, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(4):
-            before = len(computed(log))
-            _wait(lambda before=before: len(computed(log)) > before + 1 or running.poll() is not None, 120)  # type: ignore[misc]
+            _wait(partial(further, log, len(computed(log)) + 1, running), 120)
             if kills == 10 or running.poll() is not None:
                 break
             os.kill(int(computed(log)[-1][0]), signal.SIGKILL)
@@ -230,18 +236,18 @@ def test_killed_workers_and_drivers_change_nothing(
 
 
 @pytest.mark.slow
-def test_a_run_on_a_cluster_gives_the_scores_of_a_run_here(
-    cluster: str, command: Command, bert: Path
-) -> None:
-    run = ("run", "-m", str(bert), "-b", "ReasonMini", "--no-store")
-    assert command(*run, "--output-folder", "here")[0] == 0
-    status, _, err = command(*run, "--output-folder", "there", "--cluster", cluster, "--workers", "2")
-    assert status == 0, err
-    for file in sorted(Path("here").rglob("*.scores.json")):
-        ours, theirs = (
-            json.loads((Path(top) / file.relative_to("here")).read_text()) for top in ("here", "there")
-        )
-        assert ours["queries"] == theirs["queries"]
+def test_a_run_on_a_cluster_scores_as_a_run_here(cluster: str, command: Command, bert: Path) -> None:
+    run = ("run", "-m", str(bert), "-b", "ReasonMini", "--no-store", "--run-file", "{task}.trec")
+    runs = []
+    for where in (("--device", "cpu"), ("--cluster", cluster, "--workers", "2")):
+        status, _, err = command(*run, *where, "--overwrite")
+        assert status == 0, err
+        runs.append({file.name: read_run(file) for file in Path.cwd().glob("*.trec")})
+    here, there = runs
+    assert here.keys() == there.keys()
+    for name, found in here.items():
+        for query, scores in found.items():
+            assert scores == pytest.approx(there[name][query], abs=1e-6)
 
 
 @pytest.mark.slow
