@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -148,8 +149,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # Its sockets' names must be short.
     folder = tempfile.mkdtemp(prefix="ray")
     command = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    command += [f"--temp-dir={folder}", "--disable-usage-stats"]
     log = tmp_path_factory.mktemp("cluster") / "log"
+    # Without a token of its own in the user's folder, which others would be asked for too.
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray = Path(sys.executable).with_name("ray")
     start = [str(ray)] if ray.is_file() else [sys.executable, "-m", "ray.scripts.scripts"]
     with log.open("wb") as out:
@@ -157,7 +161,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         _wait(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None, 60)
         assert head.poll() is None, log.read_text()
-        yield f"127.0.0.1:{port}"
+        (found,) = {*re.findall(rf"[\w.]+:{port}", log.read_text())}
+        yield found
     finally:
         # Only what was started here: `ray stop` would end every cluster of the machine.
         os.killpg(head.pid, signal.SIGTERM)
@@ -166,6 +171,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RAY_AUTH_MODE")
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> None:
@@ -223,8 +231,12 @@ def test_killed_workers_and_drivers_change_nothing(
         if kills < 10 and running.poll() is None:
             running.kill()
             kills += 1
-        if kills < 10:
-            running.wait(60)
+            assert running.wait(60) == -signal.SIGKILL
+        elif kills < 10:
+            assert running.wait() == 0, running.stderr.read().decode() if running.stderr else ""
+            break
+    # Killed often enough, or all done before.
+    assert kills == 10
     assert running.wait(120) == 0, running.stderr.read().decode() if running.stderr else ""
     names = {name: content for name, content in blocks_in(store).items() if name.startswith("block-")}
     assert names == {n: c for n, c in blocks_in(tmp_path / "plain").items() if n.startswith("block-")}
