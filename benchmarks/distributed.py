@@ -32,21 +32,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.distributed.worker import BlockDone
 
 WORDS = ("cells", "leaves", "water", "light", "heat", "salt", "plants", "stone", "growth", "rivers", "roots")
-    "cells",
-    "leaves",
-    "water",
-    "light",
-    "heat",
-    "salt",
-    "plants",
-    "stone",
-    "growth",
-    "rivers",
-    "energy",
-    "sugar",
-    "roots",
-    "air",
-]
 
 
 class Timed(BlockEncoder):
