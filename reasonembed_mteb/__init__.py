@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.score_run import judgements_of_task, score_run
     from reasonembed_mteb.models.beir_encoder import BeirEncoder
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
+    from reasonembed_mteb.pipelines.run import Pipeline
     from reasonembed_mteb.plugin import register
+    from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
+    from reasonembed_mteb.reasoning.latents import add_latents
     from reasonembed_mteb.reporting.results import read_results
     from reasonembed_mteb.retrieval.beir_task import beir_task, export_beir
     from reasonembed_mteb.retrieval.task import load_tasks
@@ -35,13 +38,16 @@ _HOMES = {
     "BeirEncoder": "reasonembed_mteb.models.beir_encoder",
     "CachedRedapterLoss": "reasonembed_mteb.training.cached",
     "DataError": "reasonembed_mteb.errors",
+    "Pipeline": "reasonembed_mteb.pipelines.run",
     "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
+    "ReasoningEncoder": "reasonembed_mteb.reasoning.encoder",
     "RedapterCallback": "reasonembed_mteb.training.callback",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RunOptions": "reasonembed_mteb.evaluation.runner",
     "UnknownNameError": "reasonembed_mteb.errors",
     "accelerate": "reasonembed_mteb.encoding.fast",
+    "add_latents": "reasonembed_mteb.reasoning.latents",
     "beir_task": "reasonembed_mteb.retrieval.beir_task",
     "check_submission": "reasonembed_mteb.sharing.submission",
     "encode_stream": "reasonembed_mteb.encoding.fast",
@@ -62,14 +68,17 @@ __all__ = [
     "BeirEncoder",
     "CachedRedapterLoss",
     "DataError",
+    "Pipeline",
     "ReasonEmbed",
     "ReasonEmbedError",
+    "ReasoningEncoder",
     "RedapterCallback",
     "RedapterLoss",
     "RunOptions",
     "UnknownNameError",
     "__version__",
     "accelerate",
+    "add_latents",
     "beir_task",
     "check_submission",
     "encode_stream",

@@ -552,6 +552,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", loss_ranks.CACHES)
 @pytest.mark.parametrize("name", loss_ranks.SETTINGS)
 def test_two_devices_are_one_batch(cache: str, name: str, two_ranks: list[dict[Any, Any]]) -> None:

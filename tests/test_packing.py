@@ -124,6 +124,7 @@ def test_torch_has_the_kernel_that_the_gpu_path_calls() -> None:
     assert packing.has_varlen()
 
 
+@pytest.mark.slow
 def test_layers_share_one_compiled_graph(qwen3_dir: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 
@@ -209,6 +210,7 @@ def test_the_gpu_kernel_is_called_rightly(
         assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_compiling_that_fails_is_said_and_undone(qwen3_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = ReasonEmbed(str(qwen3_dir), device="cpu")
     expected = model.encode(TEXTS)

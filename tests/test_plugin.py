@@ -163,6 +163,7 @@ def test_a_moved_registry_is_said_when_tasks_are_added(name: str, monkeypatch: p
         plugin.register()
 
 
+@pytest.mark.slow
 def test_a_taken_name_is_left_alone() -> None:
     done = run(
         """
@@ -202,6 +203,7 @@ def test_the_hook_leaves_a_taken_name_alone_too() -> None:
     assert module.ReasonMiniAops.metadata.name == "ReasonMiniAops"
 
 
+@pytest.mark.slow
 def test_our_modules_may_be_imported_before_mteb() -> None:
     done = run(
         """

@@ -8,9 +8,10 @@ import pytest
 from remixer_script import make_config
 
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.llm.templates import tagged
 from reasonembed_mteb.retrieval.rows import instruction_for, load_rows
 from reasonembed_mteb.synthesis.config import SubsetSection
-from reasonembed_mteb.synthesis.prompts import bright_domains, domain_of, load_prompts, tagged
+from reasonembed_mteb.synthesis.prompts import bright_domains, domain_of, load_prompts
 
 if TYPE_CHECKING:
     from pathlib import Path

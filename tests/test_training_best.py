@@ -179,7 +179,7 @@ def test_settings_that_need_others_say_so(part: dict[str, Any], message: str) ->
         check_recipe(tiny_recipe("any", evaluation=part), "tiny")
 
 
-@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("rank", [4, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_last_checkpoints_are_averaged(qwen3_dir: Path, folder: Path, tmp_path: Path, rank: int) -> None:
     lora = {"rank": rank, "alpha": 8}
     training = {"save_steps": 1, "keep": 4}

@@ -113,9 +113,8 @@ KINDS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["adapters", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_a_run_that_diverged_keeps_the_last_good_checkpoint(
     kind: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def made_up(folder: Path) -> Path:
     return write(folder, *(rows * 6))
 
 
-@pytest.mark.parametrize("loss", ["lambda", "bce"])
+@pytest.mark.parametrize("loss", ["lambda", pytest.param("bce", marks=pytest.mark.slow)])
 def test_a_reranker_learns_and_is_loaded(loss: str, tmp_path: Path) -> None:
     model = save_bert(tmp_path / "cross", head=True)
     file = made_up(tmp_path / "data")
@@ -109,6 +109,7 @@ def test_a_reranker_learns_and_is_loaded(loss: str, tmp_path: Path) -> None:
         train_reranker(str(model), [file], tmp_path / "run", other, device="cpu", resume=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers.cross_encoder import CrossEncoderTrainer
 

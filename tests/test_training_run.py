@@ -237,6 +237,7 @@ def test_every_weight_can_be_trained(qwen3_dir: Path, folder: Path, tmp_path: Pa
     assert all(torch.equal(after[name], value) for name, value in weights(again.model).items())
 
 
+@pytest.mark.slow
 def test_adapters_upon_bf16_stay_in_fp32(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     # The trap: they would come as bf16, and most steps would round to nothing.
     options = {"training": {"precision": "bf16", "learning_rate": 1e-4, "checkpointing": True}}

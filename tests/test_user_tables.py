@@ -88,6 +88,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_mteb_knows_it_through_the_hook_and_scores_its_data(folder: Path) -> None:
     done = run(
         """
@@ -223,6 +224,7 @@ def test_a_value_that_mteb_does_not_take_names_the_nearest(
         make_task(rows.find("NewBenchAlpha"))
 
 
+@pytest.mark.slow
 def test_a_task_of_mtebs_is_refused_by_name(folder: Path) -> None:
     (folder / "newbench.toml").write_text(TABLE.replace("NewBenchAlpha", "SCIDOCS"))
     done = run(f"import reasonembed_mteb; reasonembed_mteb.register(tables={str(folder)!r})")

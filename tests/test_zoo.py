@@ -110,7 +110,10 @@ def test_the_revision_is_what_was_loaded(encoder: ReasonEmbedEncoder, qwen3_dir:
     assert encoder.mteb_model_meta.revision == content_revision(qwen3_dir)
 
 
-@pytest.mark.parametrize("name", [checkpoint.name for checkpoint in zoo.CHECKPOINTS])
+FIRST, *OTHERS = (checkpoint.name for checkpoint in zoo.CHECKPOINTS)
+
+
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_mock_run_passes(name: str, qwen3_dir: Path) -> None:
     original = zoo.model_meta(name)
     loader_kwargs = original.loader_kwargs | {"path": str(qwen3_dir)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say, show
-from reasonembed_mteb.cli.show import set_up_logging
+from reasonembed_mteb.cli.show import set_up_logging, terminal_width
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -64,18 +63,21 @@ def report(
     _check_output(output, format, overwrite)
     _set_up(debug)
     from reasonembed_mteb.files import write_whole
+    from reasonembed_mteb.reporting.chapters import find_chapters
     from reasonembed_mteb.reporting.report import ReportOptions, draw_report, write_report
     from reasonembed_mteb.reporting.results import read_results
 
     found = read_results(results)
+    chapters, left_out = find_chapters(results)
+    found.problems += left_out
     if output is not None and format in (Format.PNG, Format.SVG):
-        for file in draw_report(found, output, format.value, together=together):
+        for file in draw_report(found, output, format.value, together=together, chapters=chapters):
             say(f"wrote {file}")
         _finish(found.problems)
         return
     wanted = ReportOptions(published, significance, cost, together, decimals)
-    width = _terminal_width() if output is None else None
-    text, problems = write_report(found, wanted, format.value, width)
+    width = terminal_width() if output is None else None
+    text, problems = write_report(found, wanted, format.value, width, chapters)
     if output is None:
         show(text)
     else:
@@ -107,12 +109,6 @@ def _set_up(debug: bool) -> None:
 
     stay_offline()
     set_up_logging(debug)
-
-
-def _terminal_width() -> int | None:
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _finish(problems: Sequence[str]) -> None:
@@ -178,7 +174,7 @@ def _show(look: QueryReport, *, as_json: bool) -> None:
     if as_json:
         show(formats.to_json(asdict(look)))
         return
-    show(formats.as_query_report(look, _terminal_width()))
+    show(formats.as_query_report(look, terminal_width()))
 
 
 def _list(listed: Sequence[QueryEntry], models: Sequence[str], *, as_json: bool) -> None:
@@ -190,4 +186,4 @@ def _list(listed: Sequence[QueryEntry], models: Sequence[str], *, as_json: bool)
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]
         show(formats.to_json(rows))
         return
-    show(formats.as_table(formats.query_grid(listed, models), _terminal_width()))
+    show(formats.as_table(formats.query_grid(listed, models), terminal_width()))

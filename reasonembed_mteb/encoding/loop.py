@@ -228,17 +228,35 @@ class Encoding:
         """
         self._prepare_layers(sum(map(len, texts)) // _CHARACTERS_PER_TOKEN)
         counts = np.zeros(len(texts), dtype=np.int32)
-        results = Results(len(texts), self._request.device, to_cpu=self._request.save_to_cpu)
-        bar = tqdm(total=len(texts), desc="Texts", disable=not self._request.show_progress_bar)
-        with bar, _attending(self._transformer, self._plan.kernel):
-            for batch in prefetched(self._batches(texts, counts)):
+        return self._collected(self._batches(texts, counts), len(texts)), counts
+
+    def run_rows(self, rows: Batch) -> Tensor:
+        """Encode texts that are token ids already.
+
+        Args:
+            rows: At least one text; their positions are 0 to N - 1.
+
+        Returns:
+            Vectors ``(N, dim)`` as `run` gives them.
+
+        Raises:
+            TextsError: As `run` does.
+        """
+        return self._collected(self._parts(rows), len(rows.ids))
+
+    def _collected(self, batches: Iterator[Batch], texts: int) -> Tensor:
+        """Encode batches and put their vectors in order."""
+        results = Results(texts, self._request.device, to_cpu=self._request.save_to_cpu)
+        bar = tqdm(total=texts, desc="Texts", disable=not self._request.show_progress_bar)
+        with bar, attending(self._transformer, self._plan.kernel):
+            for batch in prefetched(batches):
                 for part, vectors in self._encoded(batch):
                     results.add(part.positions, vectors)
                     self.stats.tokens += int(part.lengths.sum())
                     self.stats.batches += 1
                     bar.update(len(part.positions))
-        self.stats.texts += len(texts)
-        return results.finish(self._dimensions), counts
+        self.stats.texts += texts
+        return results.finish(self._dimensions)
 
     def _dimensions(self) -> int:
         return int(self._request.truncate_dim or self._model.get_embedding_dimension() or 0)
@@ -326,8 +344,7 @@ class Encoding:
 
     def _forward(self, batch: Batch) -> Tensor:
         request = self._request
-        features = {name: self._sent(value) for name, value in self._features(batch).items()}
-        out = self._model(features | batch.extra, **request.kwargs)
+        out = self._model(self.features(batch), **request.kwargs)
         vectors: Tensor = out["sentence_embedding"]
         if request.truncate_dim is not None:
             vectors = truncate_embeddings(vectors, request.truncate_dim)
@@ -335,11 +352,18 @@ class Encoding:
             vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
         return vectors
 
-    def _features(self, batch: Batch) -> dict[str, Any]:
+    def features(self, batch: Batch) -> dict[str, Any]:
+        """Return what the model reads of some texts, on its device.
+
+        Args:
+            batch: The texts.
+        """
         if self._plan.packed:
-            return packed_features(batch.ids)
-        pad_id = self._tokenizer.pad_token_id or 0
-        return padded_features(batch.ids, batch.types, pad_id=pad_id, left=self._left)
+            laid = packed_features(batch.ids)
+        else:
+            pad_id = self._tokenizer.pad_token_id or 0
+            laid = padded_features(batch.ids, batch.types, pad_id=pad_id, left=self._left)
+        return {name: self._sent(value) for name, value in laid.items()} | batch.extra
 
     def _sent(self, value: Any) -> Any:  # noqa: ANN401 - a tensor or a plain value
         if not isinstance(value, torch.Tensor):
@@ -350,8 +374,13 @@ class Encoding:
 
 
 @contextmanager
-def _attending(transformer: Any, kernel: str | None) -> Iterator[None]:  # noqa: ANN401
-    """Attend by a kernel; sentence-transformers' own flattening would undo our rows."""
+def attending(transformer: Any, kernel: str | None) -> Iterator[None]:  # noqa: ANN401
+    """Attend by a kernel while the context lasts; sentence-transformers' own flattening would undo our rows.
+
+    Args:
+        transformer: A model's first module.
+        kernel: An attention name; None leaves the model's own.
+    """
     flattens = transformer.can_flatten_inputs
     named = transformer.model_forward_params
     try:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # No limit: tokenizers without one report a very large number.
 _NO_LIMIT = 1 << 30
-# No known tokenizer ends a text with more special tokens.
-_MOST_ENDING_TOKENS = 8
+# No tokenizer that was met ends a text with more special tokens (latent tokens among them).
+_MOST_ENDING_TOKENS = 128
 KEPT_KEYS = frozenset({"input_ids", "token_type_ids", "attention_mask"})
 
 

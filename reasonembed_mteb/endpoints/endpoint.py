@@ -13,8 +13,32 @@ from urllib.parse import urlsplit
 from reasonembed_mteb.endpoints.keys import read_key, without_key
 from reasonembed_mteb.errors import ReasonEmbedError
 
+_VERSION = re.compile(r"/v\d+\w*$")
+
 # Part of every hash: to be raised when the same body would mean another answer.
 _HASH_FORMAT = "reasonembed-request-1"
+# Long, with small letters and digits: a key, and no name that anybody gives a variable.
+_KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*\d)\w{20,}")
+# Tokens of an answer that nothing bounds, for a budget that must not be passed.
+UNBOUNDED = 32_768
+
+
+def versioned_address(address: str, *apis: str) -> str:
+    """Return an address up to and with the version, however much of it was given.
+
+    Args:
+        address: With ``/v1`` or without, or whole, such as ``http://localhost:8000/v1/embeddings``.
+        *apis: What may stand behind the version, such as ``embeddings``.
+    """
+    parts = urlsplit(address)
+    plain = re.sub(rf"/({'|'.join(apis)})$", "", parts.path.rstrip("/"))
+    return parts._replace(path=plain if _VERSION.search(plain) else f"{plain}/v1").geturl()
+
+
+def unversioned_address(address: str, *apis: str) -> str:
+    """Return an address up to the version and without it; see `versioned_address`."""
+    parts = urlsplit(versioned_address(address, *apis))
+    return parts._replace(path=_VERSION.sub("", parts.path)).geturl()
 
 
 class EndpointValueError(ReasonEmbedError, ValueError):
@@ -142,7 +166,8 @@ class Endpoint:
         if not self.model:
             msg = "model is empty: give the model's name at the endpoint"
             raise EndpointValueError(msg)
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII):
+        named = re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII)
+        if not named or _KEY_LIKE.fullmatch(self.api_key_env):
             # Not repeated: it may well be the key itself.
             msg = "api_key_env must be the name of an environment variable that holds the key, not the key"
             raise EndpointValueError(msg)
@@ -183,6 +208,17 @@ class Endpoint:
         if self.price_in is None or self.price_out is None:
             return None
         return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+
+    def most_cost(self, body: dict[str, Any]) -> float:
+        """Return the most that a request can cost: no text has more tokens than bytes.
+
+        Args:
+            body: What is sent. An answer whose length it does not bound counts as `UNBOUNDED` tokens.
+        """
+        longest = body.get("max_tokens") or body.get("max_completion_tokens")
+        answer = longest if isinstance(longest, int) else UNBOUNDED if "messages" in body else 0
+        prompt = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        return self.cost(prompt, answer) or 0.0
 
     def body(self, request: Request) -> dict[str, Any]:
         """Return what is sent for a request."""

@@ -23,6 +23,8 @@ class Usage:
         completion_tokens: Likewise.
         cost: By the endpoint's prices, None without prices.
         retries: Attempts beyond the first of each request.
+        cached_prompt_tokens: Of the requests that cost nothing, as the endpoint counted them once.
+        cached_completion_tokens: Likewise.
     """
 
     requests: int = 0
@@ -31,6 +33,8 @@ class Usage:
     completion_tokens: int = 0
     cost: float | None = None
     retries: int = 0
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: int = 0
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
 
 
 class Budget:
@@ -50,14 +56,19 @@ class Budget:
     A request is let through as long as what is spent, plus the requests on their way at the mean price so
     far, stays below the limit. What is on its way is paid for anyway and is waited for, so the limit can be
     passed by a little: at most by one round of concurrent requests, before anything is known of their price.
+    A strict budget is never passed: a request is let through only where the most that it and those on their
+    way can cost still fits, and waits for them where it does not.
     """
 
-    def __init__(self, *, max_cost: float | None = None, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, *, max_cost: float | None = None, max_tokens: int | None = None, strict: bool = False
+    ) -> None:
         """Set the limits; None is no limit.
 
         Args:
             max_cost: In the unit of the endpoints' prices.
             max_tokens: Prompt and completion tokens together.
+            strict: Never pass ``max_cost``.
 
         Raises:
             ReasonEmbedError: If a limit is below 0.
@@ -66,38 +77,60 @@ class Budget:
             if limit is not None and limit < 0:
                 msg = f"{name} is {limit}: it must not be below 0"
                 raise ReasonEmbedError(msg)
-        self.max_cost, self.max_tokens = max_cost, max_tokens
+        self.max_cost, self.max_tokens, self.strict = max_cost, max_tokens, strict
         self.cost, self.tokens = 0.0, 0
+        self._reserved = 0.0
         self._answered = self._on_their_way = 0
         self._lock = threading.Lock()
 
-    def reserve(self) -> None:
+    def reserve(self, most: float = 0.0) -> bool:
         """Let one request through.
+
+        Args:
+            most: The most that it can cost; heeded by a strict budget.
+
+        Returns:
+            False where it has to wait for those on their way.
 
         Raises:
             BudgetExceeded: If it would pass a limit.
         """
         with self._lock:
+            if self.strict and self._is_short_of(most):
+                if self._on_their_way:
+                    return False
+                raise self._spent("max_cost", self.max_cost)
             factor = 1 + self._on_their_way / max(self._answered, 1)
             limits = (("max_cost", self.cost, self.max_cost), ("max_tokens", self.tokens, self.max_tokens))
-            for name, spent, limit in limits:
+            for name, spent, limit in limits[self.strict :]:
                 if limit is not None and spent * factor >= limit:
-                    msg = (
-                        f"the budget is spent: {self._answered + self._on_their_way:,} requests take up "
-                        f"{name} = {limit:,}; their answers are kept: raise it and run again to go on"
-                    )
-                    raise BudgetExceeded(msg)
+                    raise self._spent(name, limit)
             self._on_their_way += 1
+            self._reserved += most
+        return True
 
-    def settle(self, tokens: int | None = None, cost: float | None = None) -> None:
+    def _is_short_of(self, most: float) -> bool:
+        return self.max_cost is not None and self.cost + self._reserved + most > self.max_cost
+
+    def _spent(self, name: str, limit: float | None) -> BudgetExceeded:
+        msg = (
+            f"the budget is spent: {self._answered + self._on_their_way:,} requests take up "
+            f"{name} = {limit:,}; their answers are kept: raise it and run again to go on"
+        )
+        return BudgetExceeded(msg)
+
+    def settle(self, tokens: int | None = None, cost: float | None = None, most: float = 0.0) -> None:
         """Book a request that has come back.
 
         Args:
             tokens: What it used; None if it was not answered.
             cost: Its price, None without prices.
+            most: What was reserved for it.
         """
         with self._lock:
             self._on_their_way -= 1
+            # What is left of differences of decimal fractions is not reserved for anybody.
+            self._reserved = self._reserved - most if self._on_their_way else 0.0
             if tokens is not None:
                 self._answered += 1
                 self.tokens += tokens

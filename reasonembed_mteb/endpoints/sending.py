@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import EndpointError, Reply
 from reasonembed_mteb.endpoints.limits import BudgetExceeded
@@ -167,16 +167,25 @@ class Sender:
         Raises:
             BudgetExceeded: If nothing more may be sent.
         """
-        if self._budget is not None:
-            self._budget.reserve()
+        body = self._service.body(self._endpoint, request)
+        most = await self._let_through(body)
         outcome = None
         try:
-            outcome = await self._asker.ask(client, self._service.body(self._endpoint, request))
+            outcome = await self._asker.ask(client, body)
         finally:
-            self._book(outcome)
+            self._book(outcome, most)
         return outcome
 
-    def _book(self, outcome: Reply | None) -> None:
+    async def _let_through(self, body: dict[str, Any]) -> float:
+        """Wait until the budget lets a request through; return what it reserves for it."""
+        if self._budget is None:
+            return 0.0
+        most = self._endpoint.most_cost(body) if self._budget.strict else 0.0
+        while not self._budget.reserve(most):
+            await asyncio.sleep(_GATHERING)
+        return most
+
+    def _book(self, outcome: Reply | None, most: float) -> None:
         """Count what a request used; None where it was not answered."""
         used = (outcome.prompt_tokens, outcome.completion_tokens) if outcome else (0, 0)
         self._counts.prompt_tokens += used[0]
@@ -184,11 +193,11 @@ class Sender:
         if self._budget is None:
             return
         if outcome is None:
-            self._budget.settle()
+            self._budget.settle(most=most)
             return
         if outcome.text and not any(used):
             logger.warning("The endpoint counts no tokens: the budget cannot see what is spent.")
-        self._budget.settle(sum(used), self._endpoint.cost(*used))
+        self._budget.settle(sum(used), self._endpoint.cost(*used), most)
 
     async def _doubt(self, client: AsyncOpenAI, slot: Slot, error: AttemptError) -> None:
         """Take a request that failed by itself: final only if the endpoint answers others."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
-from reasonembed_mteb.evaluation.limits import limit_task, own_copy
+from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     Causes,
     find_causes,
@@ -35,9 +35,11 @@ from reasonembed_mteb.evaluation.variants import (
     load_variant,
     speed_up,
     use_devices,
+    use_pool,
     with_store,
 )
 from reasonembed_mteb.files import file_hash
+from reasonembed_mteb.models.engines import engines_of
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.encoding.fast import TextPool
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class RunOptions:
         batch_tokens: Tokens of an encoding batch; None for the device's own.
         attn: How the encoder attends; see `reasonembed_mteb.encoding.accelerate`.
         compile_layers: Whether decoder layers are compiled: ``auto``, ``on`` or ``off``.
+        pool: Takes a loaded SentenceTransformer and returns what encodes in its place, such as a cluster;
+            None encodes here.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -88,6 +94,7 @@ class RunOptions:
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str = "auto"
+    pool: Callable[[Any], TextPool] | None = None
     progress: bool = True
 
     def check(self) -> None:
@@ -127,6 +134,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -136,6 +144,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -152,7 +161,7 @@ class _Loaded:
             raise self._failure
         if self._model is None:
             try:
-                self._model = self._load()
+                self._model = load_for_run(self.meta, self._options)
             except Exception as error:
                 # A model that cannot be loaded fails on every task, without trying again.
                 self._failure = error
@@ -161,18 +170,29 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
-        """Stop the processes that encode on further devices."""
+        """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
-
-    def _load(self) -> Any:  # noqa: ANN401
-        model = loaded_model(self.meta, self._options)
-        if self._options.store is None:
-            return model
-        return with_store(model, self._options.store, self._options.store_dtype)
+            use_pool(self._model, None)
+            for engine in engines_of(self._model):
+                engine.close()
 
 
-def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
+    """Load a model as a run uses it: on its devices, encoding fast, its vectors kept.
+
+    Args:
+        meta: The model.
+        options: How to run.
+
+    Raises:
+        ReasonEmbedError: If a device is not there or the model cannot be loaded.
+    """
+    model = load_without_store(meta, options)
+    return model if options.store is None else with_store(model, options.store, options.store_dtype)
+
+
+def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
     """Load a model as a run does, without its store.
 
     Args:
@@ -184,7 +204,9 @@ def loaded_model(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 -
     speed_up(
         model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
     )
-    if len(devices) > 1:
+    if options.pool is not None:
+        use_pool(model, options.pool)
+    elif len(devices) > 1:
         use_devices(model, devices)
     return model
 
@@ -265,8 +287,9 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
                     for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
@@ -307,8 +330,8 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(innermost(model), task.metadata)
-    if prefix != planned_prefix(loaded.meta, task.metadata):
+    prefix = loaded_prefix(innermost(model), asked_as(task))
+    if prefix != planned_prefix(loaded.meta, asked_as(task)):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     rows = collect_scores(task)
@@ -357,7 +380,12 @@ def _prepare(task: Any, options: RunOptions) -> None:  # noqa: ANN401 - AbsTask
         limit_task(task, options.limit, keep_candidates=options.rerank_from is not None)
 
 
-def _bars(progress: bool) -> AbstractContextManager[object]:
+def bars_shown(progress: bool) -> AbstractContextManager[object]:
+    """Return a context in which a search shows progress bars, or none.
+
+    Args:
+        progress: Whether they are shown.
+    """
     # bm25s draws its progress bars whatever it is told; logging keeps the stream that it has.
     return contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
 
@@ -377,7 +405,7 @@ def _evaluate(
     if predictions is not None:
         predictions.mkdir(parents=True, exist_ok=True)
     # MTEB adds to a file of predictions that is there, under the name of the model that wrote it first.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, _bars(options.progress):
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=predictions) as part, bars_shown(options.progress):
         result = mteb.evaluate(
             model,
             [task],

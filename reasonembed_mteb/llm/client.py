@@ -91,7 +91,14 @@ class LLMClient(KeepsAnswers):
             **asdict(counts), cost=self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
         )
 
-    def run(self, requests: Iterable[Ask], *, total: int | None = None, description: str) -> Iterator[Answer]:
+    def run(
+        self,
+        requests: Iterable[Ask],
+        *,
+        total: int | None = None,
+        description: str,
+        ahead: int | None = None,
+    ) -> Iterator[Answer]:
         """Answer requests in their order; a bounded number is held in memory at a time.
 
         An answer is on disk before it is handed out. Equal requests are sent once.
@@ -100,6 +107,8 @@ class LLMClient(KeepsAnswers):
             requests: What to ask; taken one part after another, in the caller's thread.
             total: How many there are, for the progress bar.
             description: What is being done, for the progress bar.
+            ahead: Most requests that are taken before the oldest of them is handed out, for requests that
+                are made of earlier answers; None for as many as keep the endpoint busy.
 
         Yields:
             The answers.
@@ -111,7 +120,7 @@ class LLMClient(KeepsAnswers):
         """
         from tqdm.auto import tqdm
 
-        flow = _Flow(requests, self.endpoint, self._service, self._cache, self.budget, self._counts)
+        flow = _Flow(requests, self.endpoint, self._service, self._cache, self.budget, self._counts, ahead)
         bar = tqdm(total=total, desc=description, unit="answer", disable=self._bar_off)
         try:
             for answer in flow:
@@ -133,12 +142,16 @@ class _Flow:
         cache: AnswerCache,
         budget: Budget | None,
         counts: Counts,
+        ahead: int | None,
     ) -> None:
         self._requests = iter(requests)
         self._endpoint, self._service = endpoint, service
         self._cache, self._budget, self._counts = cache, budget, counts
         self._window: deque[tuple[str, Slot, bool]] = deque()
-        self._most = max(_AHEAD * endpoint.concurrency, 4 * _PART)
+        most = max(_AHEAD * endpoint.concurrency, 4 * _PART)
+        self._most = most if ahead is None else min(most, max(ahead, 1))
+        # Small beside what may be taken, so that the endpoint is kept busy.
+        self._part = _PART if ahead is None else min(_PART, max(ahead // 8, 1))
         self._slots: dict[bytes, Slot] = {}
         self._sender: Sender | None = None
         self._more, self._known = True, False
@@ -150,8 +163,11 @@ class _Flow:
             outcome = slot.outcome or self._wait(slot)
             if self._slots.get(slot.hash) is slot:
                 del self._slots[slot.hash]
-            self._counts.cached += cached
             used = outcome.prompt_tokens, outcome.completion_tokens
+            if cached:
+                self._counts.cached += 1
+                self._counts.cached_prompt_tokens += used[0]
+                self._counts.cached_completion_tokens += used[1]
             yield Answer(key, outcome.text, outcome.error, *used, cached)
 
     def _wait(self, slot: Slot) -> Reply:
@@ -160,9 +176,9 @@ class _Flow:
 
     def _fill(self) -> bool:
         """Take requests until the window is full; return whether there may be more."""
-        while self._more and len(self._window) <= self._most - _PART:
-            part = list(islice(self._requests, _PART))
-            self._more = len(part) == _PART
+        while self._more and len(self._window) <= self._most - self._part:
+            part = list(islice(self._requests, self._part))
+            self._more = len(part) == self._part
             self._take(part)
         return self._more
 

@@ -1,4 +1,4 @@
-"""A cross-encoder of sentence-transformers as a reranker, decoders that answer yes or no among them."""
+"""Cross-encoders as rerankers: those of sentence-transformers, and whatever MTEB loads as one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.folders import content_revision
 from reasonembed_mteb.models.identity import object_revision
 from reasonembed_mteb.models.mteb_encoder import weights_dtype
+from reasonembed_mteb.retrieval.lengths import current_length
+from reasonembed_mteb.retrieval.search import column_loader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from mteb.abstasks.task_metadata import TaskMetadata
     from numpy.typing import NDArray
     from sentence_transformers import CrossEncoder
 
@@ -97,6 +100,64 @@ class CrossEncoderReranker:
             convert_to_numpy=True,
         )
         return scores
+
+
+class LoadedReranker:
+    """Scores pairs by a cross-encoder that MTEB has loaded; see `reasonembed_mteb.retrieval.reranker`."""
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - mteb's CrossEncoderProtocol
+        task: TaskMetadata,
+        call: Mapping[str, Any],
+        *,
+        batch_size: int = 32,
+    ) -> None:
+        """Keep the model and how MTEB calls it.
+
+        Args:
+            model: Loaded, on its device.
+            task: Its name and prompt may decide what goes before a query.
+            call: ``hf_split`` and ``hf_subset``.
+            batch_size: Pairs a batch.
+        """
+        self._model, self._task, self._batch_size = model, task, batch_size
+        self._call = {name: call[name] for name in ("hf_split", "hf_subset")}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores."""
+        meta = self._model.mteb_model_meta
+        options = {**(meta.loader_kwargs or {}), **(meta.experiment_kwargs or {})}
+        return {
+            "kind": "mteb cross-encoder",
+            "name": meta.name,
+            "revision": meta.revision,
+            "options": {name: str(value) for name, value in options.items() if name != "path"},
+            "task": self._task.name,
+            "max_length": current_length(self._model),
+        }
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """Return the model's score of each pair, ``(N,)``.
+
+        Args:
+            pairs: Query and document.
+        """
+        queries, documents = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+        ids = list(map(str, range(len(pairs))))
+        # MTEB's names of the columns.
+        asked = column_loader({"id": ids, "text": queries, "query": queries}, self._batch_size)
+        shown = column_loader({"id": ids, "text": documents, "body": documents}, self._batch_size)
+        scores = self._model.predict(
+            inputs1=asked,
+            inputs2=shown,
+            task_metadata=self._task,
+            **self._call,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+        )
+        return np.asarray(scores, dtype=np.float64).reshape(-1)
 
 
 def _load(name: str, revision: str | None, device: str | None) -> CrossEncoder:

@@ -406,5 +406,5 @@
   });
   at("problems").hidden = !data.problems.length;
   at("problem-list").replaceChildren(...data.problems.map((line) => make("li", {}, line)));
-  fill();
+  if (data.tables.length) fill();
 })();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import asdict
 from functools import partial
@@ -11,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb import __version__
 from reasonembed_mteb.errors import missing_extra
 from reasonembed_mteb.escaping import html_data, visible
+from reasonembed_mteb.reporting.chapters import drawn_pictures
 from reasonembed_mteb.reporting.comparison import published_data
 from reasonembed_mteb.reporting.explorer import explore
+from reasonembed_mteb.reporting.pictures import save_figure
 from reasonembed_mteb.reporting.published import noise
 from reasonembed_mteb.reporting.tables import metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from matplotlib.figure import Figure
+
+    from reasonembed_mteb.reporting.chapters import Chapter
     from reasonembed_mteb.reporting.comparison import SignificanceTests
+    from reasonembed_mteb.reporting.formats import Grid
     from reasonembed_mteb.reporting.tables import Mean, ModelRow, ScoreTable
 
 # Decimals of a score in [0, 1]: what a file holds, and more than a page shows.
@@ -31,6 +39,7 @@ def render_page(
     problems: Sequence[str] = (),
     *,
     tests: Mapping[str, SignificanceTests] | None = None,
+    chapters: Sequence[Chapter] = (),
     title: str = "Retrieval report",
 ) -> tuple[str, list[str]]:
     """Return the page.
@@ -39,6 +48,7 @@ def render_page(
         tables: See `score_tables`.
         problems: Lines about files that were left out, shown at the end.
         tests: Tests by name of the table, whose letters follow the means.
+        chapters: What stands behind the scores.
         title: Heading.
 
     Returns:
@@ -67,12 +77,41 @@ def render_page(
     page = environment.from_string(_part("page.html.jinja")).render(
         title=visible(title),
         version=__version__,
+        scored=bool(tables),
+        chapters=[_chapter(chapter) for chapter in chapters],
         # Our own files, and JSON in which no character can end its element.
         css=markupsafe.Markup(_part("page.css")),
         js=markupsafe.Markup(_part("page.js")),
         data=jinja2.utils.htmlsafe_json_dumps(html_data(data), dumps=dumps),
     )
     return page, more
+
+
+def _chapter(chapter: Chapter) -> dict[str, Any]:
+    return {
+        "name": chapter.name,
+        "title": visible(chapter.title),
+        "notes": [visible(note) for note in chapter.notes],
+        "grids": [_grid(grid) for grid in chapter.grids],
+        "pictures": {name: _inline(figure) for name, figure in drawn_pictures(chapter).items()},
+    }
+
+
+def _grid(grid: Grid) -> dict[str, Any]:
+    return {
+        "title": visible(grid.title),
+        "head": [visible(cell) for cell in grid.head],
+        "rows": [[visible(cell) for cell in row] for row in grid.rows],
+        "notes": [visible(note) for note in grid.notes],
+        "words": grid.words,
+    }
+
+
+def _inline(figure: Figure) -> str:
+    """Return a picture as a link that holds it: it is an image there, in which nothing can act."""
+    stream = io.BytesIO()
+    save_figure(figure, stream, "svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def _part(name: str) -> str:

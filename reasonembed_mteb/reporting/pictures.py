@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.reporting.tables import ModelRow, ScoreTable
 
-_BLUE, _ORANGE, _GREY = "#2a6fd6", "#c2621f", "#6b7280"
+BLUE, ORANGE, GREY = "#2a6fd6", "#c2621f", "#6b7280"
 _NOISE_METRIC = "ndcg_at_10"
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -38,10 +38,9 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
         MissingExtraError: If matplotlib is not installed.
     """
     try:
-        import matplotlib as mpl
+        import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
-    mpl.rcParams["svg.hashsalt"] = "reasonembed"
     drawn = {
         "heatmap": heat_map(table),
         "published": published_bars(table),
@@ -51,7 +50,29 @@ def draw(table: ScoreTable) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def save_figure(figure: Figure, file: Any, format: str) -> None:  # noqa: ANN401 - as matplotlib takes it
+    """Write a picture; the same figure gives the same bytes.
+
+    Args:
+        figure: What to write.
+        file: Path or stream.
+        format: ``png`` or ``svg``.
+    """
+    import matplotlib as mpl
+
+    # Without a date and with fixed ids.
+    with mpl.rc_context({"svg.hashsalt": "reasonembed"}):
+        metadata = {"Date": None} if format == "svg" else None
+        figure.savefig(file, format=format, dpi=150, metadata=metadata)
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    """Return an empty picture and its axes.
+
+    Args:
+        width: In inches.
+        height: In inches.
+    """
     # Not pyplot: it keeps every figure, and picks a window system.
     from matplotlib.figure import Figure
 
@@ -74,7 +95,7 @@ def heat_map(table: ScoreTable) -> Figure:
     span = np.where(high > low, high - low, 1.0)
     shares = np.where(high > low, (scores - low) / span, np.where(np.isnan(scores), np.nan, 0.5))
     count = len(table.columns)
-    figure, axes = _figure(3.4 + 0.62 * count, 1.3 + 0.3 * len(table.rows))
+    figure, axes = new_figure(3.4 + 0.62 * count, 1.3 + 0.3 * len(table.rows))
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=-0.1, vmax=1.25, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
         text = MISSING if np.isnan(score) else f"{100 * score:.1f}"
@@ -102,16 +123,16 @@ def published_bars(table: ScoreTable) -> Figure | None:
     held.reverse()
     places = np.arange(len(held))
     means = [source.scores[MEAN] for source in held]
-    figure, axes = _figure(9, 1.3 + 0.5 * len(held))
+    figure, axes = new_figure(9, 1.3 + 0.5 * len(held))
     theirs = [one.published.value for one in means]
     band = noise(is_mean=True) if table.metric == _NOISE_METRIC else None
-    axes.barh(places + 0.19, [one.ours for one in means], 0.36, color=_BLUE, label="ours")
+    axes.barh(places + 0.19, [one.ours for one in means], 0.36, color=BLUE, label="ours")
     axes.barh(
-        places - 0.19, theirs, 0.36, color=_ORANGE, label="published", xerr=band, ecolor="black", capsize=3
+        places - 0.19, theirs, 0.36, color=ORANGE, label="published", xerr=band, ecolor="black", capsize=3
     )
     for place, one in zip(places, means, strict=True):
         ends = max(one.ours, one.published.value) + 0.9
-        axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=_GREY)
+        axes.text(ends, place, f"{one.difference:+.2f}", va="center", fontsize=8, color=GREY)
     axes.margins(x=0.09)
     names = [f"{table.rows[source.row].label}\n{source.source}" for source in held]
     axes.set_yticks(places, [figure_text(name) for name in names], fontsize=8)
@@ -133,7 +154,7 @@ def profile_plot(table: ScoreTable) -> Figure | None:
     """
     if not (table.rows and table.columns and set(table.columns) <= set(REASONING)):
         return None
-    figure, axes = _figure(8, 1.6 + 0.19 * (len(table.rows) + 1) * len(table.columns))
+    figure, axes = new_figure(8, 1.6 + 0.19 * (len(table.rows) + 1) * len(table.columns))
     step = 0.88 / len(table.rows)
     for place, row in enumerate(table.rows):
         held = [column for column in table.columns if column in row.cells]
@@ -143,7 +164,7 @@ def profile_plot(table: ScoreTable) -> Figure | None:
         axes.hlines(heights, 0, scores, color=color, linewidth=1, alpha=0.5)
         axes.plot(scores, heights, mark, color=color, label=figure_text(_label(row)), markersize=6)
         for score, height in zip(scores, heights, strict=True):
-            axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=_GREY)
+            axes.text(score + 0.8, height, f"{score:.1f}", va="center", fontsize=7, color=GREY)
     axes.set_yticks(range(len(table.columns)), list(table.columns), fontsize=9)
     axes.set_ylim(len(table.columns) - 0.5, -0.5)
     axes.margins(x=0.08)
@@ -166,8 +187,8 @@ def cost_plot(table: ScoreTable) -> Figure | None:
     seconds = np.array([row.cost.seconds for row in held], dtype=float)
     means = np.array([100 * row.mean.value for row in held if row.mean is not None])
     areas = np.array([30 + 200 * (row.cost.dimensions or 0) / 4096 for row in held])
-    figure, axes = _figure(8, 4.6)
-    axes.scatter(seconds, means, areas, color=_BLUE, alpha=0.75, edgecolor="white")
+    figure, axes = new_figure(8, 4.6)
+    axes.scatter(seconds, means, areas, color=BLUE, alpha=0.75, edgecolor="white")
     for row, x, y in zip(held, seconds, means, strict=True):
         if len(held) <= 12 or means[seconds <= x].max() == y:
             end = np.log(x) > np.log(seconds).mean()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.reporting import formats
+from reasonembed_mteb.reporting.chapters import chapter_grids, drawn_pictures
 from reasonembed_mteb.reporting.comparison import (
     SignificanceTests,
     compare_rows,
@@ -16,6 +17,7 @@ from reasonembed_mteb.reporting.comparison import (
     significance_data,
     significance_grids,
 )
+from reasonembed_mteb.reporting.pictures import save_figure
 from reasonembed_mteb.reporting.queries import read_frames
 from reasonembed_mteb.reporting.suites import suite_tables
 from reasonembed_mteb.reporting.tables import score_tables
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
+
+    from reasonembed_mteb.reporting.chapters import Chapter
     from reasonembed_mteb.reporting.formats import Grid
     from reasonembed_mteb.reporting.results import ResultSet
     from reasonembed_mteb.reporting.tables import ScoreTable
@@ -53,6 +58,7 @@ def write_report(
     wanted: ReportOptions,
     format: str,
     width: int | None = None,
+    chapters: Sequence[Chapter] = (),
 ) -> tuple[str, list[str]]:
     """Return a report as text.
 
@@ -61,6 +67,7 @@ def write_report(
         wanted: What to add.
         format: ``table``, ``markdown``, ``latex``, ``csv``, ``json`` or ``html``.
         width: Columns of a terminal, for ``table``.
+        chapters: What stands behind the scores (not in ``csv``, which holds scores alone).
 
     Returns:
         The text, and a line for each file of scores by query that was left out.
@@ -70,14 +77,17 @@ def write_report(
     if format == "html":
         from reasonembed_mteb.reporting.page import render_page
 
-        page, more = render_page(tables, results.problems, tests=tests)
+        page, more = render_page(tables, results.problems, tests=tests, chapters=chapters)
         return page, list(dict.fromkeys([*problems, *more]))
     if format == "csv":
         return formats.as_csv(tables), problems
     if format == "json":
         data = [_data(table, wanted, tests) for table in tables]
-        return formats.to_json({"tables": data, "left_out": [*results.problems, *problems]}), problems
+        parts = {one.name: {"title": one.title, "notes": one.notes, "data": one.data} for one in chapters}
+        whole = {"tables": data, "chapters": parts, "left_out": [*results.problems, *problems]}
+        return formats.to_json(whole), problems
     grids = [grid for table in tables for grid in _grids(table, wanted, tests.get(table.name))]
+    grids += [grid for chapter in chapters for grid in chapter_grids(chapter)]
     if format == "table":
         return "\n".join(formats.as_table(grid, width) for grid in grids), problems
     return "\n".join(map(formats.GRID_FORMATS[format], grids)), problems
@@ -120,29 +130,40 @@ def draw_report(
     format: str,
     *,
     together: bool = False,
+    chapters: Sequence[Chapter] = (),
 ) -> list[Path]:
-    """Write a report's pictures: for each table a heat map, bars against published, quality and cost.
+    """Write a report's pictures: of each table (heat map, published, cost) and of each chapter.
 
     Args:
         results: What was read.
         folder: Where to.
         format: ``png`` or ``svg``.
         together: See `ReportOptions`.
+        chapters: Whose pictures to add.
 
     Returns:
         The files.
     """
-    from reasonembed_mteb.files import replacing
     from reasonembed_mteb.reporting.pictures import draw
 
     written = []
     for table in (*score_tables(results, together=together), *suite_tables(results)):
         stem = file_name(re.sub(r"[^\w.-]+", "-", table.name).strip("-"))
-        for name, figure in draw(table).items():
-            file = folder / f"{stem}-{name}.{format}"
-            with replacing(file) as part:
-                # Without a date and with fixed ids, the same results give the same bytes.
-                metadata = {"Date": None} if format == "svg" else None
-                figure.savefig(part, format=format, dpi=150, metadata=metadata)
-            written.append(file)
+        drawn = {f"{stem}-{name}": figure for name, figure in draw(table).items()}
+        written += _save(drawn, folder, format)
+    for chapter in chapters:
+        drawn = {f"{chapter.name}-{name}": figure for name, figure in drawn_pictures(chapter).items()}
+        written += _save(drawn, folder, format)
     return written
+
+
+def _save(figures: dict[str, Figure], folder: Path, format: str) -> list[Path]:
+    from reasonembed_mteb.files import replacing
+
+    files = []
+    for name, figure in figures.items():
+        file = folder / f"{file_name(name)}.{format}"
+        with replacing(file) as part:
+            save_figure(figure, part, format)
+        files.append(file)
+    return files

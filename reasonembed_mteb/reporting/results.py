@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.evaluation.chapter_files import CHAPTERS
 from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
 from reasonembed_mteb.files import bytes_hash, is_number
 from reasonembed_mteb.retrieval.rows import row_of_task
@@ -133,7 +134,7 @@ def _label(model: Model) -> str:
 
 
 # Next to MTEB's `results` tree in an output folder, and no results themselves.
-_OTHER_FOLDERS = frozenset({"records", "remote", "predictions"})
+_OTHER_FOLDERS = frozenset({"records", "remote", "predictions", CHAPTERS})
 _NO_RESULTS = frozenset({"model_meta.json"})
 _NO_REVISION = "no_revision_available"
 # Metrics of retrieval are shares; whoever edits a file tends to write per cent.
@@ -158,7 +159,7 @@ def read_results(folders: Sequence[Path]) -> ResultSet:
     results = ResultSet()
     for folder in folders:
         files = list(_result_files(folder))
-        if not files:
+        if not files and not (folder / CHAPTERS).is_dir():
             msg = f"{folder} holds no MTEB results; give an output folder, as `reasonembed run` leaves it"
             raise ReasonEmbedError(msg)
         metas: dict[Path, dict[str, Any]] = {}
@@ -198,6 +199,9 @@ def _result_files(folder: Path) -> Iterator[Path]:
         yield folder
         return
     inner = folder / "results"
+    if (folder / CHAPTERS).is_dir() and not inner.is_dir():
+        # An output folder, in which nothing was scored.
+        return
     root = inner if inner.is_dir() else folder
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _OTHER_FOLDERS and name[0] != ".")

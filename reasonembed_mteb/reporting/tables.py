@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.kinds import kind_of
 from reasonembed_mteb.evaluation.record import Record
 from reasonembed_mteb.retrieval.rows import collections, load_rows
 
@@ -122,6 +123,16 @@ def place(result: Result) -> tuple[TableKey, str]:
     if found is None:
         found = _elsewhere(result)
     table, column = found
+    kind = kind_of(result.model.name)
+    if kind:
+        # Never ranked with single models, not even where tables of one family are set together.
+        table = replace(
+            table,
+            name=f"{table.name}, {kind}",
+            family=f"{table.family}, {kind}",
+            about=f"{kind}, apart from single models; {table.about}",
+            published=f"{table.published}, {kind}" if table.published else "",
+        )
     if result.limit is not None:
         name = f"{table.name}, first {result.limit} queries"
         about = f"smoke run over the first {result.limit} queries, not a result; {table.about}"

@@ -40,6 +40,7 @@ _LABEL_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
 # BEIR's own keys come first; the others are those of ir_datasets and Pyserini.
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "docno", "qid")
 _TEXT_KEYS = ("text", "contents", "content", "query")
+_TITLE_KEYS = ("title",)
 _ROWS = 10_000
 
 
@@ -281,9 +282,7 @@ def read_texts(file: Path) -> Iterator[tuple[str, str, str]]:
     repeated = without_text = 0
     for number, line in numbered_lines(file):
         where = f"{file}, line {number}"
-        record = _parse(line, where)
-        name = _id_of(record, where)
-        text, title = _first_text(record, _TEXT_KEYS, where), _first_text(record, ("title",), where)
+        name, text, title = record_texts(parse_record(line, where), where)
         content = hash((text, title))
         if name in seen:
             if seen[name] != content:
@@ -310,14 +309,23 @@ def _check_texts(file: Path, rows: int, without_text: int, repeated: int) -> Non
 
 
 def _contradiction(file: Path, name: str, number: int) -> DataError:
-    lines = ((n, _parse(line, f"{file}, line {n}")) for n, line in numbered_lines(file))
+    lines = ((n, parse_record(line, f"{file}, line {n}")) for n, line in numbered_lines(file))
     first = next(n for n, record in lines if _id_of(record, f"{file}, line {n}") == name)
     return DataError(
         f"{file}, line {number}: _id {name!r} is also on line {first} with another text; ids must be unique"
     )
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def parse_record(line: str, where: str) -> dict[str, Any]:
+    """Return what a line of documents or queries holds.
+
+    Args:
+        line: JSON.
+        where: Names the line in messages.
+
+    Raises:
+        DataError: If it is not one JSON object.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -329,6 +337,52 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         )
         raise DataError(msg)
     return record
+
+
+def record_texts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+    """Return id, text and title of a document or a query; what is missing of the last two is empty.
+
+    Args:
+        record: One row, under any of the names that `read_texts` knows.
+        where: Names the row in messages.
+
+    Raises:
+        DataError: If it has no id, or a value is of another type.
+    """
+    text, title = (_first_text(record, keys, where) for keys in (_TEXT_KEYS, _TITLE_KEYS))
+    return _id_of(record, where), text, title
+
+
+def document_text(title: str | None, body: str) -> str:
+    """Return what a model reads of a document, as in MTEB: the title before the text, stripped.
+
+    Args:
+        title: None or empty for none.
+        body: The text.
+    """
+    return (f"{title} {body}" if title else body).strip()
+
+
+def has_text(record: Mapping[str, Any]) -> bool:
+    """Return whether a row has a text, if an empty one.
+
+    Args:
+        record: See `record_texts`.
+    """
+    value = next((record[key] for key in _TEXT_KEYS if key in record), None)
+    # NaN is what pandas writes for what is missing.
+    return value is not None and value == value
+
+
+def text_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns of a table that hold a document's id, text and title, as far as there are any.
+
+    Args:
+        names: All columns.
+    """
+    known = list(names)
+    groups = (_ID_KEYS, _TEXT_KEYS, _TITLE_KEYS)
+    return [key for keys in groups if (key := next((key for key in keys if key in known), None))]
 
 
 def _id_of(record: Mapping[str, Any], where: str) -> str:
@@ -378,7 +432,7 @@ def _is_unicode(text: str) -> bool:
 _ROWS_WRITTEN = 10_000
 
 
-def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
+def write_folder(data: Mapping[str, Any], folder: Path, name: str, *, replace: bool = False) -> None:
     """Write one split as a BEIR folder, whole or not at all.
 
     Args:
@@ -386,13 +440,14 @@ def write_folder(data: Mapping[str, Any], folder: Path, name: str) -> None:
             are read in batches.
         folder: A new or empty folder.
         name: What the data are called, for messages.
+        replace: Whether a folder with something in it is replaced.
 
     Raises:
         DataError: If the folder is not empty, or the data do not fit the format: ids that repeat or hold a
             tab, or many labels for documents outside the corpus.
         ReasonEmbedError: If it cannot be written, a full disk for one.
     """
-    with replacing_folder(folder) as part:
+    with replacing_folder(folder, replace=replace) as part:
         documents = _write_records(part / CORPUS, data["corpus"], f"{name}, corpus")
         queries = _write_records(part / QUERIES, data["queries"], f"{name}, queries")
         labels, excluded = data["relevant_docs"], data.get("excluded_ids") or {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mteb.abstasks import AbsTask
 
-__all__ = ["BeirTask", "beir_task", "export_beir"]
+__all__ = ["BeirTask", "beir_task", "export_beir", "only_split"]
 
 # AbsTaskRetrieval's own name for the only subset of a task in one language.
 _SUBSET = "default"
@@ -188,7 +188,7 @@ def export_beir(task: AbsTask, folder: Path | str) -> dict[str, int]:
     task.load_data()
     try:
         task.convert_v1_dataset_format_to_v2(num_proc=None)
-        data = _only_split(task)
+        data = only_split(task)
         write_folder(data, Path(folder), name)
         return {
             "documents": len(data["corpus"]),
@@ -201,8 +201,15 @@ def export_beir(task: AbsTask, folder: Path | str) -> dict[str, int]:
             task.unload_data()
 
 
-def _only_split(task: Any) -> dict[str, Any]:  # noqa: ANN401 - AbsTaskRetrieval
-    """Return a task's only split, with the exclusions that its scoring makes."""
+def only_split(task: Any) -> dict[str, Any]:  # noqa: ANN401 - AbsTaskRetrieval
+    """Return a task's only split, with the exclusions that its scoring makes.
+
+    Args:
+        task: A retrieval task, loaded and in MTEB's newer layout (``convert_v1_dataset_format_to_v2``).
+
+    Raises:
+        DataError: If it has several splits, candidates for each query, or anything but texts.
+    """
     name = task.metadata.name
     splits = [(subset, split) for subset, held in task.dataset.items() for split in held]
     if len(splits) != 1:

@@ -11,6 +11,7 @@ import torch
 
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.retrieval.beir import document_text
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity, id_ranks
 
@@ -169,7 +170,7 @@ class _DenseSearch:
         document_ids = _string_column(self._corpus, "id")
         pairs = ExcludedPairs(self._excluded, query_ids, document_ids)
         best = RunningTopK(len(query_ids), top_k, id_ranks(document_ids))
-        query_vectors = self._encode(self.model, _query_loader(queries, **kwargs), "query", **kwargs)
+        query_vectors = self._encode(self.model, query_loader(queries, **kwargs), "query", **kwargs)
         similarity = Similarity(self.model, query_vectors)
         chunk_size = self._own_chunk_size()
         starts = range(0, len(self._corpus), chunk_size)
@@ -196,7 +197,7 @@ class _DenseSearch:
             for start in starts:
                 stop = min(start + chunk_size, len(self._corpus))
                 chunk = self._corpus.select(range(start, stop))
-                yield self._encode(model, _document_loader(chunk, **kwargs), "document", **kwargs)
+                yield self._encode(model, document_loader(chunk, **kwargs), "document", **kwargs)
 
         if len(starts) < _SEVERAL or not needs_range(self.model):
             yield from encoded(self.model)
@@ -288,19 +289,32 @@ def column_loader(columns: dict[str, list[str]], batch_size: int) -> DataLoader[
     return DataLoader(data, batch_size=None, sampler=ranges, collate_fn=dict)
 
 
-def _query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+def query_loader(queries: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """Prepare queries as MTEB does.
+
+    Args:
+        queries: A data set with columns ``id`` and ``text``.
+        encode_kwargs: Its ``batch_size`` counts.
+        **_: What else a search is called with.
+    """
     texts = queries["text"][:]
     # MTEB names the text without instruction `query`.
     columns = {"id": queries["id"][:], "text": texts, "query": texts}
     return column_loader(columns, encode_kwargs.get("batch_size", 32))
 
 
-def _document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
-    """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus."""
+def document_loader(chunk: Any, *, encode_kwargs: Mapping[str, Any], **_: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """Prepare documents as MTEB does (title before text, stripped), without its map over the corpus.
+
+    Args:
+        chunk: A data set with columns ``id``, ``text`` and perhaps ``title``.
+        encode_kwargs: Its ``batch_size`` counts.
+        **_: What else a search is called with.
+    """
     bodies = chunk["text"][:]
     titles = chunk["title"][:] if "title" in chunk.column_names else [""] * len(bodies)
     pairs = zip(titles, bodies, strict=True)
-    texts = [(f"{title} {body}" if title else body).strip() for title, body in pairs]
+    texts = [document_text(title, body) for title, body in pairs]
     columns = {"id": chunk["id"][:], "text": texts, "body": bodies}
     if any(titles):
         columns["title"] = [title or "" for title in titles]

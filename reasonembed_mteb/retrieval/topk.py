@@ -43,8 +43,7 @@ class Similarity:
         if self._function is not None and not is_plain(queries):
             self._function = None
         if self._function is not None:
-            full = torch.as_tensor(queries).float()
-            self._prepared = torch.nn.functional.normalize(full) if self._function == "cosine" else full
+            self._prepared = plain_queries(self._function, torch.as_tensor(queries))
 
     def scores(self, documents: Any) -> Tensor:  # noqa: ANN401 - mteb's Array
         """Return ``(Q, C)``.
@@ -55,11 +54,33 @@ class Similarity:
         if self._function is None or not is_plain(documents):
             scores = torch.as_tensor(self._model.similarity(self._queries, documents))
             return scores.to_dense() if scores.is_sparse else scores
-        full = torch.as_tensor(documents).float()
-        scores = self._prepared @ full.T
-        if self._function == "cosine":
-            scores /= torch.linalg.vector_norm(full, dim=1).clamp_min_(_SMALLEST_NORM)
-        return scores
+        return plain_scores(self._function, self._prepared, torch.as_tensor(documents))
+
+
+def plain_queries(function: str, queries: Tensor) -> Tensor:
+    """Return queries as `plain_scores` takes them: for cosine, of length one.
+
+    Args:
+        function: ``cosine`` or ``dot``.
+        queries: ``(Q, dim)``.
+    """
+    full = queries.float()
+    return torch.nn.functional.normalize(full) if function == "cosine" else full
+
+
+def plain_scores(function: str, queries: Tensor, documents: Tensor) -> Tensor:
+    """Return scores ``(Q, C)`` in float32.
+
+    Args:
+        function: ``cosine`` or ``dot``.
+        queries: ``(Q, dim)``, see `plain_queries`.
+        documents: ``(C, dim)``, of any dtype; for cosine, of any length.
+    """
+    full = documents.float()
+    scores = queries @ full.T
+    if function == "cosine":
+        scores /= torch.linalg.vector_norm(full, dim=1).clamp_min_(_SMALLEST_NORM)
+    return scores
 
 
 def is_plain(vectors: Any) -> bool:  # noqa: ANN401 - mteb's Array

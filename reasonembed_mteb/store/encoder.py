@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.models.engines import ENGINE_OPTION
 from reasonembed_mteb.models.identity import describe_model
 from reasonembed_mteb.models.instructions import ABLATED, loaded_prefix
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
@@ -19,7 +21,7 @@ from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
 from reasonembed_mteb.store.vectors import LazyKeys, VectorStore, text_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 # Options of encode that leave the vectors as they are.
 _COSMETIC = {"batch_size", "show_progress_bar", "convert_to_tensor", "convert_to_numpy", "num_proc"}
-_NOT_OF_VECTORS = {"path", "device", "output_dtypes"}
+_NOT_OF_VECTORS = {"path", "device", "output_dtypes", ENGINE_OPTION}
 # What our encoders put before a text is part of the text.
 _OF_THE_TEXT = {"instruction_template", "no_instruction", "max_tokens", ABLATED}
 
@@ -156,12 +158,10 @@ class StoredEncoder:
         return chunks[0] if len(chunks) == 1 else torch.cat([chunk.float() for chunk in chunks])
 
     def _encode_chunk(self, columns: Mapping[str, list[Any]], call: Mapping[str, Any]) -> torch.Tensor:
-        salt, prefix = self._salt(call)
-        limit = self._limit(call["task_metadata"])
-        texts = [prefix + text for text in columns["text"]] if prefix else columns["text"]
-        plain, limited = text_keys(texts, salt), LazyKeys(texts, f"{salt} limit {limit}")
+        keyed = text_context(self.model, call)
+        plain, limited = keyed.keys(columns["text"])
         self._store.refresh()
-        found = self._store.find(plain, limited, limit)
+        found = self._store.find(plain, limited, keyed.limit)
         missing = found.missing
         if not len(missing):
             return self._store.read(found)
@@ -169,11 +169,11 @@ class StoredEncoder:
         # In the order of the corpus, each text once.
         order = np.argsort(first)
         chosen = missing[first[order]]
-        vectors, tokens = self._encode({n: [v[i] for i in chosen] for n, v in columns.items()}, call)
-        whole = (tokens >= 0) & (tokens <= (limit if limit is not None else np.iinfo(np.int32).max))
-        keys = np.where(whole[:, None], plain[chosen], limited[chosen])
+        asked = {name: [values[i] for i in chosen] for name, values in columns.items()}
+        vectors, tokens = encode_columns(self.model, asked, call)
+        keys = keyed.choose(plain[chosen], limited[chosen], tokens)
         if self._store.add(keys, tokens, vectors):
-            found = self._store.find(plain, limited, limit)
+            found = self._store.find(plain, limited, keyed.limit)
             if not len(found.missing):
                 return self._store.read(found)
         return self._fill(found, missing, np.argsort(order)[back.reshape(-1)], vectors)
@@ -194,42 +194,98 @@ class StoredEncoder:
         out[torch.from_numpy(missing)] = self._store.as_stored(vectors).float()[torch.from_numpy(places)]
         return out
 
-    def _salt(self, call: Mapping[str, Any]) -> tuple[str, str]:
-        """Return what else distinguishes equal texts, and the prompt before each."""
-        task, kind = call["task_metadata"], call["prompt_type"]
-        side = kind.value if kind is not None else "query"
-        prefix = loaded_prefix(self.model, task, side)
-        skipped = {"task_metadata", "prompt_type", "hf_split", "hf_subset", *_COSMETIC}
-        options = {key: str(value) for key, value in sorted(call.items()) if key not in skipped}
-        # A model with its own code may treat each task differently.
-        known = side if prefix is not None else f"{side} of {task.name}"
-        return f"{known} {json.dumps(options)}" if options else known, prefix or ""
 
-    def _limit(self, task: TaskMetadata) -> int | None:
-        own = current_length(self.model)
-        if own is None or not isinstance(self.model, ProtocolEncoder):
-            return own
-        return min(own, max_tokens_for(task.name, default=own))
+@dataclass(frozen=True)
+class TextContext:
+    """What decides a text's vector beside the text and the model, and so its keys.
 
-    def _encode(
-        self, columns: dict[str, list[Any]], call: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, NDArray[np.int32]]:
-        """Return vectors on the CPU, and token counts before truncation (-1 where not known)."""
-        loader = column_loader(columns, call.get("batch_size", 32))
-        try:
-            encoded = torch.as_tensor(self.model.encode(loader, **call)).detach().cpu()
-        except TextsError as error:
-            raise error.named(columns.get("id", columns["text"])) from error
-        broken = (~torch.isfinite(encoded)).any(dim=1).nonzero().flatten().tolist()
-        if broken:
-            names = columns.get("id", columns["text"])
-            named = first_names(str(names[row])[:60] for row in broken)
-            msg = (
-                f"{self.mteb_model_meta.name} gives {len(broken)} vectors with NaN or infinite values "
-                f"({named}); nothing of them is stored; try another dtype"
-            )
-            raise ReasonEmbedError(msg)
-        counts = getattr(getattr(self.model, "model", None), "last_token_counts", None)
-        known = counts is not None and len(counts) == len(encoded)
-        tokens = np.asarray(counts if known else np.full(len(encoded), -1), dtype=np.int32)
-        return encoded, tokens
+    Attributes:
+        salt: What distinguishes equal texts.
+        prefix: What goes before each.
+        limit: Tokens at which they are cut; None if there is none or it is not known.
+    """
+
+    salt: str
+    prefix: str
+    limit: int | None
+
+    def keys(self, texts: Sequence[str]) -> tuple[NDArray[np.uint64], LazyKeys]:
+        """Return the keys of texts that are whole, ``(N, 2)``, and of texts that were cut.
+
+        Args:
+            texts: Without the prefix.
+        """
+        seen = [self.prefix + text for text in texts] if self.prefix else texts
+        return text_keys(seen, self.salt), LazyKeys(seen, f"{self.salt} limit {self.limit}")
+
+    def choose(
+        self, plain: NDArray[np.uint64], limited: NDArray[np.uint64] | LazyKeys, tokens: NDArray[np.int32]
+    ) -> NDArray[np.uint64]:
+        """Return the keys under which vectors are stored, ``(N, 2)``.
+
+        Args:
+            plain: Of whole texts, see `keys`.
+            limited: Of cut ones.
+            tokens: ``(N,)`` token counts before truncation; -1 where not known.
+        """
+        limit = self.limit if self.limit is not None else np.iinfo(np.int32).max
+        cut = np.flatnonzero((tokens < 0) | (tokens > limit))
+        chosen = plain.copy()
+        chosen[cut] = limited[cut]
+        return chosen
+
+
+def text_context(model: Any, call: Mapping[str, Any]) -> TextContext:  # noqa: ANN401 - mteb's EncoderProtocol
+    """Return what decides the vectors of a call's texts.
+
+    Args:
+        model: A loaded MTEB encoder.
+        call: The arguments of its encode: ``task_metadata``, ``prompt_type`` and options.
+    """
+    task, kind = call["task_metadata"], call["prompt_type"]
+    side = kind.value if kind is not None else "query"
+    prefix = loaded_prefix(model, task, side)
+    skipped = {"task_metadata", "prompt_type", "hf_split", "hf_subset", *_COSMETIC}
+    options = {key: str(value) for key, value in sorted(call.items()) if key not in skipped}
+    # A model with its own code may treat each task differently.
+    known = side if prefix is not None else f"{side} of {task.name}"
+    salt = f"{known} {json.dumps(options)}" if options else known
+    own = current_length(model)
+    if own is not None and isinstance(model, ProtocolEncoder):
+        own = min(own, max_tokens_for(task.name, default=own))
+    return TextContext(salt, prefix or "", own)
+
+
+def encode_columns(
+    model: Any,  # noqa: ANN401 - mteb's EncoderProtocol
+    columns: dict[str, list[Any]],
+    call: Mapping[str, Any],
+) -> tuple[torch.Tensor, NDArray[np.int32]]:
+    """Return vectors on the CPU, and token counts before truncation (-1 where not known).
+
+    Args:
+        model: A loaded MTEB encoder.
+        columns: The texts, under MTEB's column names.
+        call: The arguments of its encode.
+
+    Raises:
+        ReasonEmbedError: If a vector is NaN or infinite; the message names the texts.
+    """
+    loader = column_loader(columns, call.get("batch_size", 32))
+    try:
+        encoded = torch.as_tensor(model.encode(loader, **call)).detach().cpu()
+    except TextsError as error:
+        raise error.named(columns.get("id", columns["text"])) from error
+    broken = (~torch.isfinite(encoded)).any(dim=1).nonzero().flatten().tolist()
+    if broken:
+        names = columns.get("id", columns["text"])
+        named = first_names(str(names[row])[:60] for row in broken)
+        msg = (
+            f"{model.mteb_model_meta.name} gives {len(broken)} vectors with NaN or infinite values "
+            f"({named}); nothing of them is stored; try another dtype"
+        )
+        raise ReasonEmbedError(msg)
+    counts = getattr(getattr(model, "model", None), "last_token_counts", None)
+    known = counts is not None and len(counts) == len(encoded)
+    tokens = np.asarray(counts if known else np.full(len(encoded), -1), dtype=np.int32)
+    return encoded, tokens

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.store.places import StoreError
 from reasonembed_mteb.store.vectors import (
     LAYOUT,
     LOCK,
-    MANIFEST,
     MODEL,
     Shard,
-    StoreError,
     as_json,
+    is_block,
+    manifest_names,
     read_manifest,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -67,7 +68,7 @@ def list_store(root: Path, *, verify: bool = False) -> list[ModelFolder]:
 
 def _model_folders(root: Path) -> Iterator[Path]:
     for folder in root.iterdir():
-        if folder.is_dir() and ((folder / MODEL).is_file() or (folder / MANIFEST).is_file()):
+        if folder.is_dir() and ((folder / MODEL).is_file() or manifest_names(folder)):
             yield folder
 
 
@@ -79,10 +80,12 @@ def _examine(folder: Path, verify: bool) -> ModelFolder:
     except (OSError, ValueError) as error:
         problems.append(f"{folder / MODEL} is damaged ({error})")
     try:
-        manifest = _manifest_or_empty(folder)
+        manifests = [read_manifest(folder, name) for name in manifest_names(folder)]
     except StoreError as error:
         return ModelFolder(folder, fingerprint, 0, 0, (), 0, (*problems, str(error)))
-    shards = manifest["shards"]
+    # Two corpora may share shards.
+    shards = list({entry["file"]: entry for one in manifests for entry in one["shards"]}.values())
+    dimension = manifests[0]["dimension"] if manifests else 0
     for entry in shards:
         shard = Shard(folder / entry["file"], entry["rows"], entry["xxh3"])
         if not shard.file.is_file() or shard.file.stat().st_size != entry["bytes"]:
@@ -91,7 +94,7 @@ def _examine(folder: Path, verify: bool) -> ModelFolder:
             problems.append(f"{shard.file} {shard.problem}")
     rows, size = (sum(entry[key] for entry in shards) for key in ("rows", "bytes"))
     dtypes = tuple(sorted({entry["dtype"] for entry in shards}))
-    return ModelFolder(folder, fingerprint, rows, manifest["dimension"], dtypes, size, tuple(problems))
+    return ModelFolder(folder, fingerprint, rows, dimension, dtypes, size, tuple(problems))
 
 
 def prune_store(root: Path, models: Sequence[str] = ()) -> list[str]:
@@ -123,38 +126,40 @@ def prune_store(root: Path, models: Sequence[str] = ()) -> list[str]:
     return said
 
 
-def _manifest_or_empty(folder: Path) -> dict[str, Any]:
-    """Return a folder's manifest; one without has no vectors yet."""
-    if (folder / MANIFEST).is_file():
-        return read_manifest(folder)
-    return {"layout": LAYOUT, "dimension": 0, "shards": []}
-
-
 def _remove(folder: Path) -> None:
     with FileLock(folder / LOCK):
-        # The manifest goes first: without it the shards do not exist.
-        (folder / MANIFEST).unlink(missing_ok=True)
+        # The manifests go first: without them the shards do not exist.
+        for name in manifest_names(folder):
+            (folder / name).unlink()
         shutil.rmtree(folder)
 
 
 def _prune_folder(folder: Path) -> list[str]:
     with FileLock(folder / LOCK):
-        try:
-            manifest = _manifest_or_empty(folder)
-        except StoreError:
-            (folder / MANIFEST).unlink()
-            manifest = _manifest_or_empty(folder)
-        named = {entry["file"]: entry for entry in manifest["shards"]}
-        damaged = [
-            name
-            for name, entry in named.items()
-            if Shard(folder / name, entry["rows"], entry["xxh3"]).problem is not None
-        ]
+        removed, named, unfinished = [], set(), False
+        for name in manifest_names(folder):
+            try:
+                manifest = read_manifest(folder, name)
+            except StoreError:
+                (folder / name).unlink()
+                continue
+            whole = [entry for entry in manifest["shards"] if _is_whole(folder, entry)]
+            damaged = [entry["file"] for entry in manifest["shards"] if entry not in whole]
+            unfinished |= not manifest.get("complete", True)
+            named |= {entry["file"] for entry in whole}
+            removed += damaged
+            if damaged:
+                # A corpus is encoded to its end again; the store's own manifest has no end.
+                again = {"complete": False} if "complete" in manifest else {}
+                write_whole(folder / name, as_json(manifest | {"shards": whole} | again))
         present = [file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".part")]
-        unnamed = [name for name in present if name not in named]
-        if damaged:
-            kept = [entry for name, entry in named.items() if name not in damaged]
-            write_whole(folder / MANIFEST, as_json(manifest | {"shards": kept}))
-        for name in [*damaged, *unnamed]:
+        # A corpus that is not finished goes on with its blocks, which no manifest names yet.
+        kept = {name for name in present if unfinished and is_block(name)} - set(removed)
+        removed += [name for name in present if name not in named | kept | set(removed)]
+        for name in removed:
             (folder / name).unlink(missing_ok=True)
-    return [f"removed {folder / name}" for name in [*damaged, *unnamed]]
+    return [f"removed {folder / name}" for name in dict.fromkeys(removed)]
+
+
+def _is_whole(folder: Path, entry: Mapping[str, Any]) -> bool:
+    return Shard(folder / entry["file"], entry["rows"], entry["xxh3"]).problem is None

@@ -2,7 +2,9 @@
 
 One folder a model, named by a hash of everything that decides its vectors. In it lie shards (safetensors,
 written whole, never changed) and a manifest with their sizes and checksums; a shard that the manifest does
-not name does not exist. Adding takes a lock, so that several processes can fill one store.
+not name does not exist. Adding takes a lock, so that several processes can fill one store. Each corpus that
+`reasonembed_mteb.store.corpora` has written beside them has a manifest of its own, and its shards are read
+here like the others.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from safetensors import SafetensorError
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import file_blocks, json_hash, write_whole
+from reasonembed_mteb.store.places import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,10 +40,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # "auto" keeps the smallest of these that holds a shard's values exactly.
 _EXACT_ORDER = ("bfloat16", "float16", "float32")
 MODEL, MANIFEST, LOCK = "model.json", "manifest.json", "lock"
-
-
-class StoreError(ReasonEmbedError):
-    """A store that cannot be used as it is."""
+# How the manifests of corpora begin, see `reasonembed_mteb.store.corpora`.
+CORPUS_MANIFEST = "manifest-"
+BLOCK = "block-"
 
 
 def text_keys(texts: Sequence[str], salt: str = "") -> NDArray[np.uint64]:
@@ -182,12 +184,12 @@ class VectorStore:
             raise StoreError(msg)
         self._dtype = dtype
         self._fingerprint = dict(fingerprint) | {"stored_as": dtype}
-        self.folder = root / json_hash(self._fingerprint)
+        self.folder = root / folder_name(fingerprint, dtype)
         self.dimension: int | None = None
         self._shards: list[Shard] = []
         self._index = _Index()
         self._known: set[str] = set()
-        self._manifest_seen: tuple[int, int] | None = None
+        self._manifests_seen: dict[str, tuple[int, int]] = {}
         self._writable = True
         self.refresh()
 
@@ -201,18 +203,21 @@ class VectorStore:
         Raises:
             StoreError: If the folder is of another layout or its manifest is damaged.
         """
-        file = self.folder / MANIFEST
-        if not file.is_file():
+        found = self._manifests()
+        if self._manifests_seen == found:
             return
-        stat = file.stat()
-        if self._manifest_seen == (stat.st_mtime_ns, stat.st_ino):
-            return
-        manifest = read_manifest(self.folder)
-        self.dimension = manifest["dimension"]
-        for entry in manifest["shards"]:
-            if entry["file"] not in self._known:
-                self._take_in(Shard(self.folder / entry["file"], entry["rows"], entry["xxh3"]))
-        self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
+        for name in found:
+            manifest = read_manifest(self.folder, name)
+            self.dimension = manifest["dimension"]
+            for entry in manifest["shards"]:
+                if entry["file"] not in self._known:
+                    self._take_in(Shard(self.folder / entry["file"], entry["rows"], entry["xxh3"]))
+        self._manifests_seen = found
+
+    def _manifests(self) -> dict[str, tuple[int, int]]:
+        """Return the manifests that are there, each with what changes when it is replaced."""
+        stats = ((name, (self.folder / name).stat()) for name in manifest_names(self.folder))
+        return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in stats}
 
     def _take_in(self, shard: Shard) -> None:
         """Index a shard; its content is checked when one of its vectors is asked for."""
@@ -345,26 +350,16 @@ class VectorStore:
         return self._writable
 
     def _write(self, keys: NDArray[np.uint64], tokens: NDArray[np.int32], vectors: torch.Tensor) -> None:
-        from safetensors.torch import save
-
         stored = self.as_stored(vectors).contiguous()
-        content = save(
-            {
-                "keys": torch.from_numpy(np.ascontiguousarray(keys).view(np.int64)),
-                "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
-                "vectors": stored,
-            },
-            # One entry only: safetensors writes several in an order that may change.
-            metadata={"layout": str(LAYOUT)},
-        )
-        checksum = xxhash.xxh3_64_hexdigest(content)
+        content = shard_content(keys, tokens, {"vectors": stored})
+        checksum = content_checksum(content)
         manifest = self._manifest(vectors.shape[1])
         number = 1 + max((int(one["file"].split("-")[0]) for one in manifest["shards"]), default=0)
         name = f"{number:06d}-{checksum}.safetensors"
         if not (self.folder / MODEL).is_file():
             write_whole(self.folder / MODEL, as_json({"layout": LAYOUT, **self._fingerprint}))
         write_whole(self.folder / name, content)
-        entry = {"file": name, "rows": len(keys), "dtype": str(stored.dtype).removeprefix("torch.")}
+        entry = {"file": name, "rows": len(keys), "dtype": dtype_name(stored)}
         manifest["shards"].append(entry | {"bytes": len(content), "xxh3": checksum})
         write_whole(self.folder / MANIFEST, as_json(manifest))
         self.dimension = vectors.shape[1]
@@ -372,8 +367,7 @@ class VectorStore:
         # What was hashed is what was written; the next opening checks what the disk kept.
         shard.__dict__["problem"] = None
         self._take_in(shard)
-        stat = (self.folder / MANIFEST).stat()
-        self._manifest_seen = (stat.st_mtime_ns, stat.st_ino)
+        self._manifests_seen = self._manifests()
 
     def _manifest(self, dimension: int) -> dict[str, Any]:
         """Return the manifest to add to, without the shards that were found to be damaged."""
@@ -389,11 +383,7 @@ class VectorStore:
         Args:
             vectors: ``(N, dim)``.
         """
-        if self._dtype != "auto":
-            return vectors.to(DTYPES[self._dtype])
-        full = vectors.float()
-        small = (full.to(DTYPES[name]) for name in _EXACT_ORDER)
-        return next(one for one in small if torch.equal(one.float(), full))
+        return stored_as(vectors, self._dtype)
 
 
 @dataclass(frozen=True)
@@ -414,6 +404,91 @@ class Found:
         return np.flatnonzero(self.shards < 0)
 
 
+def folder_name(fingerprint: Mapping[str, Any], dtype: str) -> str:
+    """Return the name of a model's folder: a hash of everything that decides what is in it.
+
+    Args:
+        fingerprint: Everything that decides the vectors of a text.
+        dtype: What they are stored as, by the option's name.
+    """
+    return json_hash(model_content(fingerprint, dtype))
+
+
+def model_content(fingerprint: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return what a model's folder is named by, and what `MODEL` in it holds beside the layout.
+
+    Args:
+        fingerprint: Everything that decides the vectors of a text.
+        dtype: What they are stored as, by the option's name.
+    """
+    return dict(fingerprint) | {"stored_as": dtype}
+
+
+def stored_as(vectors: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return vectors in the dtype that they are stored in.
+
+    Args:
+        vectors: ``(N, dim)``.
+        dtype: One of `DTYPES`, or ``auto``: the smallest that holds all values exactly.
+    """
+    if dtype != "auto":
+        return vectors.to(DTYPES[dtype])
+    full = vectors.float()
+    small = (full.to(DTYPES[name]) for name in _EXACT_ORDER)
+    return next(one for one in small if torch.equal(one.float(), full))
+
+
+def dtype_name(vectors: torch.Tensor) -> str:
+    """Return a tensor's dtype as manifests name it."""
+    return str(vectors.dtype).removeprefix("torch.")
+
+
+def shard_content(
+    keys: NDArray[np.uint64], tokens: NDArray[np.int32], tensors: Mapping[str, torch.Tensor]
+) -> bytes:
+    """Return a shard as a file holds it; equal content gives equal bytes.
+
+    Args:
+        keys: ``(N, 2)``.
+        tokens: ``(N,)`` token counts before truncation; -1 where not known.
+        tensors: ``vectors`` ``(N, dim)``, and what else there is of each row.
+    """
+    from safetensors.torch import save
+
+    held = {
+        "keys": torch.from_numpy(np.ascontiguousarray(keys).view(np.int64)),
+        "tokens": torch.from_numpy(np.ascontiguousarray(tokens)),
+        **tensors,
+    }
+    # One entry only: safetensors writes several in an order that may change.
+    content: bytes = save(held, metadata={"layout": str(LAYOUT)})
+    return content
+
+
+def content_checksum(content: bytes) -> str:
+    """Return `file_checksum` of a file with this content."""
+    return xxhash.xxh3_64_hexdigest(content)
+
+
+def manifest_names(folder: Path) -> list[str]:
+    """Return the manifests in a model's folder: the store's own, and one a corpus.
+
+    Args:
+        folder: Of one model, below the store's root.
+    """
+    own = [MANIFEST] if (folder / MANIFEST).is_file() else []
+    return own + sorted(file.name for file in folder.glob(f"{CORPUS_MANIFEST}*.json"))
+
+
+def is_block(name: str) -> bool:
+    """Whether a file's name is that of a corpus' block, see `reasonembed_mteb.store.corpora`.
+
+    Args:
+        name: Within a model's folder.
+    """
+    return name.startswith(BLOCK) and name.endswith(".safetensors")
+
+
 def as_json(content: Mapping[str, Any]) -> str:
     """Return what is written into a store's own files: JSON, the same text for equal content."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
@@ -431,27 +506,47 @@ def _check_names(shards: Any) -> None:  # noqa: ANN401 - any JSON
             raise ValueError(msg)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     """Return a model folder's manifest.
 
     Args:
         folder: Of one model, below the store's root.
+        name: See `manifest_names`.
 
     Raises:
         StoreError: If it is damaged or of another layout.
     """
-    file = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise _damaged(str(folder / name), error) from error
+    return parse_manifest(content, f"{folder}/{name}")
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Return what a manifest says.
+
+    Args:
+        content: Of the file.
+        where: Names the file in messages.
+
+    Raises:
+        StoreError: If it is damaged or of another layout.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(content)
         layout = manifest.get("layout")
         _check_names(manifest.get("shards", []))
-    except (OSError, ValueError, AttributeError) as error:
-        msg = f"{file} is damaged ({error}); `reasonembed store prune` removes what cannot be used"
-        raise StoreError(msg) from error
+    except (ValueError, AttributeError) as error:
+        raise _damaged(where, error) from error
     if layout != LAYOUT:
         msg = (
-            f"{folder} is of layout {layout}, and this version reads {LAYOUT}: `reasonembed store prune` "
+            f"{where} is of layout {layout}, and this version reads {LAYOUT}: `reasonembed store prune` "
             "removes it, or choose another --store"
         )
         raise StoreError(msg)
     return manifest
+
+
+def _damaged(where: str, error: Exception) -> StoreError:
+    return StoreError(f"{where} is damaged ({error}); `reasonembed store prune` removes what cannot be used")

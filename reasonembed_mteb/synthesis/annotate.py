@@ -9,8 +9,8 @@ from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.llm.templates import tagged
 from reasonembed_mteb.synthesis.mine import mined
-from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 

@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.llm.templates import tagged
 from reasonembed_mteb.synthesis.duplicates import plain_hash
-from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask
 

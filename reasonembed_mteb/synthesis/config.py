@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import tomllib
-import types
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from reasonembed_mteb.endpoints.endpoint import Endpoint
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.llm.sections import (
+    Count,
+    EndpointTable,
+    Section,
+    Share,
+    check_section,
+    read_toml,
+    refuse_keys,
+    section_keys,
+)
 from reasonembed_mteb.synthesis.annotators import as_released
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
-    from pydantic_core import CoreSchema
+    from reasonembed_mteb.endpoints.endpoint import Endpoint
 
 # PROTOCOL section 7: the released scripts' weights of target lengths (words) and education levels.
 WORD_WEIGHTS = {
@@ -32,16 +37,8 @@ LEVEL_WEIGHTS = {"high school": 1.0, "college": 2.0, "PhD": 2.0}
 GROUPS = {"leetcode": [2, 64], "pony": [64, 2]}
 OTHER_GROUP = [16, 8]
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Layout = Literal["bright", "beir", "jsonl"]
-
-
-class Section(BaseModel):
-    """A table of the file: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class CorpusSection(Section):
@@ -113,15 +110,6 @@ class DomainSection(Section):
     asks: str = Field(min_length=1)
     wants: str = Field(min_length=1)
     instruction: str = Field(min_length=1)
-
-
-class _FromTable:
-    """Take a table of the file for a dataclass; strict pydantic takes nothing but a finished one."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
-        schema = handler.resolve_ref_schema(handler(source))
-        # For the table alone: its values stay strict.
-        return cast("CoreSchema", {**schema, "strict": False})
 
 
 class BudgetSection(Section):
@@ -363,8 +351,8 @@ class Config(Section):
     templates: str | None = None
     corpus: CorpusSection = CorpusSection()
     subset: Annotated[list[SubsetSection], Field(min_length=1)]
-    domains: dict[str, DomainSection] = {}
-    endpoints: dict[str, Annotated[Endpoint, _FromTable()]] = {}
+    domains: dict[str, DomainSection] = Field(default_factory=dict)
+    endpoints: dict[str, EndpointTable] = Field(default_factory=dict)
     budget: BudgetSection = BudgetSection()
     sources: SourcesSection = SourcesSection()
     clean: CleanSection = CleanSection()
@@ -426,66 +414,12 @@ def read_config(file: Path) -> Config:
         ReasonEmbedError: If the file is missing, is not TOML, or a key or value is not allowed; the key
             is named, and the nearest known one.
     """
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"cannot read {file}: {error.strerror}; give a TOML file such as examples/remixer.toml"
-        raise ReasonEmbedError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{file} is not TOML: {error}; correct that line"
-        raise ReasonEmbedError(msg) from error
+    content = read_toml(file, "examples/remixer.toml")
     if "folder" in content:
-        raise ReasonEmbedError(f"{file}: {unknown_name('key', 'folder', _keys(Config))}")
-    try:
-        return Config.model_validate(content | {"folder": str(file.resolve().parent)})
-    except ValidationError as error:
-        raise ReasonEmbedError(f"{file}: {_first_line(error, content)}") from None
+        raise ReasonEmbedError(f"{file}: {unknown_name('key', 'folder', section_keys(Config, _HIDDEN))}")
+    refuse_keys(content, file)
+    return check_section(Config, content | {"folder": str(file.resolve().parent)}, file, hidden=_HIDDEN)
 
 
-def _keys(section: type) -> list[str]:
-    if issubclass(section, BaseModel):
-        return [name for name in section.model_fields if name != "folder"]
-    return [one.name for one in fields(Endpoint)]
-
-
-# Of a model, and of a dataclass.
-_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-
-
-def _first_line(error: ValidationError, content: dict[str, Any]) -> str:
-    """Say the first thing that is wrong, and how many more there are."""
-    # A misspelt key first: what is missing is often the same one.
-    found = sorted(error.errors(), key=lambda one: one["type"] not in _UNKNOWN_KEY)
-    first = found[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] in _UNKNOWN_KEY:
-        known = _keys(_section_at(first["loc"][:-1]))
-        text = f"{unknown_name('key', str(first['loc'][-1]), known)} Allowed in {_table(first['loc'])}: " + (
-            ", ".join(known)
-        )
-    elif first["type"] == "missing":
-        text = f"{where} is missing; write it"
-    else:
-        reason = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-        text = f"{where}: {reason}{given}"
-    return text + (f" ... and {len(found) - 1} more" if len(found) > 1 else "")
-
-
-def _table(location: tuple[int | str, ...]) -> str:
-    named = [str(part) for part in location[:-1]]
-    return f"[{'.'.join(named)}]" if named else "the file"
-
-
-def _section_at(location: tuple[int | str, ...]) -> type:
-    """Return the class of the table at a place of the file."""
-    section: Any = Config
-    for part in location:
-        is_table = isinstance(section, type) and issubclass(section, BaseModel)
-        # A list or a mapping of tables otherwise.
-        section = section.model_fields[str(part)].annotation if is_table else get_args(section)[-1]
-        if get_origin(section) is Annotated:
-            section = get_args(section)[0]
-        if get_origin(section) in (Union, types.UnionType):
-            section = next(one for one in get_args(section) if one is not type(None))
-    return section if isinstance(section, type) else Config
+# Fields that are no keys of the file.
+_HIDDEN = ("folder",)

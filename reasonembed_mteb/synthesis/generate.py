@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.llm.templates import tagged
 from reasonembed_mteb.synthesis.boilerplate import far_from_length, refusal_to_write, rules_hash, tidied
 from reasonembed_mteb.synthesis.clean import cleaned, rank
 from reasonembed_mteb.synthesis.duplicates import Leaks, NearDuplicates
-from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 

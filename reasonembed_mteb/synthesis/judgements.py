@@ -9,9 +9,9 @@ from reasonembed_mteb.endpoints.endpoint import request_hash
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import json_line, replacing
 from reasonembed_mteb.llm.cache import AnswerCache
+from reasonembed_mteb.llm.templates import without_thought
 from reasonembed_mteb.synthesis.annotate import UNJUDGED, asked_pairs, labelled, parse_label
 from reasonembed_mteb.synthesis.pipeline import ANSWERS, check_names
-from reasonembed_mteb.synthesis.prompts import without_thought
 from reasonembed_mteb.synthesis.step import Run, need
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.endpoints.endpoint import Request
+from reasonembed_mteb.llm.templates import tagged
 from reasonembed_mteb.prompts import query_prefix
 from reasonembed_mteb.synthesis.annotate import labelled
 from reasonembed_mteb.synthesis.boilerplate import (
@@ -15,7 +16,6 @@ from reasonembed_mteb.synthesis.boilerplate import (
     trimmed,
     word_count,
 )
-from reasonembed_mteb.synthesis.prompts import tagged
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, ask, in_blocks, need
 

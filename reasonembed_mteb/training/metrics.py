@@ -35,8 +35,16 @@ CUT = "reasoning_cut"
 GRADED = "loss_grades"
 # 1 where the step was left out, its loss or gradient not being finite; empty elsewhere.
 LEFT_OUT = "left_out"
+# The terms of a joint loss, and the rows that have a target of each.
+JOINT = (
+    "loss_representation",
+    "loss_generation",
+    "loss_compression",
+    "rows_with_generation",
+    "rows_with_compression",
+)
 # Runs of earlier versions have no such columns.
-NEWER = (CUT, GRADED, LEFT_OUT)
+NEWER = (CUT, GRADED, LEFT_OUT, *JOINT)
 COLUMNS = (
     *("step", "epoch", "subset", "queries", "documents", "tokens"),
     *(*METRICS, *NEWER, "learning_rate", "seconds"),

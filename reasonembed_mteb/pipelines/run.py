@@ -1,0 +1,513 @@
+"""Running a pipeline: its stages in order on every task, each kept by what decides it, scored by MTEB."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.escaping import file_name
+from reasonembed_mteb.evaluation.kinds import PIPELINE
+from reasonembed_mteb.evaluation.record import record_path
+from reasonembed_mteb.evaluation.runner import Outcome, RunOptions, load_for_run, output_folder
+from reasonembed_mteb.evaluation.runner import run as run_models
+from reasonembed_mteb.evaluation.stages import (
+    FORMAT,
+    PipelineRecord,
+    StageNote,
+    StageRecord,
+    add_costs,
+    read_note,
+    read_output,
+    read_stages,
+    stage_scores,
+    stages_path,
+    strict_scores,
+    write_output,
+    write_stages,
+)
+from reasonembed_mteb.files import bytes_hash, file_hash, fingerprint
+from reasonembed_mteb.pipelines.config import (
+    AskingStageSection,
+    CrossEncoderStage,
+    FuseStage,
+    RetrieverSection,
+    RetrieveStage,
+    RewriteStage,
+    needs_endpoint,
+    read_pipeline,
+    stage_causes,
+)
+from reasonembed_mteb.pipelines.pool import Pool, State, Tools
+from reasonembed_mteb.pipelines.templates import stage_template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.evaluation.stages import StageOutput
+    from reasonembed_mteb.pipelines.config import PipelineConfig
+
+logger = logging.getLogger(__name__)
+
+# Folder of the stages' outputs, below the output folder.
+STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class PipelineOutcome:
+    """A pipeline on one task.
+
+    Attributes:
+        outcome: Its score, or why there is none.
+        record: What its stages gave and cost; None where it failed.
+    """
+
+    outcome: Outcome
+    record: PipelineRecord | None
+
+
+class Pipeline:
+    """Stages of retrieval, scored as one by MTEB.
+
+    docs/pipelines.md shows a file and how it is run.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        """Take a checked file.
+
+        Args:
+            config: See `reasonembed_mteb.pipelines.config.read_pipeline`.
+
+        Raises:
+            ReasonEmbedError: If a template or a file that it names is not there, or does not fit.
+        """
+        self.config = config
+        self.name = f"{PIPELINE}/{config.name}"
+        # Said before anything is loaded or sent.
+        self._templates = {
+            stage.name: stage_template(stage, config).hash
+            for stage in config.stages
+            if isinstance(stage, AskingStageSection) and needs_endpoint(stage)
+        }
+        self._files = {
+            stage.name: _content(config.path(stage.queries), stage.name)
+            for stage in config.stages
+            if isinstance(stage, RewriteStage) and stage.queries is not None
+        }
+
+    @classmethod
+    def from_toml(cls, file: Path | str) -> Pipeline:
+        """Read a pipeline's file.
+
+        Args:
+            file: TOML; the files ``examples/pipeline-*.toml`` show every key.
+
+        Raises:
+            ReasonEmbedError: If something in it is not allowed.
+        """
+        return cls(read_pipeline(Path(file)))
+
+    def metas(self) -> dict[str, ModelMeta]:
+        """Return MTEB's metadata of the models that run here, by stage and retriever.
+
+        Raises:
+            ReasonEmbedError: If a model is not known, or is of the wrong kind.
+        """
+        found: dict[str, ModelMeta] = {}
+        for stage in self.config.stages:
+            if isinstance(stage, CrossEncoderStage):
+                found[_model_key(stage)] = self._resolved(stage.model, stage.name, reranks=True)
+            for one in stage.retriever if isinstance(stage, RetrieveStage) else ():
+                found[_model_key(one)] = self._resolved(
+                    one.model, stage.name, reranks=False, template=one.instruction_template
+                )
+        return found
+
+    def _resolved(self, model: str, stage: str, *, reranks: bool, template: str | None = None) -> ModelMeta:
+        from reasonembed_mteb.evaluation.resolving import resolve_model
+
+        folder = self.config.path(model)
+        meta = resolve_model(str(folder) if folder.is_dir() else model, template=template)
+        if ("cross-encoder" in (meta.model_type or ())) != reranks:
+            where = f"{self.config.file}: stage {stage}: {model} is"
+            if reranks:
+                msg = f'{where} no cross-encoder; it retrieves, in a stage with kind = "retrieve"'
+            else:
+                msg = f'{where} a cross-encoder; it reranks, in a stage with kind = "rerank"'
+            raise ReasonEmbedError(msg)
+        return meta
+
+    def run(
+        self,
+        tasks: Sequence[AbsTask],
+        options: RunOptions | None = None,
+        *,
+        max_price: float | None = None,
+        retry_errors: bool = False,
+        say: Callable[[str], None] = logger.info,
+    ) -> list[PipelineOutcome]:
+        """Score the pipeline on tasks; one that fails does not stop the others, a spent budget does.
+
+        Every stage's output is kept by what decides it: a killed run goes on where it was, and a changed
+        stage runs again with those after it.
+
+        Args:
+            tasks: MTEB retrieval tasks.
+            options: How to run.
+            max_price: What may be spent on endpoints, in place of the file's own limit.
+            retry_errors: Ask again where requests failed for good in an earlier run.
+            say: Takes one line at a time about what happens.
+
+        Returns:
+            One outcome a task, in the order given.
+
+        Raises:
+            ReasonEmbedError: If an option or a model does not hold.
+        """
+        chosen = options or RunOptions()
+        if chosen.rerank_from is not None:
+            msg = "a pipeline has a first stage of its own: leave out rerank_from"
+            raise ReasonEmbedError(msg)
+        limit = self.config.max_price if max_price is None else max_price
+        budget = None if limit is None else Budget(max_cost=limit, strict=True)
+        model = _PipelineModel(self, chosen, budget, retry_errors=retry_errors, say=say)
+        outcomes: list[PipelineOutcome] = []
+        for task in tasks:
+            if model.stopped is not None:
+                name, metric = task.metadata.name, task.metadata.main_score
+                failed = Outcome(self.name, name, metric, error=str(model.stopped))
+                outcomes.append(PipelineOutcome(failed, None))
+                continue
+            outcomes.append(model.run(task))
+        return outcomes
+
+    def causes(self, metas: Mapping[str, ModelMeta]) -> dict[str, dict[str, Any]]:
+        """Return what decides each stage's output besides the data and the stages before, by stage.
+
+        Args:
+            metas: See `metas`; every revision is known.
+        """
+        found = {}
+        for stage in self.config.stages:
+            causes = stage_causes(stage, self.config)
+            named = [stage] if isinstance(stage, CrossEncoderStage) else getattr(stage, "retriever", ())
+            causes["models"] = [_identity(metas[_model_key(one)]) for one in named]
+            causes["template"] = self._templates.get(stage.name)
+            causes["file"] = self._files.get(stage.name)
+            found[stage.name] = causes
+        return found
+
+
+def _model_key(section: RetrieverSection | CrossEncoderStage) -> str:
+    """Return what a model is known by: a retriever and a reranker may share a name."""
+    if isinstance(section, RetrieverSection):
+        return f"retriever {section.label}"
+    return f"stage {section.name}"
+
+
+def _content(file: Path, stage: str) -> str:
+    found = file_hash(file)
+    if found is None:
+        msg = f"stage {stage}: there is no file {file}; correct queries"
+        raise ReasonEmbedError(msg)
+    return found
+
+
+def _identity(meta: ModelMeta) -> list[Any]:
+    options = {**(meta.loader_kwargs or {}), **(meta.experiment_kwargs or {})}
+    chosen = {name: str(value) for name, value in options.items() if name != "path"}
+    return [meta.name, meta.revision, chosen]
+
+
+class _PipelineModel:
+    """What MTEB searches with: the stages, and the models that they load."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        options: RunOptions,
+        budget: Budget | None,
+        *,
+        retry_errors: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._pipeline, self._config, self._options, self._say = pipeline, pipeline.config, options, say
+        self._metas, self._models = pipeline.metas(), dict[str, Any]()
+        self._check_prices(budget)
+        self._settle_revisions()
+        self._causes = pipeline.causes(self._metas)
+        self._tools = Tools(
+            self._config,
+            options.output,
+            budget,
+            self._load,
+            retry_errors=retry_errors,
+            progress=options.progress,
+        )
+        self.mteb_model_meta = self._make_meta()
+        self.stopped: BudgetExceeded | None = None
+        self._corpus: Any = None
+        self._task: Any = None
+        self._traces: list[_Trace] = []
+
+    def _check_prices(self, budget: Budget | None) -> None:
+        """Refuse a price limit where prices are not known, before anything runs."""
+        for stage in self._config.stages if budget is not None else ():
+            if needs_endpoint(stage) and self._config.endpoint(stage).cost(0, 0) is None:
+                msg = (
+                    f"{self._config.file}: a price limit needs the prices of [endpoints.{stage.endpoint}]: "
+                    "set price_in and price_out"
+                )
+                raise ReasonEmbedError(msg)
+
+    def _settle_revisions(self) -> None:
+        """Load the models whose revision nobody knows before that."""
+        for label, meta in self._metas.items():
+            if meta.revision is None:
+                self._models[label] = load_for_run(meta, self._options)
+                self._metas[label] = self._models[label].mteb_model_meta
+
+    def _load(self, section: RetrieverSection | CrossEncoderStage) -> Any:  # noqa: ANN401 - an MTEB model
+        label = _model_key(section)
+        if label not in self._models:
+            self._models[label] = load_for_run(self._metas[label], self._options)
+        return self._models[label]
+
+    def _make_meta(self) -> ModelMeta:
+        from mteb.models import ModelMeta
+
+        def load(name: str, revision: str | None = None, **_: Any) -> _PipelineModel:
+            del name, revision
+            return self
+
+        ordered = [self._causes[stage.name] for stage in self._config.stages]
+        return ModelMeta.create_empty(
+            overwrites={
+                "name": self._pipeline.name,
+                "revision": fingerprint(FORMAT, ordered),
+                "model_type": ["hybrid"],
+                "loader": load,
+                "loader_kwargs": {"stages": [f"{one.name}: {one.kind}" for one in self._config.stages]},
+            }
+        )
+
+    def run(self, task: AbsTask) -> PipelineOutcome:
+        """Score one task, and write what its stages gave and cost."""
+        from mteb.cache import ResultCache
+
+        from reasonembed_mteb.evaluation.limits import own_copy
+
+        name = task.metadata.name
+        if not hasattr(task, "convert_to_reranking"):
+            msg = f"{name} is no retrieval task: a pipeline cannot run on it, leave it out"
+            return PipelineOutcome(Outcome(self._pipeline.name, name, error=msg), None)
+        self._task, self._traces = own_copy(task), []
+        cache = ResultCache(output_folder(self._options))
+        file = stages_path(record_path(cache, name, self.mteb_model_meta))
+        options = self._options
+        if self._tools.retry_errors or not _is_readable(file):
+            # Its score stands without its stages: they are read from disk again.
+            options = replace(options, overwrite=True)
+        if options.overwrite or not cache.get_task_result_path(name, self.mteb_model_meta).is_file():
+            # Once for MTEB and for us, who need the labels and exclusions.
+            self._load_task()
+        (outcome,) = run_models([self.mteb_model_meta], [self._task], options, self._say)
+        if outcome.error is not None:
+            return PipelineOutcome(outcome, None)
+        if not outcome.cached:
+            write_stages(file, self._record(name))
+        return PipelineOutcome(outcome, read_stages(file))
+
+    def _record(self, task: str) -> PipelineRecord:
+        stages = [self._stage_record(number) for number in range(len(self._config.stages))]
+        meta = self.mteb_model_meta
+        queries = sum(trace.queries for trace in self._traces)
+        return PipelineRecord(
+            str(meta.name), str(meta.revision), task, queries, self._options.limit, tuple(stages)
+        )
+
+    def _stage_record(self, number: int) -> StageRecord:
+        """Return one stage's record over the task's pools; scores are means over pools, as MTEB's are."""
+        stage = self._config.stages[number]
+        seen = [trace.stages[number] for trace in self._traces]
+        counts: dict[str, int] = {}
+        for one in seen:
+            for name, count in one.note.counts.items():
+                counts[name] = counts.get(name, 0) + count
+        note = StageNote(add_costs(one.note.cost for one in seen), counts, seen[0].note.chosen)
+        parts = {name: _mean([one.parts.get(name, {}) for one in seen]) for name in seen[0].parts}
+        tuned = isinstance(stage, FuseStage) and stage.grid is not None
+        scores = _mean([one.scores for one in seen])
+        return StageRecord(
+            stage.name, stage.kind, scores, parts, note, tuned, tuple(one.output for one in seen)
+        )
+
+    # What MTEB calls.
+
+    def index(self, corpus: Any, **_: Any) -> None:  # noqa: ANN401 - mteb's protocol
+        """Keep the corpus; each retriever indexes it when its turn comes."""
+        self._corpus = corpus
+
+    def search(
+        self,
+        queries: Any,  # noqa: ANN401 - mteb's protocol
+        *,
+        task_metadata: Any,  # noqa: ANN401
+        top_k: int,
+        top_ranked: Any = None,  # noqa: ANN401
+        **call: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Take every query through the stages; scores are such that every evaluator sorts them so."""
+        split = self._given(call["hf_split"], call["hf_subset"])
+        pool = Pool(
+            queries,
+            self._corpus,
+            task_metadata,
+            call,
+            self._max_tokens(task_metadata.name),
+            excluded=split.get("excluded_ids") or {},
+            top_ranked=top_ranked,
+            labels=split["relevant_docs"],
+        )
+        trace = _Trace(len(pool.texts), [])
+        try:
+            state = self._through(pool, trace)
+        except BudgetExceeded as error:
+            self.stopped = error
+            raise
+        self._traces.append(trace)
+        scores = {query: strict_scores(found) for query, found in state.ranking.items()}
+        return {query: dict(list(own.items())[:top_k]) for query, own in scores.items()}
+
+    def _given(self, split: str, subset: str) -> Any:  # noqa: ANN401 - mteb's RetrievalSplitData
+        """Return labels and exclusions, which MTEB does not pass to a search."""
+        self._load_task()
+        return self._task.dataset[subset][split]
+
+    def _load_task(self) -> None:
+        self._task.load_data()
+        self._task.convert_v1_dataset_format_to_v2(num_proc=None)
+
+    def _max_tokens(self, task: str) -> int:
+        from reasonembed_mteb.retrieval.rows import max_tokens_for
+
+        row = getattr(self._task, "row", None)
+        return int(row.max_tokens) if row is not None else max_tokens_for(task, default=1 << 30)
+
+    def _through(self, pool: Pool, trace: _Trace) -> State:
+        """Run the stages, or read what they gave before."""
+        from reasonembed_mteb.pipelines.retrieve import handed_on
+
+        state, key = State(), _pool_identity(pool)
+        for stage in self._config.stages:
+            causes = dict(self._causes[stage.name])
+            if isinstance(stage, RewriteStage) and stage.bright is not None:
+                causes["data"] = _bright_revision(pool.task.name, stage.bright)
+            key = fingerprint(FORMAT, key, causes)
+            file = self._options.output / STAGES / file_name(pool.task.name) / f"{stage.kind}-{key}.parquet"
+            output, note = self._one(stage, pool, state, file)
+            adds = isinstance(stage, RetrieveStage)
+            state.take(handed_on(output) if adds else output, adds=adds)
+            # Requests that failed may be answered another time.
+            key = fingerprint(key, file_hash(file))
+            trace.stages.append(self._seen(output, note, state, pool, file))
+            self._tell(pool, stage.name, trace.stages[-1])
+        return state
+
+    def _one(self, stage: Any, pool: Pool, state: State, file: Path) -> tuple[StageOutput, StageNote]:  # noqa: ANN401
+        from reasonembed_mteb.pipelines.work import work
+
+        note = None if self._tools.retry_errors and needs_endpoint(stage) else read_note(file)
+        if note is not None:
+            try:
+                return read_output(file), note
+            except DataError:
+                logger.warning("%s is damaged; the stage %s runs again", file, stage.name)
+        started = time.monotonic()
+        output, note = work(stage, pool, state, self._tools)
+        cost = replace(note.cost, seconds=time.monotonic() - started)
+        note = replace(note, cost=cost)
+        write_output(file, output, note)
+        # As later runs read it.
+        return output, note
+
+    def _seen(self, output: StageOutput, note: StageNote, state: State, pool: Pool, file: Path) -> _Seen:
+        """Measure what a stage handed on."""
+        same = getattr(self._task, "ignore_identical_ids", False)
+        ignored = {query: query for query in pool.texts} if same else None
+        measured = {
+            name: stage_scores(ranking, pool.labels, ignored=ignored)
+            for name, ranking in output.rankings.items()
+        }
+        only = next(iter(state.rankings)) if len(state.rankings) == 1 and measured else None
+        scores = measured.get(only, {}) if only is not None else {}
+        parts = {name: own for name, own in measured.items() if name != only}
+        return _Seen(scores, parts, note, file.relative_to(self._options.output).as_posix())
+
+    def _tell(self, pool: Pool, stage: str, seen: _Seen) -> None:
+        told = f"{self._pipeline.name} on {pool.task.name}, {stage}:"
+        if seen.scores:
+            told += f" nDCG@10 {100 * seen.scores['ndcg_at_10']:.2f},"
+        cost, counts = seen.note.cost, seen.note.counts
+        told += f" {cost.calls:,} calls, {cost.cached:,} from disk," if cost.calls else ""
+        told += "".join(f" {name} {count:,}," for name, count in counts.items())
+        self._say(f"{told} {cost.seconds:.1f} s")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a stage gave and cost on one pool."""
+
+    scores: dict[str, float]
+    parts: dict[str, dict[str, float]]
+    note: StageNote
+    output: str
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """The stages on one pool."""
+
+    queries: int
+    stages: list[_Seen]
+
+
+def _pool_identity(pool: Pool) -> str:
+    """Return a hash of the data that a pool's stages work on."""
+    texts = bytes_hash("\0".join(f"{query}\0{text}" for query, text in pool.texts.items()).encode("utf-8"))
+    data = dict(pool.task.dataset)
+    return fingerprint(
+        pool.task.name,
+        [pool.call["hf_split"], pool.call["hf_subset"], str(data.get("revision")), len(pool.corpus)],
+        str(pool.task.prompt),
+        pool.max_tokens,
+        texts,
+    )
+
+
+def _bright_revision(task: str, rewritten: str) -> str:
+    from reasonembed_mteb.pipelines.rewrite import bright_row
+    from reasonembed_mteb.retrieval.sources import data_revision
+
+    return data_revision(bright_row(task, rewritten))
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        read_stages(file)
+    except DataError:
+        return False
+    return True
+
+
+def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return means of measures; none where a pool lacks them."""
+    names = values[0] if all(values) else {}
+    return {name: sum(one[name] for one in values) / len(values) for name in names}

@@ -1,0 +1,115 @@
+"""The file of a pipeline: every key checked, the nearest name in the message, no key in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pipeline_script import retrieve, stage, write_pipeline
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.pipelines.config import ListwiseStage, read_pipeline, stage_causes
+from reasonembed_mteb.pipelines.run import Pipeline
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+BM25 = retrieve("bm25")
+
+
+def test_defaults_and_names(tmp_path: Path) -> None:
+    config = read_pipeline(
+        write_pipeline(tmp_path, BM25 + stage("rerank", by="listwise") + stage("rerank", by="pointwise"))
+    )
+    assert [one.name for one in config.stages] == ["retrieve", "rerank", "rerank-2"]
+    listwise = config.stages[1]
+    assert isinstance(listwise, ListwiseStage)
+    assert (listwise.window, listwise.step, listwise.depth, listwise.words) == (20, 10, 100, 300)
+    assert config.endpoint(listwise).model == "stub"
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (stage("retreive"), r"stage 1: unknown stage 'retreive'; did you mean 'retrieve'\?"),
+        ("[[stage]]\nname = 'x'\n", "stage 1 says no kind"),
+        (BM25 + stage("rerank"), "stage 2 does not say what reranks"),
+        (BM25 + stage("rerank", by="listwize"), r"unknown reranker 'listwize'; did you mean 'listwise'\?"),
+        (BM25 + stage("rerank", by="listwise", windw=3), r"unknown key 'windw'; did you mean 'window'\?"),
+        (BM25 + stage("rerank", by="pointwise", window=3), "unknown key 'window'"),
+        (BM25 + stage("rerank", by="cross-encoder", model="x", endpoint="default"), "unknown key 'endpoint'"),
+        (retrieve("bm25", more="topk = 3"), r"unknown key 'topk'; did you mean 'top_k'\?"),
+        (BM25 + stage("rerank", by="listwise", window=4, step=5), "step 5 is above window 4"),
+        (
+            BM25 + stage("rerank", by="endpoint", api="rank"),
+            r"unknown rerank API 'rank'; did you mean 'rerank'",
+        ),
+        (
+            BM25 + stage("rerank", by="pointwise", endpoint="defalt"),
+            r"did you mean 'default'\?.*base_url and",
+        ),
+        (BM25 + stage("rerank", by="pointwise", queries="think"), "unknown queries 'think'"),
+        (BM25 + stage("iterate", retrievers=["bm52"]), r"unknown retriever 'bm52'; did you mean 'bm25'\?"),
+        (stage("fuse") + BM25, "there is nothing to fuse yet"),
+        (stage("rewrite"), "retrieves nothing"),
+        (retrieve("bm25", "other"), r"ends with 2 rankings \(bm25, other\)"),
+        (retrieve("bm25", "other") + stage("iterate"), "takes one ranking and gets 2"),
+        (retrieve("bm25", "bm25"), "two retrievers are called 'bm25'"),
+        (
+            retrieve("bm25", "other") + stage("fuse", weights=[1.0]),
+            r"1 weights for 2 rankings \(bm25, other\)",
+        ),
+        (retrieve("bm25", "other") + stage("fuse", weights=[0.0, 0.0]), "all weights are 0"),
+        (retrieve("bm25", "o") + stage("fuse", weights=[1.0, 1.0], grid=0.1), "leave one out"),
+        (stage("rewrite", name="a") + stage("rewrite", name="a") + BM25, "two stages are called 'a'"),
+        (stage("rewrite", name="original") + BM25, "'original'"),
+        (stage("rewrite", queries="x.jsonl", samples=2) + BM25, "samples: nobody is asked"),
+        (stage("rewrite", queries="x.jsonl", bright="gpt4_reason") + BM25, "two sources"),
+        (stage("rewrite", repeat=3) + BM25, 'repeat = 3 goes with mode = "repeat"'),
+        (stage("rewrite", mode="prepend") + BM25, "stage 1.mode"),
+    ],
+)
+def test_what_is_not_allowed_is_named(tmp_path: Path, stages: str, said: str) -> None:
+    with pytest.raises(ReasonEmbedError, match=said) as caught:
+        read_pipeline(write_pipeline(tmp_path, stages))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'api_key = "abc"',
+        'extra_body = { Authorization = "abc" }',
+        'api_key_env = "sk-abcdefghijklmnopqrstuv"',
+        'api_key_env = "abcdEFGH12345678901234567890"',
+        'extra_body = { note = "hf_abcdefghijklmnopqrstuv" }',
+    ],
+)
+def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None:
+    table = f'[endpoints.keyed]\nbase_url = "http://localhost/v1"\nmodel = "m"\n{line}\n'
+    with pytest.raises(ReasonEmbedError, match="environment variable") as caught:
+        read_pipeline(write_pipeline(tmp_path, table + BM25))
+    assert "abc" not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ReasonEmbedError, match=r"give a TOML file such as examples/pipeline"):
+        read_pipeline(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name =", encoding="utf-8")
+    with pytest.raises(ReasonEmbedError, match="is not TOML"):
+        read_pipeline(tmp_path / "bad.toml")
+    with pytest.raises(ReasonEmbedError, match=r"no file .*none.jsonl"):
+        Pipeline.from_toml(write_pipeline(tmp_path, stage("rewrite", queries="none.jsonl") + BM25))
+
+
+def test_the_address_decides_nothing(tmp_path: Path) -> None:
+    stages = BM25 + stage("rerank", by="pointwise")
+    causes = []
+    for url in ("http://one/v1", "http://two/v1"):
+        config = read_pipeline(write_pipeline(tmp_path, stages, url))
+        causes.append(stage_causes(config.stages[1], config))
+    assert causes[0] == causes[1]
+    assert causes[0]["asked"] == ["stub", None]
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("pipeline-*.toml")), ids=lambda file: file.name)
+def test_the_examples_hold(file: Path) -> None:
+    assert Pipeline.from_toml(file).config.stages
