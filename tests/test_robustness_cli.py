@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("registered")
 CALL = ("robustness", "-m", "bm25", "-t", BIOLOGY, "--output-folder", "out")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_profile_is_printed_and_kept(command: Command, tmp_path: Path) -> None:
     folder = write_dictionary(tmp_path / "wordnet", "npm")
