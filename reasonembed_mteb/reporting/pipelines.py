@@ -158,7 +158,7 @@ def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Step:
+class WaterfallStep:
     """What stands after a stage that changes the ranking.
 
     Attributes:
@@ -172,7 +172,7 @@ class Step:
     score: float
 
 
-def waterfall_steps(summary: PipelineSummary) -> list[Step]:
+def waterfall_steps(summary: PipelineSummary) -> list[WaterfallStep]:
     """Return what stands after each stage that changes the ranking.
 
     Several rankings side by side count as their best one; retrieval on the original queries, where it was
@@ -181,16 +181,16 @@ def waterfall_steps(summary: PipelineSummary) -> list[Step]:
     Args:
         summary: One pipeline.
     """
-    steps: list[Step] = []
+    steps: list[WaterfallStep] = []
     for stage in summary.stages:
         plain = [own[_SCORE] for name, own in stage.parts.items() if name.startswith(BASELINE)]
         beside = [own[_SCORE] for name, own in stage.parts.items() if not name.startswith(BASELINE)]
         if plain and not steps:
-            steps.append(Step("", "original queries", max(plain)))
+            steps.append(WaterfallStep("", "original queries", max(plain)))
         if stage.scores:
-            steps.append(Step(stage.name, stage.name, stage.scores[_SCORE]))
+            steps.append(WaterfallStep(stage.name, stage.name, stage.scores[_SCORE]))
         elif beside:
-            steps.append(Step(stage.name, f"{stage.name} (best of {len(beside)})", max(beside)))
+            steps.append(WaterfallStep(stage.name, f"{stage.name} (best of {len(beside)})", max(beside)))
     return steps
 
 
