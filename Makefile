@@ -4,9 +4,9 @@ BIN = $(VENV)/bin
 # First and by its version, so that nothing that follows brings another; `TORCH=` gives another build.
 TORCH = torch==2.13.0
 FAST = not slow and not gpu and not network
-EXTRAS = demo,dev,docs,report,synthesis,train
+EXTRAS = demo,dev,distributed,docs,report,synthesis,train
 
-.PHONY: help demo test test-all test-lowest test-newest lint types docs wheel clean
+.PHONY: help demo test test-all server test-lowest test-newest lint types docs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -28,6 +28,10 @@ test: $(VENV)/.installed  ## Install, then run the fast tests
 
 test-all: $(VENV)/.installed  ## Run every test that needs neither a GPU nor the network
 	$(BIN)/python -m pytest -m "not gpu and not network" --numprocesses 2 --dist worksteal
+
+server:  ## Install infinity, a server of embeddings that a slow test asks, into build/infinity
+	$(PYTHON) -m venv --clear build/infinity
+	build/infinity/bin/python -m pip install --quiet "infinity-emb[torch,server]==0.0.78"
 
 test-lowest:  ## Run the fast tests with the lowest versions that setup.cfg allows, in $(VENV)-lowest
 	$(PYTHON) -m venv --clear $(VENV)-lowest

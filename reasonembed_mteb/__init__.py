@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
     from reasonembed_mteb.pipelines.run import Pipeline
     from reasonembed_mteb.plugin import register
+    from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
+    from reasonembed_mteb.reasoning.latents import add_latents
     from reasonembed_mteb.reporting.results import read_results
     from reasonembed_mteb.retrieval.beir_task import beir_task, export_beir
     from reasonembed_mteb.retrieval.task import load_tasks
@@ -39,11 +41,13 @@ _HOMES = {
     "Pipeline": "reasonembed_mteb.pipelines.run",
     "ReasonEmbed": "reasonembed_mteb.models.reason_embed",
     "ReasonEmbedError": "reasonembed_mteb.errors",
+    "ReasoningEncoder": "reasonembed_mteb.reasoning.encoder",
     "RedapterCallback": "reasonembed_mteb.training.callback",
     "RedapterLoss": "reasonembed_mteb.training.losses",
     "RunOptions": "reasonembed_mteb.evaluation.runner",
     "UnknownNameError": "reasonembed_mteb.errors",
     "accelerate": "reasonembed_mteb.encoding.fast",
+    "add_latents": "reasonembed_mteb.reasoning.latents",
     "beir_task": "reasonembed_mteb.retrieval.beir_task",
     "check_submission": "reasonembed_mteb.sharing.submission",
     "encode_stream": "reasonembed_mteb.encoding.fast",
@@ -67,12 +71,14 @@ __all__ = [
     "Pipeline",
     "ReasonEmbed",
     "ReasonEmbedError",
+    "ReasoningEncoder",
     "RedapterCallback",
     "RedapterLoss",
     "RunOptions",
     "UnknownNameError",
     "__version__",
     "accelerate",
+    "add_latents",
     "beir_task",
     "check_submission",
     "encode_stream",

@@ -237,3 +237,30 @@ def cross(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from evaluation_data import save_bert
 
     return save_bert(tmp_path_factory.mktemp("models") / "cross", head=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Run a stand-in of S3 on this machine, and return its address."""
+    server = pytest.importorskip("moto.server", reason="needs the extra dev: moto[s3,server]")
+    pytest.importorskip("s3fs", reason="needs the extra distributed")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, undone: None, tmp_path: Path) -> str:
+    """Return an empty bucket's address; what S3's client reads of the environment leads to it."""
+    import s3fs
+
+    del undone
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update(keys, AWS_ENDPOINT_URL=s3_server)
+    s3fs.S3FileSystem.clear_instance_cache()
+    # Unique, as the folder is.
+    name = "-".join(tmp_path.parts[-2:]).lower().replace("_", "-")[-60:].strip("-")
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"

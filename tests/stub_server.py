@@ -178,6 +178,7 @@ class StubServer:
         key: str | None = None,
         keep: bool = True,
         paths: tuple[str, ...] = (CHAT,),
+        pages: dict[str, object] | None = None,
     ) -> None:
         """Prepare it; the context starts it.
 
@@ -187,7 +188,9 @@ class StubServer:
             key: The only key that is let in; None lets in every one.
             keep: Keep what was seen. Without it memory stays flat.
             paths: What is served.
+            pages: What else is there to be got, by its path: JSON.
         """
+        self.pages = pages or {}
         self.paths = paths
         self.script, self.delay, self.key, self.keep = script, delay, key, keep
         self.counts: Counter[bytes] = Counter()
@@ -216,6 +219,8 @@ class StubServer:
         method, path, _ = first.split(" ")
         if method == "GET" and path == "/stats":
             return Reply(json.dumps(self.stats()).encode())
+        if method == "GET" and path in self.pages:
+            return Reply(json.dumps(self.pages[path]).encode())
         if method != "POST" or path not in self.paths:
             return failure(404, f"no route {method} {path}")
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":

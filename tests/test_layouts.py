@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.retrieval import layouts
+from reasonembed_mteb.retrieval.measures import query_measures
 from reasonembed_mteb.retrieval.rows import find
 
 if TYPE_CHECKING:
@@ -169,6 +171,97 @@ def test_negative_documents_are_excluded_and_not_scored(
     ones = {query: dict.fromkeys(gold, 1) for query, gold in LABELS.items()}
     expected = [ndcg(rank(text, DOCUMENTS, out[q]), ones[q]) for q, text in QUERIES.items()]
     assert evaluate(mteb.get_task(task)).get_score() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+ASPECTS = [
+    # As BRIGHT-Pro has them: ids after the query's, weights 1 to 3, documents that two queries share.
+    {"id": "biology-1-a1", "supporting_docs": ["d1", "d3"], "weight": 3},
+    {"id": "biology-1-a2", "supporting_docs": ["d4"], "weight": 2},
+    # Of no document: it counts in the sum alone.
+    {"id": "biology-1-a3", "supporting_docs": [], "weight": 1},
+    {"id": "biology-2-aspect-1", "supporting_docs": ["d5", "d4"], "weight": 1},
+    {"id": "biology-2-aspect-2", "supporting_docs": ["d6"], "weight": 3},
+    # One whose documents are no gold.
+    {"id": "biology-2-aspect-3", "supporting_docs": ["d9"], "weight": 2},
+]
+GOLD = {"q1": ["d1", "d3", "d4"], "q2": ["d5", "d6"]}
+
+
+def write_bright_pro(folder: Path, ending: str) -> None:
+    parts = {
+        "documents": [{"id": k, "content": t} for k, t in DOCUMENTS.items()],
+        "examples": [{"id": q, "query": t, "gold_ids": GOLD[q]} for q, t in QUERIES.items()],
+        "aspects": ASPECTS,
+    }
+    for config, rows in parts.items():
+        if ending == "parquet":
+            write_parquet(folder / config / "biology-00000-of-00001.parquet", rows)
+        else:
+            (folder / config).mkdir()
+            (folder / config / "biology.json").write_text(json.dumps(rows))
+
+
+def aspect_scores(ranked: Sequence[str], query: str, cut: int = 25) -> tuple[float, float]:
+    """Follow the paper rank by rank in fp64: weighted alpha-nDCG by trying all orders, and A-Recall."""
+    # The last aspect that names a document has it: d4 is the second query's.
+    shares = {"q1": {"a1": 3 / 6, "b1": 1 / 6}, "q2": {"b1": 1 / 6, "b2": 3 / 6}}[query]
+    own = {"q1": {"d1": "a1", "d3": "a1", "d4": "b1"}, "q2": {"d5": "b1", "d6": "b2"}}[query]
+
+    def gain(order: Sequence[str]) -> float:
+        seen: list[str] = []
+        total = 0.0
+        for place, name in enumerate(order[:cut]):
+            if name in own:
+                total += shares[own[name]] * 0.5 ** seen.count(own[name]) / math.log2(place + 2)
+                seen.append(own[name])
+        return total
+
+    best = max(gain(order) for order in itertools.permutations(own))
+    found = {own[name] for name in ranked[:cut] if name in own}
+    return gain(ranked) / best, sum(shares[name] for name in found)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+def test_bright_pro_weighs_aspects(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PRO_PATH", str(tmp_path))
+    write_bright_pro(tmp_path, ending)
+    task = mteb.get_task("ReasonEmbedBrightProBiology")
+    result = evaluate(task)
+    scores = result.scores["standard"][0]
+    expected = [aspect_scores(rank(text, DOCUMENTS), query) for query, text in QUERIES.items()]
+    assert result.get_score() == pytest.approx(np.mean([one for one, _ in expected]), abs=1e-12)
+    assert scores["coverage_at_25"] == pytest.approx(np.mean([one for _, one in expected]), abs=1e-12)
+    assert 0 < scores["main_score"] < 1
+    recalls = [len(set(rank(t, DOCUMENTS)[:25]) & set(GOLD[q])) / len(GOLD[q]) for q, t in QUERIES.items()]
+    assert scores["recall_at_25"] == pytest.approx(np.mean(recalls))
+    # A cut that leaves something out.
+    found = layouts.load_split(find("ReasonEmbedBrightProBiology"))["judged"]
+    for query, text in QUERIES.items():
+        ranked = rank(text, DOCUMENTS)
+        for cut in (1, 5, 12):
+            measured = query_measures(
+                [f"alpha_ndcg_at_{cut}", f"coverage_at_{cut}"], ranked, {}, found[query]
+            )
+            assert list(measured.values()) == pytest.approx(aspect_scores(ranked, query, cut), abs=1e-12)
+
+
+def test_queries_without_aspects_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PRO_PATH", str(tmp_path))
+    write_bright_pro(tmp_path, "json")
+    (tmp_path / "aspects" / "biology.json").write_text(json.dumps(ASPECTS[:1]))
+    with caplog.at_level(logging.WARNING):
+        result = evaluate(mteb.get_task("ReasonEmbedBrightProBiology"))
+    assert "no aspect names a gold document of 1 queries (q2)" in caplog.text
+    # Only the first query's counts, whose one aspect is all there is.
+    ranked = rank(QUERIES["q1"], DOCUMENTS)
+    own = [1 / math.log2(place + 2) for place, name in enumerate(ranked[:25]) if name in ("d1", "d3")]
+    expected = sum(gain * 0.5**number for number, gain in enumerate(own)) / (1 + 0.5 / math.log2(3))
+    assert result.get_score() == pytest.approx(expected, abs=1e-12)
+    (tmp_path / "aspects" / "biology.json").unlink()
+    with pytest.raises(DataError, match=r"has no aspects/biology-\*\.parquet"):
+        layouts.load_split(find("ReasonEmbedBrightProBiology"))
 
 
 def write_freshstack(folder: Path) -> None:

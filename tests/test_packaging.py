@@ -94,8 +94,7 @@ def test_the_versions_tested_together_fit_the_requirements() -> None:
     versions = {canonicalize_name(name): version for name, version in pins.items()}
     config = setup_cfg()
     extras = config["options.extras_require"]
-    # Nothing uses the packages of `distributed` yet.
-    texts = [config["options"]["install_requires"], *(extras[e] for e in extras if e != "distributed")]
+    texts = [config["options"]["install_requires"], *extras.values()]
     for line in "\n".join(texts).splitlines():
         if line and line[0] != "#":
             requirement = Requirement(line)

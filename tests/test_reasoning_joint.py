@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joint_ranks
 import pytest
 import torch
 from conftest import save_decoder
@@ -15,12 +19,21 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.reasoning import joint as module
 from reasonembed_mteb.reasoning.joint import CachedJointLoss, JointLoss, row_losses
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
-from reasonembed_mteb.reasoning.masks import COMPRESSION, GENERATION, KINDS, NOTHING, JointRow, lay_out
+from reasonembed_mteb.reasoning.masks import (
+    COMPRESSION,
+    GENERATION,
+    KINDS,
+    NOTHING,
+    SOURCE,
+    TARGET,
+    JointRow,
+    joint_mask,
+    lay_out,
+)
 from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 EOS, PAD, COUNT = 2, 0, 3
 # Prompt and x, with or without targets: every kind of row.
@@ -315,3 +328,90 @@ def test_labels_are_left_as_they_were(model: Any) -> None:
     loss([columns[0], columns[2]])
     assert columns[0].keys() >= {KINDS, GENERATION, COMPRESSION}
     assert all(torch.equal(columns[0][name], value) for name, value in before.items())
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("joint_ranks.py"))]
+    ranks = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path), str(folder)], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for cached in (False, True):
+        loss, model = joint_ranks.build(str(folder), cached=cached)
+        wanted = joint_ranks.run(loss, model, joint_ranks.share(model, 0, 1))
+        mine = [one[cached] for one in found]
+        assert float(sum(one["loss"] for one in mine) / 2 - wanted["loss"]) == pytest.approx(0, abs=1e-9)
+        for one in mine:
+            close(one["grads"], wanted["grads"])
+            for name, value in wanted["metrics"].items():
+                assert float(one["metrics"][name]) == pytest.approx(float(value), abs=1e-9), name
+
+
+# The copy task: does what is read from K latents rise with K, and is it chance without any?
+
+SYMBOLS, ALPHABET, WIDTH, STEPS, ROWS_A_STEP = 8, 32, 64, 600, 64
+
+
+def copy_accuracy(count: int) -> float:
+    """Train a small decoder to repeat symbols through K latents; return its teacher-forced accuracy."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    start, eos = ALPHABET, ALPHABET + 1
+    latents = list(range(ALPHABET + 2, ALPHABET + 2 + count))
+    config = Qwen3Config(
+        vocab_size=ALPHABET + 2 + max(count, 1),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=WIDTH // 4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    model, drawn = Qwen3ForCausalLM(config), torch.Generator().manual_seed(0)
+    # A given token begins y: else the last source token, which sees the text, would predict its first.
+    row = JointRow([0] * SYMBOLS, question=[start], answer=[0] * SYMBOLS, answer_ends=False)
+    layout = lay_out([row] * ROWS_A_STEP, latents, eos, 0)
+    mask, wanted = joint_mask(layout[KINDS], torch.float32), layout[COMPRESSION] != NOTHING
+    source, target = layout[KINDS] == SOURCE, layout[KINDS] == TARGET
+    target[:, SYMBOLS + count] = False
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
+
+    def states() -> tuple[Tensor, Tensor]:
+        text = torch.randint(0, ALPHABET, (ROWS_A_STEP, SYMBOLS), generator=drawn)
+        ids, labels = layout["input_ids"].clone(), layout[COMPRESSION].clone()
+        for places in (source, target):
+            ids[places] = text.flatten()
+        labels[wanted] = text.flatten()
+        return model.model(input_ids=ids, attention_mask=mask).last_hidden_state, labels
+
+    for _ in range(STEPS):
+        sums, counts = row_losses(*states(), model.lm_head)
+        optimizer.zero_grad()
+        (sums.sum() / counts.sum()).backward()
+        optimizer.step()
+        schedule.step()
+    hits = []
+    with torch.no_grad():
+        for _ in range(8):
+            hidden, labels = states()
+            hits.append((model.lm_head(hidden[wanted]).argmax(dim=1) == labels[wanted]).double().mean())
+    return float(torch.stack(hits).mean())
+
+
+@pytest.mark.slow
+def test_a_text_is_copied_through_its_latents() -> None:
+    none, one, four = (copy_accuracy(count) for count in (0, 1, 4))
+    assert none < 2 / ALPHABET
+    assert one > 0.9
+    assert four > max(one - 0.01, 0.99)

@@ -279,3 +279,89 @@ def test_names_are_numbered(made: Path) -> None:
     known = ReasonEmbed(str(made / "qwen3-latents"), device="cpu").tokenizer.get_added_vocab()
     names = [one for one in known if re.fullmatch(r"<\|latent_\d+\|>", one)]
     assert sorted(names) == ["<|latent_0|>", "<|latent_1|>", "<|latent_2|>"]
+
+
+WITHOUT_US = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class Refused(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "reasonembed_mteb":
+            raise ImportError(name)
+
+for name in [name for name in sys.modules if name.startswith("reasonembed_mteb")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refused())
+import mteb
+from datasets import Dataset
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from sentence_transformers import SentenceTransformer
+
+data, *folders = sys.argv[1:]
+held = json.load(open(data))
+
+class Own(AbsTaskRetrieval):
+    metadata = TaskMetadata(
+        name="Own", description="x", dataset={"path": "local", "revision": "1"}, type="Retrieval",
+        eval_langs=["eng-Latn"], main_score="ndcg_at_10", prompt=None,
+    )
+    def load_data(self, **_):
+        rows = lambda texts: Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+        self.dataset = {"default": {"test": {
+            "corpus": rows(held["corpus"]), "queries": rows(held["queries"]),
+            "relevant_docs": held["labels"], "top_ranked": None,
+        }}}
+        self.data_loaded = True
+
+for folder in folders:
+    model = SentenceTransformer(folder, device="cpu")
+    result = mteb.evaluate(model, [Own()], cache=None, co2_tracker=False, show_progress_bar=False)
+    print(json.dumps(result.task_results[0].scores["test"][0]["ndcg_at_10"]))
+print(json.dumps([name for name in sys.modules if name.startswith("reasonembed_mteb")]))
+"""
+
+
+@pytest.mark.slow
+def test_mteb_alone_gives_the_same_scores(made: Path, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    draw = np.random.default_rng(0)
+    words = np.array(["sky", "blue", "leaf", "autumn", "red", "Rayleigh", "short", "long", "waves", "pass"])
+    corpus = {f"d{i}": " ".join(draw.choice(words, 6)) for i in range(40)}
+    queries = {f"q{i}": " ".join(draw.choice(words, 2, replace=False)) for i in range(10)}
+    labels = {f"q{i}": {f"d{i}": 1, f"d{i + 20}": 1} for i in range(10)}
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"corpus": corpus, "queries": queries, "labels": labels}))
+    folders = [str(made / f"{family}-latents") for family in FAMILIES]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_US, str(data), *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env=os.environ | {"REASONEMBED_MTEB_DISABLE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    *scores, ours_loaded = (json.loads(line) for line in done.stdout.splitlines()[-5:])
+    assert ours_loaded == []
+    for folder, score in zip(folders, scores, strict=True):
+        model = ReasonEmbed(folder, device="cpu")
+        # The directory's prompts name no such task: bare, as mteb asks them.
+        vectors = [model.encode(list(texts.values()), prompt="") for texts in (queries, corpus)]
+        found = ndcg(vectors[0] @ vectors[1].T, labels, list(queries), list(corpus))
+        assert score == pytest.approx(found, abs=2e-5)
+    assert len(set(scores)) == len(scores)
+
+
+def ndcg(scores: Any, labels: Any, queries: list[str], documents: list[str]) -> float:
+    """Return the mean nDCG@10 by its definition; of equal scores the later id first, as MTEB's evaluator."""
+    gains = []
+    for query, row in zip(queries, scores, strict=True):
+        ranked = sorted(zip(row.tolist(), documents, strict=True), reverse=True)[:10]
+        gain = sum(labels[query].get(name, 0) / np.log2(place + 2) for place, (_, name) in enumerate(ranked))
+        gains.append(gain / sum(1 / np.log2(place + 2) for place in range(len(labels[query]))))
+    return float(np.mean(gains))

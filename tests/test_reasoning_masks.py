@@ -67,6 +67,13 @@ def test_the_first_token_of_a_row_is_predicted_by_nothing() -> None:
     assert made[GENERATION].tolist() == [[2, 99, _, _]]
 
 
+def test_an_end_of_text_stands_between_text_and_latents() -> None:
+    made = lay_out([JointRow([1, 2, 3], written=2, ending=[EOS], answer=[4])], LATENTS, EOS, PAD)
+    assert made["input_ids"].tolist() == [[1, 2, 3, 99, 90, 91, 4]]
+    assert made[KINDS].tolist() == [[SOURCE] * 4 + [LATENT] * 2 + [TARGET]]
+    assert made[GENERATION].tolist() == [[2, 3, 99, _, _, _, _]]
+
+
 def test_an_answer_of_a_question_alone_is_no_target() -> None:
     made = lay_out([JointRow([1], question=[5, 6])], LATENTS, EOS, PAD)
     assert made["input_ids"].tolist() == [[1, 90, 91]]

@@ -47,7 +47,11 @@ EXPECTED = (
     | {f"ReasonEmbedBright{key}{suffix}": text for key, text in SHORT.items() for suffix in REWRITTEN}
     | {f"ReasonMini{key}": text for key, text in SHORT.items()}
     | {f"Bright{key}Retrieval": text for key, text in SHORT.items()}
-    | {f"BrightPro{key}Retrieval": SHORT[key] for key in POSTS}
+    | {
+        name: SHORT[key]
+        for key in POSTS
+        for name in (f"BrightPro{key}Retrieval", f"ReasonEmbedBrightPro{key}")
+    }
     | {f"ReasonEmbedBright{key}Long": text for key, text in LONG.items()}
     | {f"Bright{key}LongRetrieval": text for key, text in LONG.items()}
     | {f"ReasonEmbedR2MED{key}": text for key, text in R2MED.items()}

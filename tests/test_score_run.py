@@ -337,6 +337,94 @@ def test_command_refuses_in_one_line(command: Command, arguments: list[str], wor
     assert words in line
 
 
+def write_parts(folder: Path, parts: dict[str, list[dict[str, Any]]]) -> None:
+    for file, rows in parts.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def bright_pro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a run of two queries of BRIGHT-Pro, whose corpus is not there."""
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PRO_PATH", str(tmp_path))
+    aspects = [
+        {"id": "x-a1", "supporting_docs": ["d1", "d2"], "weight": 3},
+        {"id": "x-a2", "supporting_docs": ["d3"], "weight": 1},
+        {"id": "y-a1", "supporting_docs": ["d4"], "weight": 2},
+    ]
+    examples = [
+        {"id": "q1", "query": "one", "gold_ids": ["d1", "d2", "d3"]},
+        {"id": "q2", "query": "two", "gold_ids": ["d4"]},
+    ]
+    write_parts(tmp_path, {"examples/robotics.jsonl": examples, "aspects/robotics.jsonl": aspects})
+    write_run(tmp_path / "run.trec", {"q1": {"d9": 3.0, "d2": 2.0, "d3": 1.0}, "q2": {"d8": 1.0}}, "x")
+    return tmp_path / "run.trec"
+
+
+def test_command_with_weighted_aspects(command: Command, bright_pro: Path) -> None:
+    status, out, _ = command(
+        "score", str(bright_pro), "-t", "ReasonEmbedBrightProRobotics", "--format", "json"
+    )
+    assert status == 0
+    (found,) = json.loads(out)["runs"]
+    # Shares 3/4 and 1/4; the best ranking has d1, d3, d2 (or d2 first).
+    gain = 0.75 / np.log2(3) + 0.25 / np.log2(4)
+    best = 0.75 + max(0.25 / np.log2(3) + 0.375 / np.log2(4), 0.375 / np.log2(3) + 0.25 / np.log2(4))
+    assert found["scores"]["alpha_ndcg_at_25"] == pytest.approx(gain / best / 2)
+    assert found["scores"]["main_score"] == found["scores"]["alpha_ndcg_at_25"]
+    assert found["scores"]["coverage_at_25"] == pytest.approx(0.5)
+    assert found["scores"]["recall_at_25"] == pytest.approx(1 / 3)
+    # By MTEB's name too, and with further measures.
+    name = "BrightProRoboticsRetrieval"
+    status, out, _ = command(
+        "score", str(bright_pro), "-t", name, "--measure", "mrr_at_2", "--measure", "recall_at_2"
+    )
+    assert status == 0
+    assert "alpha_ndcg_at_25" in out
+    assert "mrr_at_2" in out
+    assert "25.00" in out
+    status, _, err = command("score", str(bright_pro), "-t", name, "--measure", "recal_at_2")
+    assert status == 2
+    assert "unknown measure 'recal_at_2'; did you mean 'recall_at_" in err
+
+
+def test_command_with_pools(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    labels = [
+        {"qid": "q1", "pos-docids": ["x-c-1", "x-go-1"], "neg-docids": ["x-c-2", "x-go-2"]},
+        {"qid": "q2", "pos-docids": ["x-go-3"], "neg-docids": ["x-go-4"]},
+    ]
+    write_parts(
+        tmp_path / "CVEFixes",
+        {"default/test.jsonl": labels, "query/query.jsonl": [{"id": q, "text": q} for q in ("q1", "q2")]},
+    )
+    write_run(tmp_path / "c.trec", {"q1": {"x-c-2": 2.0, "x-c-1": 1.0}}, "x")
+    task = ("-t", "ReasonEmbedCoQuIRCVEFixes")
+    status, out, _ = command("score", str(tmp_path / "c.trec"), *task, "--subset", "c", "--format", "json")
+    assert status == 0
+    (found,) = json.loads(out)["runs"]
+    # The other pool's answers are no misses here, and the second query has none in this one.
+    assert found["queries"] == 1
+    assert found["scores"]["ppa"] == 0
+    assert found["scores"]["mrs"] == pytest.approx(0.5 - 1)
+    assert found["scores"]["recall_at_10"] == 1
+    status, _, err = command("score", str(tmp_path / "c.trec"), *task)
+    assert status == 2
+    assert "--subset: c, go, java, python, ruby" in err
+    status, _, err = command("score", str(tmp_path / "c.trec"), *task, "--subset", "jva")
+    assert status == 2
+    assert "did you mean 'java'" in err
+
+
+def test_measures_of_another_task_leave_a_gap(command: Command, bright_pro: Path) -> None:
+    qrels = bright_pro.with_name("qrels.txt")
+    qrels.write_text("q1 0 d2 1\n")
+    status, out, _ = command("score", str(bright_pro), "--qrels", str(qrels), "--measure", "alpha_ndcg_at_10")
+    assert status == 0
+    # Without nuggets there is no such value.
+    assert " - " in out
+
+
 def test_labels_from_a_file_do_not_wait_for_datasets(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("1 0 2 1\n")

@@ -15,8 +15,9 @@ import torch
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.store import vectors as stores
+from reasonembed_mteb.store.places import StoreError
 from reasonembed_mteb.store.upkeep import list_store, prune_store
-from reasonembed_mteb.store.vectors import StoreError, VectorStore, text_keys
+from reasonembed_mteb.store.vectors import VectorStore, text_keys
 
 if TYPE_CHECKING:
     from conftest import Command

@@ -206,6 +206,33 @@ def test_mteb_scores_the_suite(tmp_path: Path) -> None:
     assert found["Reasoning::numerical"] is not None
 
 
+def test_mteb_means_mirb_over_twelve_scores(tmp_path: Path) -> None:
+    from mteb.cache import ResultCache
+
+    name = "MIRB(ReasonEmbed)"
+    whole, part = "intfloat/multilingual-e5-small", "intfloat/multilingual-e5-large"
+    rows = tables.benchmarks()[name]
+    draw = random.Random(3)
+    scores = {row.name: round(draw.random(), 5) for row in rows}
+    for task, score in scores.items():
+        write_result(tmp_path, whole, task, score)
+        if task != "ReasonEmbedMIRBStacksPremise":
+            write_result(tmp_path, part, task, score)
+    premises = [scores[row.name] for row in rows if row.unit]
+    expected = np.mean([*(scores[row.name] for row in rows if not row.unit), np.mean(premises)])
+    benchmark = mteb.get_benchmark(name)
+    results = ResultCache(tmp_path).load_results(tasks=benchmark)
+    found = benchmark.get_score(results)
+    assert found[whole]["Mean(Task)"] == pytest.approx(expected)
+    assert found[whole]["Mean(TaskType)"] == pytest.approx(expected)
+    assert found[part].get("Mean(Task)") is None
+    table = results.get_benchmark_result()
+    # MTEB shows the models that it knows.
+    table.index = [str(name).rsplit("/", 1)[-1] for name in table["Model"]]
+    assert table.loc["multilingual-e5-small", "Mean (Task)"] == pytest.approx(expected)
+    assert np.isnan(table.loc["multilingual-e5-large", "Mean (Task)"])
+
+
 def write_models(folder: Path, count: int, left_out: str = "") -> list[dict[str, float]]:
     held = []
     for number in range(count):

@@ -73,7 +73,7 @@ OTHERS = list({row.benchmark: row.name for row in load_rows() if row not in PAPE
 
 
 def test_there_are_as_many_names_as_the_protocol_has() -> None:
-    assert len(OURS) == 28 + 5 * 12
+    assert len(OURS) == 28 + 7 + 5 * 12
     assert len(MTEBS) == 12 + 8 + 7 + 8
 
 

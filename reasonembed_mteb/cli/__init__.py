@@ -6,15 +6,22 @@ import sys
 from typing import TYPE_CHECKING
 
 # Imported for their commands.
+from reasonembed_mteb.cli import compression as _compression  # noqa: F401
+from reasonembed_mteb.cli import latents as _latents  # noqa: F401
 from reasonembed_mteb.cli import merging as _merging  # noqa: F401
 from reasonembed_mteb.cli import mining as _mining  # noqa: F401
 from reasonembed_mteb.cli import pipeline as _pipeline  # noqa: F401
+from reasonembed_mteb.cli import poisoning as _poisoning  # noqa: F401
+from reasonembed_mteb.cli import reasoning as _reasoning  # noqa: F401
 from reasonembed_mteb.cli import reporting as _reporting  # noqa: F401
+from reasonembed_mteb.cli import robustness as _robustness  # noqa: F401
 from reasonembed_mteb.cli import running as _running  # noqa: F401
+from reasonembed_mteb.cli import scale as _scale  # noqa: F401
 from reasonembed_mteb.cli import scoring as _scoring  # noqa: F401
 from reasonembed_mteb.cli import sharing as _sharing  # noqa: F401
 from reasonembed_mteb.cli import store as _store  # noqa: F401
 from reasonembed_mteb.cli import synthesis as _synthesis  # noqa: F401
+from reasonembed_mteb.cli import tax as _tax  # noqa: F401
 from reasonembed_mteb.cli import training as _training  # noqa: F401
 from reasonembed_mteb.cli.common import FAILED, INTERRUPTED, USAGE, app, say
 from reasonembed_mteb.cli.show import visible_output

@@ -16,12 +16,13 @@ EXIT_STATUSES = (
     "Exit status: 0 all went well; 1 something failed, such as one model on one task; 2 a wrong option, name "
     "or file, said in one line; 130 interrupted."
 )
-MODELS_AND_TASKS, PROTOCOL, OUTPUT, SPEED, VARIANTS = (
+MODELS_AND_TASKS, PROTOCOL, OUTPUT, SPEED, VARIANTS, ENGINE = (
     "Models and tasks",
     "Protocol",
     "Output",
     "Speed",
     "Variants of the models",
+    "Engine",
 )
 
 app = typer.Typer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say, show
-from reasonembed_mteb.cli.show import set_up_logging
+from reasonembed_mteb.cli.show import set_up_logging, terminal_width
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def report(
         _finish(found.problems)
         return
     wanted = ReportOptions(published, significance, cost, together, decimals)
-    width = _terminal_width() if output is None else None
+    width = terminal_width() if output is None else None
     text, problems = write_report(found, wanted, format.value, width, chapters)
     if output is None:
         show(text)
@@ -110,12 +109,6 @@ def _set_up(debug: bool) -> None:
 
     stay_offline()
     set_up_logging(debug)
-
-
-def _terminal_width() -> int | None:
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _finish(problems: Sequence[str]) -> None:
@@ -181,7 +174,7 @@ def _show(look: QueryReport, *, as_json: bool) -> None:
     if as_json:
         show(formats.to_json(asdict(look)))
         return
-    show(formats.as_query_report(look, _terminal_width()))
+    show(formats.as_query_report(look, terminal_width()))
 
 
 def _list(listed: Sequence[QueryEntry], models: Sequence[str], *, as_json: bool) -> None:
@@ -193,4 +186,4 @@ def _list(listed: Sequence[QueryEntry], models: Sequence[str], *, as_json: bool)
         rows = [asdict(one) | {"scores": dict(zip(models, one.scores, strict=True))} for one in listed]
         show(formats.to_json(rows))
         return
-    show(formats.as_table(formats.query_grid(listed, models), _terminal_width()))
+    show(formats.as_table(formats.query_grid(listed, models), terminal_width()))

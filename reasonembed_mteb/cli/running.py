@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reasonembed_mteb.cli.common import (
+    ENGINE,
     FAILED,
     MODELS_AND_TASKS,
     OUTPUT,
@@ -25,6 +27,7 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
 )
+from reasonembed_mteb.cli.scale import Cluster, GpusPerWorker, cluster_pool
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -211,6 +214,43 @@ def run(
             help="float32, float16, bfloat16, or auto: the smallest that is exact.", rich_help_panel=SPEED
         ),
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Who computes vectors: torch, vllm (in this process), or api (a server).",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "torch",
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine api: the server, such as http://localhost:8000/v1.", rich_help_panel=ENGINE
+        ),
+    ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine api: the model's name there.",
+            show_default="as in --model",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str,
+        typer.Option(
+            help="With --engine api: the environment variable that holds the key.", rich_help_panel=ENGINE
+        ),
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, help="With --engine api: requests at a time.", rich_help_panel=ENGINE),
+    ] = 32,
+    cluster: Cluster = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --cluster: all it has room for.", rich_help_panel=SPEED),
+    ] = None,
+    gpus_per_worker: GpusPerWorker = None,
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
@@ -218,7 +258,17 @@ def run(
     from reasonembed_mteb.cli import show as console
     from reasonembed_mteb.evaluation import plan as planning
     from reasonembed_mteb.evaluation import resolving, runner
+    from reasonembed_mteb.models.engines import EngineChoice
 
+    computes = EngineChoice(
+        engine,
+        base_url,
+        served_model,
+        api_key_env=api_key_env,
+        concurrency=concurrency,
+        batch_tokens=batch_tokens,
+    )
+    computes.check_torch_options(device=device, attn=attn, compile_layers=compile_layers)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,
@@ -244,6 +294,7 @@ def run(
         template=_unescaped(instruction_template),
         no_instruction=no_instruction,
         variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
+        engine=computes,
     )
     labels = resolving.model_labels(metas)
     if dry_run:
@@ -259,7 +310,8 @@ def run(
             f"{labels[place]} does not take --instruction; --instruction-template 'Instruct: {{instruction}}"
             "\\nQuery: ' gives it to a directory or a model that MTEB does not know"
         )
-    outcomes = runner.run(metas, tasks, options, say)
+    with cluster_pool(cluster, workers, gpus_per_worker, device) as pool:
+        outcomes = runner.run(metas, tasks, replace(options, pool=pool), say)
     grouped = resolving.benchmark_tasks(benchmark)
     groups = {group: [one.metadata.name for one in members] for group, members in grouped.items()}
     title = "; ".join(["Main scores in %", *options.caveats])

@@ -12,10 +12,11 @@ from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from reasonembed_mteb.evaluation.score_run import Judgements, RunScores
 
+# No file of exclusions, and no such measure.
 _NO_FILE = "-"
 # What a table has room for; JSON has all.
 _SHOWN = ("ndcg_at_10", "map_at_10", "mrr_at_10", "recall_at_1", "recall_at_100", "recall_at_1000")
@@ -44,8 +45,17 @@ def score(
         list[str], typer.Option(help="Strip this from the runs' query ids; once, or once a run.")
     ] = [],  # noqa: B006
     subset: Annotated[
-        str | None, typer.Option(help="Which subset of MTEB's predictions, where there are several.")
+        str | None,
+        typer.Option(
+            help="Which subset of MTEB's predictions, where there are several; the pool of a task with pools."
+        ),
     ] = None,
+    measure: Annotated[
+        list[str],
+        typer.Option(
+            help="Show this too: any of MTEB's, or recall_at_50, mrr_at_25 ... at any cut; repeatable."
+        ),
+    ] = [],  # noqa: B006
     split: Annotated[
         str | None, typer.Option(help="Which split of MTEB's predictions, where there are several.")
     ] = None,
@@ -66,7 +76,7 @@ def score(
     from reasonembed_mteb.retrieval.trec import read_run
 
     prefixes = _one_each(prefix or [""], len(run), "--prefix")
-    judgements = _judgements(task, qrels, exclude, len(run))
+    judgements = _judgements(task, qrels, exclude, len(run), subset, measure)
     scored = []
     for file, judged, before in zip(run, judgements, prefixes, strict=True):
         try:
@@ -77,7 +87,7 @@ def score(
     if output_format == "json":
         _print_json(run, judgements, scored)
     else:
-        _print_table(run, judgements, scored)
+        _print_table(run, judgements, scored, measure)
 
 
 def _one_each(given: Sequence[Any], runs: int, option: str) -> list[Any]:
@@ -89,20 +99,30 @@ def _one_each(given: Sequence[Any], runs: int, option: str) -> list[Any]:
 
 
 def _judgements(
-    tasks: Sequence[str], qrels: Sequence[Path], exclude: Sequence[Path], runs: int
+    tasks: Sequence[str],
+    qrels: Sequence[Path],
+    exclude: Sequence[Path],
+    runs: int,
+    pool: str | None,
+    measures: Sequence[str],
 ) -> list[Judgements]:
     """Return each run's labels and exclusions; what several runs share is read once."""
-    from reasonembed_mteb.evaluation.score_run import judgements_from_files, judgements_of_task
+    from reasonembed_mteb.evaluation.score_run import (
+        judgements_from_files,
+        judgements_of_task,
+        with_measures,
+    )
 
     wanted: list[Any]
     if tasks:
         wanted = _one_each(tasks, runs, "--task")
-        read = {name: judgements_of_task(name) for name in dict.fromkeys(wanted)}
+        read = {name: judgements_of_task(name, pool) for name in dict.fromkeys(wanted)}
     else:
         none: list[Path | None] = [None if str(file) == _NO_FILE else file for file in exclude]
         wanted = _one_each(list(zip(qrels, none or [None] * len(qrels), strict=True)), runs, "--qrels")
         read = {pair: judgements_from_files(*pair) for pair in dict.fromkeys(wanted)}
-    return [read[key] for key in wanted]
+    measured = {key: with_measures(one, measures) for key, one in read.items()}
+    return [measured[key] for key in wanted]
 
 
 def _about(file: Path, error: ReasonEmbedError) -> ReasonEmbedError:
@@ -124,7 +144,8 @@ def _mean(judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> dict
     """Return the macro mean over runs, if each is of another task."""
     if len(scored) < 2 or len({id(one) for one in judgements}) != len(scored):
         return None
-    return {name: sum(one.scores[name] for one in scored) / len(scored) for name in scored[0].scores}
+    common = [name for name in scored[0].scores if all(name in one.scores for one in scored)]
+    return {name: sum(one.scores[name] for one in scored) / len(scored) for name in common}
 
 
 def _print_json(runs: Sequence[Path], judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> None:
@@ -146,13 +167,22 @@ def _print_json(runs: Sequence[Path], judgements: Sequence[Judgements], scored: 
     typer.echo(json.dumps({"runs": found} | ({"mean": mean} if mean else {}), indent=2))
 
 
-def _print_table(runs: Sequence[Path], judgements: Sequence[Judgements], scored: Sequence[RunScores]) -> None:
+def _print_table(
+    runs: Sequence[Path],
+    judgements: Sequence[Judgements],
+    scored: Sequence[RunScores],
+    wanted: Sequence[str],
+) -> None:
+    # A task's own measures first: its main score may be one of them.
+    own = [name for judged in judgements for name in (judged.main_score, *judged.measures)]
+    first = list(dict.fromkeys((*own, *wanted)))
+    shown = [*first, *(name for name in _SHOWN if name not in first)][: max(len(first), len(_SHOWN))]
     rows = [
         [
             file.name,
             judged.name,
             f"{len(one.per_query):,}",
-            *(f"{100 * one.scores[name]:.2f}" for name in _SHOWN),
+            *(_cell(one.scores, name) for name in shown),
         ]
         for file, judged, one in zip(runs, judgements, scored, strict=True)
     ]
@@ -162,6 +192,10 @@ def _print_table(runs: Sequence[Path], judgements: Sequence[Judgements], scored:
         sections = [len(rows) - 1]
         queries = sum(len(one.per_query) for one in scored)
         label = f"macro mean of {len(scored)}"
-        rows.append([label, "", f"{queries:,}", *(f"{100 * mean[name]:.2f}" for name in _SHOWN)])
+        rows.append([label, "", f"{queries:,}", *(_cell(mean, name) for name in shown)])
     title = "Scores in %, excluded documents out before the cut"
-    show_table(["run", "labels", "queries", *_SHOWN], rows, title, sections=sections)
+    show_table(["run", "labels", "queries", *shown], rows, title, sections=sections)
+
+
+def _cell(scores: Mapping[str, float], name: str) -> str:
+    return f"{100 * scores[name]:.2f}" if name in scores else _NO_FILE

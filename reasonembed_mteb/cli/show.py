@@ -236,3 +236,10 @@ def failure_lines(outcomes: Sequence[Outcome]) -> list[str]:
         if outcome.error is not None:
             grouped.setdefault((outcome.model, outcome.error), []).append(outcome.task)
     return [f"FAILED {model} on {', '.join(tasks)}: {error}" for (model, error), tasks in grouped.items()]
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, or None where the output goes into a file or a pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -8,20 +8,33 @@ from __future__ import annotations
 import contextlib
 import gzip
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from reasonembed_mteb.errors import DataError, one_line
-from reasonembed_mteb.retrieval.beir import CORPUS, parse_record, record_texts, text_columns
-from reasonembed_mteb.retrieval.search import document_text
+from reasonembed_mteb.retrieval.beir import (
+    CORPUS,
+    EXCLUDED,
+    QUERIES,
+    document_text,
+    find_file,
+    has_text,
+    parse_record,
+    record_texts,
+    text_columns,
+)
+from reasonembed_mteb.retrieval.qrels import read_exclusions
 from reasonembed_mteb.store.places import matching, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from reasonembed_mteb.retrieval.labels import Exclusions
 
 _PARQUET, _LINES, _PACKED = ".parquet", (".jsonl", ".ndjson", ".json"), ".gz"
 # Bytes of a slice of lines, and rows of a slice of Parquet.
@@ -50,7 +63,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class InputDocument:
+class InputText:
     """A row of the input.
 
     Attributes:
@@ -72,7 +85,7 @@ class Block:
     """
 
     key: str
-    documents: tuple[InputDocument, ...]
+    documents: tuple[InputText, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,13 @@ class Scan:
     ids: NDArray[np.uint64]
 
 
-def find_slices(source: str, slice_bytes: int = SLICE_BYTES, slice_rows: int = SLICE_ROWS) -> list[Slice]:
+def find_slices(
+    source: str,
+    slice_bytes: int = SLICE_BYTES,
+    slice_rows: int = SLICE_ROWS,
+    *,
+    named: str = CORPUS,
+) -> list[Slice]:
     """Cut an input into slices.
 
     Args:
@@ -100,13 +119,14 @@ def find_slices(source: str, slice_bytes: int = SLICE_BYTES, slice_rows: int = S
             or an address.
         slice_bytes: Of lines; gzipped files are one slice each, as they can only be read from their start.
         slice_rows: Of Parquet, as far as its row groups allow.
+        named: The file of a BEIR folder that is meant.
 
     Raises:
         DataError: If there is nothing that can be read.
         StoreError: If it cannot be reached.
     """
     found: list[Slice] = []
-    for url, size in _data_files(source):
+    for url, size in _data_files(source, named):
         if url.endswith(_PARQUET):
             found += _row_group_slices(url, slice_rows)
         elif url.endswith(_PACKED):
@@ -117,18 +137,18 @@ def find_slices(source: str, slice_bytes: int = SLICE_BYTES, slice_rows: int = S
     return found
 
 
-def _data_files(source: str) -> list[tuple[str, int]]:
-    """Return the files of documents; where there are BEIR folders, their corpora alone."""
+def _data_files(source: str, named: str) -> list[tuple[str, int]]:
+    """Return the files of texts; where there are BEIR folders, the named file of each alone."""
     every = dict(matching(source))
-    packed = f"{CORPUS}{_PACKED}"
-    names = [url for url in every if url.rsplit("/", 1)[-1] in (CORPUS, packed)]
+    packed = f"{named}{_PACKED}"
+    names = [url for url in every if url.rsplit("/", 1)[-1] in (named, packed)]
     # As everywhere, the plain file goes before the packed one.
     names = [url for url in names if url.removesuffix(_PACKED) not in names or not url.endswith(_PACKED)]
     files = names or [url for url in every if _is_data(url)]
     if not files:
         msg = (
-            f"{source} holds no documents: give Parquet (.parquet) or JSON Lines (.jsonl, .jsonl.gz), or a "
-            f"BEIR folder with its {CORPUS}"
+            f"{source} holds no texts: give Parquet (.parquet) or JSON Lines (.jsonl, .jsonl.gz), or a "
+            f"BEIR folder with its {named}"
         )
         raise DataError(msg)
     return [(url, every[url]) for url in files]
@@ -166,7 +186,7 @@ def _parquet(url: str) -> Iterator[Any]:
         yield file
 
 
-def read_slice(one: Slice) -> Iterator[InputDocument]:
+def read_slice(one: Slice) -> Iterator[InputText]:
     """Read the documents of a slice, in order.
 
     Args:
@@ -181,10 +201,10 @@ def read_slice(one: Slice) -> Iterator[InputDocument]:
         except DataError:
             record_texts(record, _where(one, place))
             raise
-        if not (text or title) and _lacks_text(record):
+        if not (text or title or has_text(record)):
             msg = f"{_where(one, place)}: the document {name!r} has no text; mend or leave out the row"
             raise DataError(msg)
-        yield InputDocument(name, document_text(title, text))
+        yield InputText(name, document_text(title, text))
 
 
 def _where(one: Slice, place: int) -> str:
@@ -194,12 +214,6 @@ def _where(one: Slice, place: int) -> str:
     # Counting lines is dear, and done for a message alone.
     before = sum(1 for start, _ in _raw_lines(Slice(one.url, 0, place)) if start < place)
     return f"{one.url}, line {before + 1}"
-
-
-def _lacks_text(record: dict[str, Any]) -> bool:
-    # An empty text is a text; what is missing or null is none.
-    _, *columns = text_columns(record)
-    return all(record[column] is None or record[column] != record[column] for column in columns)
 
 
 def _rows(one: Slice) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -257,7 +271,7 @@ def _raw_lines(one: Slice) -> Iterator[tuple[int, bytes]]:
             position += len(line)
 
 
-def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterator[Block]:
+def blocks(documents: Iterable[InputText], tokens: int, salt: str) -> Iterator[Block]:
     """Cut documents into blocks.
 
     Args:
@@ -268,7 +282,7 @@ def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterat
     Yields:
         Blocks of at most 8,192 documents.
     """
-    held: list[InputDocument] = []
+    held: list[InputText] = []
     cost = 0
     for document in documents:
         own = 1 + len(document.text) // _CHARACTERS_PER_TOKEN
@@ -281,7 +295,7 @@ def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterat
         yield Block(_key(held, salt), tuple(held))
 
 
-def _key(documents: Sequence[InputDocument], salt: str) -> str:
+def _key(documents: Sequence[InputText], salt: str) -> str:
     digest = xxhash.xxh3_128(salt.encode())
     for one in documents:
         name, text = one.id.encode(), one.text.encode("utf-8", "surrogatepass")
@@ -306,7 +320,7 @@ def scan_slice(place: int, one: Slice, tokens: int, salt: str) -> Scan:
     for block in blocks(read_slice(one), tokens, salt):
         keys.append(block.key)
         rows.append(len(block.documents))
-        ids += [xxhash.xxh3_64_intdigest(document.id.encode()) for document in block.documents]
+        ids += [_id_hash(document.id) for document in block.documents]
     return Scan(place, tuple(keys), tuple(rows), np.array(ids, dtype=np.uint64))
 
 
@@ -332,7 +346,7 @@ def check_ids(slices: Sequence[Slice], scans: Sequence[Scan]) -> None:
         if not np.isin(scan.ids, np.fromiter(twice, np.uint64)).any():
             continue
         for document in read_slice(one):
-            if xxhash.xxh3_64_intdigest(document.id.encode()) not in twice:
+            if _id_hash(document.id) not in twice:
                 continue
             # Two ids may share a hash.
             if document.id in seen:
@@ -342,3 +356,36 @@ def check_ids(slices: Sequence[Slice], scans: Sequence[Scan]) -> None:
                 )
                 raise DataError(msg)
             seen[document.id] = one.url
+
+
+def _id_hash(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode())
+
+
+def read_queries(source: str, excluded: Path | None = None) -> tuple[dict[str, str], Exclusions]:
+    """Read queries, and the pairs of query and document that do not count.
+
+    Args:
+        source: JSON Lines, Parquet, or a BEIR folder, whose ``excluded.tsv`` holds where none is given.
+        excluded: A file of pairs.
+
+    Returns:
+        Texts by query id, and excluded document ids by query id.
+
+    Raises:
+        DataError: If there is no query, one has no id or no text, or an id comes twice.
+    """
+    texts: dict[str, str] = {}
+    for one in find_slices(source, named=QUERIES):
+        for query in read_slice(one):
+            if query.id in texts:
+                msg = f"{one.url}: the query id {query.id!r} comes twice; ids must be unique"
+                raise DataError(msg)
+            texts[query.id] = query.text
+    if not texts:
+        msg = f"{source} holds no query; give a file with at least one"
+        raise DataError(msg)
+    folder = Path(source).expanduser()
+    own = find_file(folder / EXCLUDED) if folder.is_dir() else None
+    file = excluded or own
+    return texts, {} if file is None else read_exclusions(file, set(texts), None)

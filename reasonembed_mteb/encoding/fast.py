@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedTokenizerBase
 
+from reasonembed_mteb.encoding.engines.running import encode_by_engine
 from reasonembed_mteb.encoding.loop import EncodeRequest, Encoding
 from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 from reasonembed_mteb.encoding.packing import can_pack
@@ -32,8 +33,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from reasonembed_mteb.encoding.engines.engine import Engine
+
 # sentence-transformers' own largest share of a process pool's work.
 _POOL_CHUNK = 5000
+
+
+class TextPool(Protocol):
+    """What encodes texts in place of the process that asks."""
+
+    def encode(
+        self, texts: list[str], length: int | None, options: dict[str, Any]
+    ) -> tuple[Tensor, NDArray[np.int32] | None, EncodingStats]:
+        """Encode texts.
+
+        Args:
+            texts: In any number.
+            length: Tokens at which they are cut; None for no limit.
+            options: ``prompt``, ``batch_size``, ``normalize_embeddings``, ``truncate_dim`` and others of
+                `SentenceTransformer.encode`.
+
+        Returns:
+            Vectors ``(N, dim)`` in the texts' order, on the CPU; token counts ``(N,)`` before truncation, or
+            None; and what was done.
+        """
+        ...
 
 
 class FastSentenceTransformer(SentenceTransformer):
@@ -50,12 +74,14 @@ class FastSentenceTransformer(SentenceTransformer):
             warm-up), ``"on"``, ``"off"`` or a bool.
         last_token_counts: Tokens of the last call's texts (N,) in input order, before they were cut; None
             after the library's path.
+        engine: Computes the vectors in place of the weights, which then need not be there; None for torch.
     """
 
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str | bool = "auto"
     last_token_counts: NDArray[np.int32] | None = None
+    engine: Engine | None = None
     # Where memory ran out: the budget asked for then, and what fitted.
     _fitting: tuple[int, int] | None = None
     _stats: EncodingStats | None = None
@@ -63,6 +89,8 @@ class FastSentenceTransformer(SentenceTransformer):
     _devices: list[str] | None = None
     _kept_pool: Any = None
     _kept_length: int | None = None
+    # What encodes instead of this process, where texts are handed on.
+    _elsewhere: TextPool | None = None
     # What a class made by `accelerate` was made from.
     _made_from: type[SentenceTransformer] | None = None
 
@@ -73,14 +101,19 @@ class FastSentenceTransformer(SentenceTransformer):
             self._stats = EncodingStats()
         return self._stats
 
+    @property
+    def fitting_batch_tokens(self) -> int | None:
+        """Tokens of a batch that fitted after memory had run out; None where it never did."""
+        return self._fitting[1] if self._fitting is not None else None
+
     def encode(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the library's, which it documents
-        """Encode as the library does, on all devices that `use_devices` named."""
-        if self._devices:
+        """Encode as the library does, on all devices that `use_devices` named, or where `use_pool` said."""
+        if self._devices or self._elsewhere is not None:
             given = (
                 inspect.signature(SentenceTransformer.encode).bind_partial(self, *args, **kwargs).arguments
             )
             if given.get("device") is None and given.get("pool") is None:
-                kwargs["pool"] = self._pool_at_this_length()
+                kwargs["pool"] = self._elsewhere or self._pool_at_this_length()
         return super().encode(*args, **kwargs)
 
     def use_devices(self, devices: Sequence[str] | None) -> None:
@@ -91,6 +124,14 @@ class FastSentenceTransformer(SentenceTransformer):
         """
         self._stop_kept_pool()
         self._devices = list(devices) if devices else None
+
+    def use_pool(self, pool: TextPool | None) -> None:
+        """Let something else encode from now on, such as a cluster.
+
+        Args:
+            pool: What encodes; None ends it.
+        """
+        self._elsewhere = pool
 
     def _stop_kept_pool(self) -> None:
         if self._kept_pool is not None:
@@ -112,11 +153,13 @@ class FastSentenceTransformer(SentenceTransformer):
     @torch.inference_mode()
     def _inference(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as the library's
         """Encode what the fast path knows; hand the rest to the library."""
-        if _reads_text_only(self):
+        if reads_text_only(self):
             _check_texts(inputs)
         started = time.perf_counter()
         self.last_token_counts = None
-        if not inputs or not self._is_for_us(inputs, kwargs):
+        if self.engine is not None:
+            found, self.last_token_counts, done = self._inference_by_engine(self.engine, inputs, **kwargs)
+        elif not inputs or not self._is_for_us(inputs, kwargs):
             found = self._inference_by_library(inputs, **kwargs)
             done = EncodingStats(texts=len(inputs))
         else:
@@ -168,6 +211,24 @@ class FastSentenceTransformer(SentenceTransformer):
             self._fitting = (asked, encoding.budget.tokens)
         return vectors, counts, encoding.stats
 
+    def _inference_by_engine(
+        self,
+        engine: Engine,
+        inputs: list[Any],
+        *,
+        output_value: str,
+        device: Any = None,  # noqa: ANN401 - as the library's
+        batch_size: int,
+        save_to_cpu: bool,
+        **options: Any,
+    ) -> tuple[Tensor, NDArray[np.int32], EncodingStats]:
+        """Let an engine encode; where to and in which batches is the engine's own affair."""
+        del device, batch_size, save_to_cpu
+        if output_value != "sentence_embedding" or "processing_kwargs" in options:
+            msg = f"an engine gives vectors of texts, not output_value={output_value!r}: use --engine torch"
+            raise ReasonEmbedError(msg)
+        return encode_by_engine(self, engine, inputs, **options)
+
     def _inference_by_library(self, inputs: list[Any], **kwargs: Any) -> Any:  # noqa: ANN401
         """Run `SentenceTransformer._inference` on what has tokens; the rest gets zero vectors."""
         bare = not kwargs.get("prompt") and self._empty_text_has_no_token()
@@ -186,7 +247,7 @@ class FastSentenceTransformer(SentenceTransformer):
     def _empty_text_has_no_token(self) -> bool:
         # Only where the tokenizer alone decides: static embeddings, chat templates and other modules take
         # empty texts in their own way.
-        return _reads_text_only(self) and not self.tokenizer("")["input_ids"]
+        return reads_text_only(self) and not self.tokenizer("")["input_ids"]
 
     @staticmethod
     def _multi_process_worker(  # type: ignore[override]
@@ -223,6 +284,8 @@ class FastSentenceTransformer(SentenceTransformer):
         return chunk, found
 
     def _multi_process(self, inputs: Sequence[Any], pool: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+        if pool is not None and pool is self._elsewhere:
+            return self._encode_elsewhere(inputs, **kwargs)
         workers = len(pool["processes"]) if pool else len(kwargs.get("device") or [None])
         share = max(1, min(math.ceil(len(inputs) / workers / 10), _POOL_CHUNK))
         given = kwargs.get("chunk_size")
@@ -232,6 +295,27 @@ class FastSentenceTransformer(SentenceTransformer):
         counts = [part for _, part in sorted(self._pooled.items()) if part is not None]
         complete = bool(counts) and len(counts) == len(self._pooled)
         self.last_token_counts = np.concatenate(counts) if complete else None
+        return found
+
+    def _encode_elsewhere(
+        self,
+        inputs: Sequence[Any],
+        *,
+        device: Any = None,  # noqa: ANN401 - as the library's
+        chunk_size: int | None = None,
+        save_to_cpu: bool = True,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        **options: Any,
+    ) -> Tensor:
+        del device, chunk_size, save_to_cpu, show_progress_bar
+        assert self._elsewhere is not None
+        if output_value != "sentence_embedding":
+            msg = f"output_value={output_value!r} is not handed on: call use_pool(None) first"
+            raise ReasonEmbedError(msg)
+        found, counts, done = self._elsewhere.encode(list(inputs), self.max_seq_length, options)
+        self.last_token_counts = counts
+        self.encoding_stats.add(done)
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object's
@@ -346,7 +430,7 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
     """Return whether texts reach a transformers model through its tokenizer and nothing else."""
     first: Any = model[0]
     return (
-        _reads_text_only(model)
+        reads_text_only(model)
         and _is_librarys_own(
             model, SentenceTransformer, ("preprocess", "tokenize", "_resolve_inference_device")
         )
@@ -366,7 +450,7 @@ def _reads_plain_text(model: SentenceTransformer) -> bool:
     )
 
 
-def _reads_text_only(model: SentenceTransformer) -> bool:
+def reads_text_only(model: SentenceTransformer) -> bool:
     """Return whether the first module is a Transformer that takes text, and that without a chat template."""
     first: Any = model[0] if len(model) else None
     return (

@@ -13,12 +13,32 @@ from urllib.parse import urlsplit
 from reasonembed_mteb.endpoints.keys import read_key, without_key
 from reasonembed_mteb.errors import ReasonEmbedError
 
+_VERSION = re.compile(r"/v\d+\w*$")
+
 # Part of every hash: to be raised when the same body would mean another answer.
 _HASH_FORMAT = "reasonembed-request-1"
 # Long, with small letters and digits: a key, and no name that anybody gives a variable.
 _KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*\d)\w{20,}")
 # Tokens of an answer that nothing bounds, for a budget that must not be passed.
 UNBOUNDED = 32_768
+
+
+def versioned_address(address: str, *apis: str) -> str:
+    """Return an address up to and with the version, however much of it was given.
+
+    Args:
+        address: With ``/v1`` or without, or whole, such as ``http://localhost:8000/v1/embeddings``.
+        *apis: What may stand behind the version, such as ``embeddings``.
+    """
+    parts = urlsplit(address)
+    plain = re.sub(rf"/({'|'.join(apis)})$", "", parts.path.rstrip("/"))
+    return parts._replace(path=plain if _VERSION.search(plain) else f"{plain}/v1").geturl()
+
+
+def unversioned_address(address: str, *apis: str) -> str:
+    """Return an address up to the version and without it; see `versioned_address`."""
+    parts = urlsplit(versioned_address(address, *apis))
+    return parts._replace(path=_VERSION.sub("", parts.path)).geturl()
 
 
 class EndpointValueError(ReasonEmbedError, ValueError):

@@ -119,12 +119,16 @@ class Service:
         read: Reads the body of a successful reply; raises `AttemptError` where it is none.
         body: Returns what is sent for a request.
         probe: A request that no endpoint in order fails at.
+        remedy: What a run that was ended by the endpoint is told: what is kept, and what to do.
+        extra: The extra that installs what requests need.
     """
 
     path: str
     read: Callable[[bytes], Reply]
     body: Callable[[Endpoint, Any], dict[str, Any]]
     probe: Ask
+    remedy: str = "What was answered is kept: run again to go on"
+    extra: str = "synthesis"
 
 
 class Asker:
@@ -161,7 +165,7 @@ class Asker:
             import openai
             import tenacity
         except ImportError as error:
-            raise missing_extra((error.name or "openai").partition(".")[0], "synthesis") from error
+            raise missing_extra((error.name or "openai").partition(".")[0], self._service.extra) from error
         self._openai, self._tenacity = openai, tenacity
         keep_out_of_logs(self._key or "")
         self._breaks: tuple[type[Exception], ...] = (openai.APIConnectionError,)
@@ -330,7 +334,7 @@ class Asker:
 
     def told(self, what: str) -> str:
         """Return a message to the user: the endpoint, what it does, what to do."""
-        told = f"{self._endpoint.shown_url} {what}. What was answered is kept: run again to go on"
+        told = f"{self._endpoint.shown_url} {what}. {self._service.remedy}"
         return self._without_key(told)
 
 

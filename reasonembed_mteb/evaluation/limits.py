@@ -1,11 +1,14 @@
-"""Tasks changed for one run: copies, and smoke runs over the first queries."""
+"""Tasks changed for one run: copies, smoke runs over the first queries, the name that models are told."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
 
 # Documents of a query that are kept besides the gold ones and the candidates.
 _DOCUMENTS = 20
@@ -24,6 +27,19 @@ def own_copy(task: Any) -> Any:  # noqa: ANN401 - AbsTask
             for subset, splits in task.dataset.items()
         }
     return own
+
+
+def asked_as(task: Any) -> TaskMetadata:  # noqa: ANN401 - AbsTask
+    """Return the metadata under which models are asked, which decide instruction, prompt and length.
+
+    A task made from another one, such as one with varied queries, is filed under a name of its own and asked
+    under the other's, by its attribute ``asked_as``.
+
+    Args:
+        task: An MTEB task.
+    """
+    metadata: TaskMetadata = getattr(task, "asked_as", None) or task.metadata
+    return metadata
 
 
 def limit_task(task: Any, queries: int, *, keep_candidates: bool = False) -> None:  # noqa: ANN401 - AbsTaskRetrieval

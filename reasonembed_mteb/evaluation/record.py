@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.evaluation.limits import asked_as
 from reasonembed_mteb.files import file_hash, is_number, package_versions, write_whole
 from reasonembed_mteb.retrieval.rows import max_tokens_for, task_instructions
 
@@ -96,6 +97,7 @@ class Record:
         dataset_revision: As MTEB writes it in the result.
         dtype: Of the weights.
         device: Where they were.
+        engine: Name, version and options of what computed the vectors in place of torch; None for torch.
         seed: None: nothing in a retrieval evaluation is drawn at random.
         cost: What it cost.
         versions: Of the packages that a score depends on.
@@ -114,6 +116,7 @@ class Record:
     dataset_revision: str | None = None
     dtype: str | None = None
     device: str | None = None
+    engine: dict[str, Any] | None = None
     seed: int | None = None
     cost: RunCost = field(default_factory=RunCost)
     versions: dict[str, str] = field(default_factory=dict)
@@ -172,15 +175,17 @@ def find_causes(
         rerank: What identifies the first stage of a reranking.
         limit: Number of queries of a smoke run.
     """
-    options = {key: _plain(value) for key, value in (meta.loader_kwargs or {}).items() if key != "path"}
+    held = (meta.loader_kwargs or {}).items()
+    # Where weights lie and run decides nothing; a loaded model names its device, one that is not does not.
+    options = {key: _plain(value) for key, value in held if key not in ("path", "device")}
     extra = {key: _plain(value) for key, value in (meta.experiment_kwargs or {}).items()}
-    name = task.metadata.name
+    asked = asked_as(task)
     row = getattr(task, "row", None)
     return Causes(
         protocol=PROTOCOL,
-        instruction=task_instructions().get(name) or json.dumps(task.metadata.prompt),
+        instruction=task_instructions().get(asked.name) or json.dumps(asked.prompt),
         # A BEIR folder is in no table.
-        max_tokens=row.max_tokens if row is not None and not row.table else max_tokens_for(name),
+        max_tokens=row.max_tokens if row is not None and not row.table else max_tokens_for(asked.name),
         data_revision=_data_revision(task),
         model_revision=meta.revision,
         loader=options | extra,
@@ -210,7 +215,10 @@ def _data_revision(task: AbsTask) -> str:
     from reasonembed_mteb.retrieval.sources import data_revision
 
     row = getattr(task, "row", None)
-    return data_revision(row) if row is not None else str(task.metadata.dataset["revision"])
+    held = data_revision(row) if row is not None else str(task.metadata.dataset["revision"])
+    # Of a task made from another one: what was done to its data.
+    change: str = getattr(task, "change", "")
+    return held if held.endswith(change) else f"{held}{change}"
 
 
 def record_path(cache: ResultCache, task: str, meta: ModelMeta) -> Path:
@@ -296,16 +304,21 @@ def make_record(
 
     inner = getattr(model, "model", None)
     parameter = next(iter(inner.parameters()), None) if isinstance(inner, torch.nn.Module) else None
+    engine = getattr(inner, "engine", None)
+    if engine is not None:
+        # The weights, and with them dtype and device, are the engine's.
+        parameter = None
     return Record(
         causes=now,
         model=model.mteb_model_meta.name,
         task=task.metadata.name,
-        query_prefix=loaded_prefix(model, task.metadata),
+        query_prefix=loaded_prefix(model, asked_as(task)),
         max_tokens_in_force=_length_in_force(model, result, task),
         main_score=result.get_score(),
         dataset_revision=result.dataset_revision,
         dtype=str(parameter.dtype) if parameter is not None else None,
         device=str(parameter.device) if parameter is not None else None,
+        engine=engine.identity if engine is not None else None,
         cost=_cost(model, result, parameter, figures or {}),
         versions=package_versions(),
         date=datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
@@ -351,7 +364,7 @@ def _length_in_force(model: Any, result: Any, task: AbsTask) -> int | None:  # n
     own = current_length(model)
     if own is None or not isinstance(model, ProtocolEncoder):
         return own
-    return min(own, max_tokens_for(task.metadata.name, default=own))
+    return min(own, max_tokens_for(asked_as(task).name, default=own))
 
 
 def scores_info(record: Record, task: AbsTask) -> dict[str, Any]:

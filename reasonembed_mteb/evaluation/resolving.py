@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.models.engines import with_engine
 from reasonembed_mteb.models.instructions import ABLATED
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
+    from reasonembed_mteb.models.engines import EngineChoice
 
-_BM25 = "mteb/baseline-bm25s"
-_SHORT_NAMES = {"bm25": _BM25, "bm25s": _BM25}
+
+BM25 = "mteb/baseline-bm25s"
+_SHORT_NAMES = {"bm25": BM25, "bm25s": BM25}
 
 
 def benchmark_tasks(benchmarks: Sequence[str]) -> dict[str, list[AbsTask]]:
@@ -154,6 +157,7 @@ def resolve_models(
     template: str | None = None,
     no_instruction: bool = False,
     variants: Variants | None = None,
+    engine: EngineChoice | None = None,
 ) -> list[ModelMeta]:
     """Return MTEB metadata of models by name, each once.
 
@@ -163,6 +167,7 @@ def resolve_models(
         template: See `resolve_model`.
         no_instruction: See `resolve_model`.
         variants: What is done to each.
+        engine: Who computes the vectors of each; models that others are fused with keep torch.
 
     Raises:
         ReasonEmbedError: If a name is not known, or an option does not fit.
@@ -178,6 +183,8 @@ def resolve_models(
     found = [
         resolve_model(n, filed_as=filed_as, template=template, no_instruction=no_instruction) for n in unique
     ]
+    if engine is not None:
+        found = [with_engine(meta, engine) for meta in found]
     return (variants or Variants()).of(found)
 
 

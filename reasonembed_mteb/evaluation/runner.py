@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.escaping import file_name
-from reasonembed_mteb.evaluation.limits import limit_task, own_copy
+from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import (
     Causes,
     find_causes,
@@ -35,9 +35,11 @@ from reasonembed_mteb.evaluation.variants import (
     load_variant,
     speed_up,
     use_devices,
+    use_pool,
     with_store,
 )
 from reasonembed_mteb.files import file_hash
+from reasonembed_mteb.models.engines import engines_of
 from reasonembed_mteb.models.instructions import describe_prefix, loaded_prefix, planned_prefix
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.encoding.fast import TextPool
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class RunOptions:
         batch_tokens: Tokens of an encoding batch; None for the device's own.
         attn: How the encoder attends; see `reasonembed_mteb.encoding.accelerate`.
         compile_layers: Whether decoder layers are compiled: ``auto``, ``on`` or ``off``.
+        pool: Takes a loaded SentenceTransformer and returns what encodes in its place, such as a cluster;
+            None encodes here.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -88,6 +94,7 @@ class RunOptions:
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str = "auto"
+    pool: Callable[[Any], TextPool] | None = None
     progress: bool = True
 
     def check(self) -> None:
@@ -127,6 +134,7 @@ class Outcome:
         error: One line, or None.
         cached: Whether the score was there already.
         seconds: How long it took.
+        scores_file: The scores by query, or None after a failure.
     """
 
     model: str
@@ -136,6 +144,7 @@ class Outcome:
     error: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    scores_file: Path | None = None
 
 
 class _Loaded:
@@ -161,9 +170,12 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
-        """Stop the processes that encode on further devices."""
+        """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
+            use_pool(self._model, None)
+            for engine in engines_of(self._model):
+                engine.close()
 
 
 def load_for_run(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: ANN401 - any of mteb's model protocols
@@ -192,7 +204,9 @@ def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: AN
     speed_up(
         model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
     )
-    if len(devices) > 1:
+    if options.pool is not None:
+        use_pool(model, options.pool)
+    elif len(devices) > 1:
         use_devices(model, devices)
     return model
 
@@ -273,8 +287,9 @@ def _run_model(
             try:
                 own = own_copy(task)
                 outcome.score, outcome.cached = _run_task(loaded, own, cache, options, predictions, say)
+                kept = scores_path(record_path(cache, outcome.task, loaded.meta))
+                outcome.scores_file = kept if kept.is_file() else None
                 if options.run_file is not None:
-                    kept = scores_path(record_path(cache, outcome.task, loaded.meta))
                     for file in write_runs(options.run_file, label, kept):
                         say(f"{label} on {outcome.task}: run {file}")
                 how = "taken from the cache" if outcome.cached else f"in {time.monotonic() - started:.0f} s"
@@ -315,8 +330,8 @@ def _run_task(
     if reason is not None:
         say(f"{loaded.meta.name} on {name}: running again, {reason}")
     model = loaded.get()
-    prefix = loaded_prefix(innermost(model), task.metadata)
-    if prefix != planned_prefix(loaded.meta, task.metadata):
+    prefix = loaded_prefix(innermost(model), asked_as(task))
+    if prefix != planned_prefix(loaded.meta, asked_as(task)):
         say(f"{loaded.meta.name} on {name}: before each query: {describe_prefix(prefix)}")
     _prepare(task, options)
     rows = collect_scores(task)

@@ -1,19 +1,22 @@
-"""Scoring runs by the protocol, with pytrec_eval and under MTEB's metric names.
+"""Scoring runs by the protocol, with pytrec_eval and under MTEB's metric names; measures of tasks besides.
 
 Excluded documents leave before any cut, and out of the labels too. Ties are pytrec_eval's: document id
-descending. The mean is over every labelled query; one that a run has no rows for scores 0.
+descending. The mean is over every labelled query; one that a run has no rows for scores 0. A measure of
+nuggets or of worse documents is the mean over the queries that have such judgements.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError, first_names
+from reasonembed_mteb.errors import DataError, first_names, unknown_name
 from reasonembed_mteb.evaluation.scores import MEASURES, mrr_at, mteb_names
+from reasonembed_mteb.retrieval.measures import EXAMPLES, MEASURE, Judged, query_measures
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 
@@ -33,8 +36,10 @@ class Judgements:
         name: Task or file, for people.
         labels: Labels by query and document id.
         excluded: Documents that do not count, by query id.
-        main_score: MTEB's name of the main metric.
+        main_score: MTEB's name of the main metric, or one of the measures.
         suspects: What scorers must know of the labels, one line each.
+        measures: Measures besides MTEB's; see `reasonembed_mteb.retrieval.measures`.
+        judged: What the measures need, by query id.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Judgements:
     excluded: Mapping[str, Collection[str]]
     main_score: str = DEFAULT_METRIC
     suspects: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+    judged: Mapping[str, Judged] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class RunScores:
     """One run, scored.
 
     Attributes:
-        per_query: MTEB's metrics by query id, for every labelled query.
-        scores: Their means, not rounded.
+        per_query: MTEB's metrics and the measures by query id, for every labelled query.
+        scores: Their means, not rounded; a measure that no query is judged for is left out.
         main_score: Name of the main metric.
         without_rows: Labelled queries that the run has no rows for; they score 0.
         without_labels: Queries of the run that have no labels; they are left out.
@@ -131,15 +138,38 @@ def score_run(run: Mapping[str, Mapping[str, float]], judgements: Judgements) ->
             shortened += len(found) < CUTS[-1]
         counting[query] = found
     per_query = per_query_metrics(counting, labels)
+    for query, row in per_query.items():
+        row |= _measured(counting[query], query, judgements)
     return RunScores(
         per_query=per_query,
-        scores={name: sum(row[name] for row in per_query.values()) / len(per_query) for name in METRICS},
+        scores=_means(per_query, judgements),
         main_score=judgements.main_score,
         without_rows=tuple(query for query in labels if not run.get(query)),
         without_labels=tuple(query for query in run if query not in labels),
         removed=removed,
         shortened=shortened,
     )
+
+
+def _measured(found: Mapping[str, float], query: str, judgements: Judgements) -> dict[str, float]:
+    ranked = sorted(found, key=lambda document: (found[document], document), reverse=True)
+    judged = judgements.judged.get(query, Judged())
+    return query_measures(judgements.measures, ranked, judgements.labels[query], judged)
+
+
+def _means(per_query: Mapping[str, Mapping[str, float]], judgements: Judgements) -> dict[str, float]:
+    means = {}
+    for name in dict.fromkeys((*METRICS, *judgements.measures)):
+        held = [row[name] for row in per_query.values() if name in row]
+        if held:
+            means[name] = math.fsum(held) / len(held)
+    if judgements.main_score not in means:
+        msg = (
+            f"{judgements.name} is scored by {judgements.main_score}, and no query has the judgements for "
+            "it: check the data"
+        )
+        raise DataError(msg)
+    return means
 
 
 def _nothing_in_common(run: Mapping[str, object], judgements: Judgements) -> DataError:
@@ -232,19 +262,46 @@ def judgements_from_files(qrels: Path, exclude: Path | None = None) -> Judgement
     return judge(qrels.name, read_labels(qrels), read_excluded(exclude) if exclude is not None else None)
 
 
-def judgements_of_task(name: str) -> Judgements:
-    """Return a task's labels and exclusions, from the hub or a local copy; its corpus is not read.
+def judgements_of_task(name: str, pool: str | None = None) -> Judgements:
+    """Return a task's labels, exclusions and judgements; its corpus is not read.
 
     Args:
         name: See `reasonembed_mteb.retrieval.rows.find`.
+        pool: Which pool of a task that has several, MTEB's subset of it; other tasks have none.
 
     Raises:
-        UnknownNameError: If no task is called so.
-        DataError: If the data is missing or damaged.
+        UnknownNameError: If no task is called so, or it has no such pool.
+        DataError: If the data is missing or damaged, or a pool has to be named.
     """
-    from reasonembed_mteb.retrieval.layouts import load_labels
+    from reasonembed_mteb.retrieval.layouts import labels_of_pool, load_labels
     from reasonembed_mteb.retrieval.rows import find
 
     row = find(name)
+    if row.pools and pool is None:
+        msg = (
+            f"{row.name} ranks in each of its pools: give a run of one, and --subset: {', '.join(row.pools)}"
+        )
+        raise DataError(msg)
     found = load_labels(row)
-    return judge(row.name, found.labels, found.excluded, row.main_score)
+    title = row.name
+    if row.pools and pool is not None:
+        found, title = labels_of_pool(row, found, pool), f"{row.name}, {pool}"
+    made = judge(title, found.labels, found.excluded, row.main_score)
+    return replace(made, measures=row.measures, judged=found.judged)
+
+
+def with_measures(judgements: Judgements, names: Sequence[str]) -> Judgements:
+    """Have further measures computed.
+
+    Args:
+        judgements: What a run is scored against.
+        names: See `reasonembed_mteb.retrieval.measures.EXAMPLES`, at any cut.
+
+    Raises:
+        UnknownNameError: If there is no such measure; the nearest is named.
+    """
+    for name in names:
+        if not MEASURE.fullmatch(name) and name not in METRICS:
+            raise unknown_name("measure", name, (*EXAMPLES, *METRICS))
+    own = [name for name in names if name not in METRICS]
+    return replace(judgements, measures=tuple(dict.fromkeys((*judgements.measures, *own))))

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The org of every pipeline's name; no model is called so.
-PIPELINES = "pipeline"
 # What a ranking is called that was measured on the original queries, beside the pipeline's own.
 BASELINE = "original queries: "
 FORMAT = 1
@@ -82,15 +80,6 @@ class StageCost:
     completion_tokens: int = 0
     price: float | None = None
     seconds: float = 0.0
-
-
-def is_pipeline(name: str) -> bool:
-    """Return whether results are a pipeline's, by the name that they are filed under.
-
-    Args:
-        name: MTEB's name of a model.
-    """
-    return name.startswith(f"{PIPELINES}/")
 
 
 def add_costs(costs: Iterable[StageCost]) -> StageCost:

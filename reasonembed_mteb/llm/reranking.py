@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply
+from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply, unversioned_address, versioned_address
 from reasonembed_mteb.endpoints.retries import AttemptError, Service, shown
 from reasonembed_mteb.errors import unknown_name
 from reasonembed_mteb.files import is_number
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 # Documents a request: what TEI takes by default (--max-client-batch-size); the others take more.
 DOCUMENTS = 32
-_VERSION = re.compile(r"/v\d+\w*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +111,8 @@ def rerank_endpoint(endpoint: Endpoint, api: str = "rerank") -> Endpoint:
         endpoint: Its address may be given with ``/v1`` or without, or whole (``.../rerank``).
         api: ``rerank``, ``score`` or ``tei``.
     """
-    plain = re.sub(r"/(rerank|score)$", "", endpoint.base_url.rstrip("/"))
-    if api == "tei":
-        plain = _VERSION.sub("", plain)
-    elif not _VERSION.search(plain):
-        plain += "/v1"
-    return replace(endpoint, base_url=plain)
+    shaped = unversioned_address if api == "tei" else versioned_address
+    return replace(endpoint, base_url=shaped(endpoint.base_url, "rerank", "score"))
 
 
 class EndpointReranker:

@@ -40,6 +40,9 @@ def weights_hash(module: torch.nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.is_meta:
+            # An engine holds the weights.
+            continue
         values = tensor.detach().reshape(-1)
         # In pieces, so that a GPU's weights are never whole on the host.
         for piece in values.split(1 << 26):
@@ -54,7 +57,10 @@ def describe_model(model: torch.nn.Module) -> dict[str, Any]:
         model: A SentenceTransformer; its weights are hashed on the device that they are on.
     """
     parameter = next(model.parameters(), None)
+    engine = getattr(model, "engine", None)
     return {
+        # Vectors of another engine are other vectors.
+        **({"engine": engine.identity} if engine is not None else {}),
         "dtype": str(parameter.dtype) if parameter is not None else None,
         "truncate_dim": getattr(model, "truncate_dim", None),
         "modules": [_module_config(module) for module in model.children()],

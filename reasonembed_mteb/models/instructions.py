@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.models.engines import own_loader
 from reasonembed_mteb.models.folders import ADAPTER_CONFIG, may_be_decoder, read_adapter
 from reasonembed_mteb.prompts import QUERY_TEMPLATE, query_prefix, unescape_template
 from reasonembed_mteb.retrieval.rows import task_instructions
@@ -206,7 +207,7 @@ def _registered_prefix(meta: ModelMeta, task: TaskMetadata) -> str | None:
     from mteb.types import PromptType
 
     options = meta.loader_kwargs or {}
-    loader: Any = meta.loader
+    loader: Any = own_loader(meta)
     if loader is InstructSentenceTransformerModel:
         # MTEB's rule, on an instance that holds the options and no weights.
         unloaded = InstructSentenceTransformerModel.__new__(InstructSentenceTransformerModel)

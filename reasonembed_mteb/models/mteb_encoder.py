@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mteb.models import SentenceTransformerEncoderWrapper
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.models.engines import EngineLoader, engine_choice
 from reasonembed_mteb.models.folders import content_revision, is_bare_adapter
 from reasonembed_mteb.models.identity import identified, named_elsewhere
 from reasonembed_mteb.models.instructions import PromptRule, rule_of_prompts
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mteb.types import Array, BatchedInput, PromptType
     from sentence_transformers import SentenceTransformer
     from torch.utils.data import DataLoader
+
+    from reasonembed_mteb.models.engines import EngineChoice
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ def _say_dtype(model: Any, folder: str | None) -> None:  # noqa: ANN401 - a Sent
     saved = json.loads(config.read_text(encoding="utf-8")) if folder and config.is_file() else {}
     named = saved.get("dtype") or saved.get("torch_dtype")
     parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.is_meta:
+        return
     loaded = str(parameter.dtype).removeprefix("torch.") if parameter is not None else None
     if named in ("bfloat16", "float16") and loaded == "float32":
         logger.warning("%s was saved in %s and runs in float32 on a CPU", folder, named)
@@ -220,6 +225,8 @@ def load_reason_embed(
     max_tokens: int = 8192,
     instruction_template: str = QUERY_TEMPLATE,
     model_kwargs: dict[str, Any] | None = None,
+    engine: EngineChoice | str | None = None,
+    base_url: str | None = None,
     **kwargs: Any,
 ) -> ReasonEmbedEncoder:
     """Load a ReasonEmbed checkpoint for MTEB.
@@ -232,12 +239,25 @@ def load_reason_embed(
         max_tokens: Length on tasks outside our tables.
         instruction_template: Where the instruction goes.
         model_kwargs: Passed to transformers; ``dtype`` overrides the above.
+        engine: Who computes the vectors: ``torch``, ``vllm``, ``api``, or an `EngineChoice`. Only torch loads
+            weights here.
+        base_url: Address of the server, for ``api``.
         **kwargs: Passed to `ReasonEmbed`.
 
     Returns:
         The encoder; its metadata's revision is the commit (or content hash) that was loaded.
+
+    Raises:
+        ReasonEmbedError: If the engine cannot be used, or does not give the model's vectors.
     """
     import torch
+
+    choice = engine_choice(engine, base_url)
+    if choice.name != "torch":
+        given = {"path": path, "max_tokens": max_tokens, "instruction_template": instruction_template}
+        loader = EngineLoader(choice, load_reason_embed)
+        found: ReasonEmbedEncoder = loader(model_name, revision, **given, **kwargs)
+        return found
 
     options = {"dtype": weights_dtype(device, on_gpu=torch.bfloat16)} | (model_kwargs or {})
     truncate_dim = kwargs.pop("embed_dim", None)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.escaping import file_name
+from reasonembed_mteb.evaluation.kinds import PIPELINE
 from reasonembed_mteb.evaluation.record import record_path
 from reasonembed_mteb.evaluation.runner import Outcome, RunOptions, load_for_run, output_folder
 from reasonembed_mteb.evaluation.runner import run as run_models
 from reasonembed_mteb.evaluation.stages import (
     FORMAT,
-    PIPELINES,
     PipelineRecord,
     StageNote,
     StageRecord,
@@ -89,7 +89,7 @@ class Pipeline:
             ReasonEmbedError: If a template or a file that it names is not there, or does not fit.
         """
         self.config = config
-        self.name = f"{PIPELINES}/{config.name}"
+        self.name = f"{PIPELINE}/{config.name}"
         # Said before anything is loaded or sent.
         self._templates = {
             stage.name: stage_template(stage, config).hash

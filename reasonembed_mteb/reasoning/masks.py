@@ -39,6 +39,7 @@ class JointRow:
         answer: Token ids of the rest of y, which are predicted; empty for no compression target.
         generation_ends: Whether the generation target is whole, so that EOS is what follows it.
         answer_ends: Whether the answer is.
+        ending: Ids that the tokenizer puts between a text and its latents, such as EOS; mostly none.
     """
 
     source: Sequence[int]
@@ -47,6 +48,7 @@ class JointRow:
     answer: Sequence[int] = ()
     generation_ends: bool = True
     answer_ends: bool = True
+    ending: Sequence[int] = ()
 
 
 def lay_out(rows: Sequence[JointRow], latents: Sequence[int], eos: int, pad: int) -> dict[str, Tensor]:
@@ -75,8 +77,8 @@ def lay_out(rows: Sequence[JointRow], latents: Sequence[int], eos: int, pad: int
 
 def _one_row(row: JointRow, latents: Sequence[int], eos: int) -> dict[str, list[int]]:
     target = [*row.question, *row.answer] if row.answer else []
-    ids = [*row.source, *latents, *target]
-    kinds = [SOURCE] * len(row.source) + [LATENT] * len(latents) + [TARGET] * len(target)
+    ids = [*row.source, *row.ending, *latents, *target]
+    kinds = [SOURCE] * (len(row.source) + len(row.ending)) + [LATENT] * len(latents) + [TARGET] * len(target)
     before = len(row.source)
     generation, compression = [NOTHING] * len(ids), [NOTHING] * len(ids)
     if row.written:

@@ -154,12 +154,29 @@ def bootstrap_intervals(
         ends = np.full((2, len(matrix)), math.nan)
     else:
         tail = 100 * (1 - level) / 2
-        means = np.concatenate([times @ matrix.T for times in _drawn(queries, resamples, seed)]) / queries
+        means = resampled_means(matrix, resamples=resamples, seed=seed)
         ends = np.percentile(means, [tail, 100 - tail], axis=0)
     return {
         name: Interval(float(row.mean()), float(low), float(high))
         for name, row, low, high in zip(scores_by_model, matrix, *ends, strict=True)
     }
+
+
+def resampled_means(matrix: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Return the means of several rows over the same random samples of queries.
+
+    Args:
+        matrix: ``(M, Q)``, one row a model or run.
+        resamples: Random samples of the queries.
+        seed: Of the samples.
+
+    Returns:
+        ``(R, M)``.
+    """
+    queries = matrix.shape[1]
+    drawn = [times @ matrix.T for times in _drawn(queries, resamples, seed)]
+    means: Floats = np.concatenate(drawn) / queries
+    return means
 
 
 def _drawn(queries: int, resamples: int, seed: int) -> Iterator[Floats]:

@@ -42,7 +42,14 @@ Finder = Callable[[Sequence["Path"]], tuple[Sequence[Chapter], Sequence[str]]]
 
 # Functions of output folders: their chapters, and a line for each file that was left out. By name, so that a
 # report loads only what it needs.
-FINDERS: tuple[str, ...] = ("reasonembed_mteb.reporting.pipelines:pipeline_chapters",)
+FINDERS: tuple[str, ...] = (
+    "reasonembed_mteb.reporting.pipelines:pipeline_chapters",
+    "reasonembed_mteb.reporting.robustness:robustness_chapters",
+    "reasonembed_mteb.reporting.poisoning:poisoning_chapters",
+    "reasonembed_mteb.reporting.tax:tax_chapters",
+    "reasonembed_mteb.reporting.reasoning:reasoning_chapters",
+    "reasonembed_mteb.reporting.compression:compression_chapters",
+)
 
 
 def chapter_grids(chapter: Chapter) -> list[Grid]:

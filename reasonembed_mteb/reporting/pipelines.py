@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.escaping import figure_text
+from reasonembed_mteb.evaluation.kinds import PIPELINE
 from reasonembed_mteb.evaluation.stages import (
     BASELINE,
-    PIPELINES,
     STAGE_MEASURES,
     PipelineRecord,
     StageCost,
@@ -91,7 +91,7 @@ def pipeline_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str]
     found: dict[tuple[str, str, str], PipelineRecord] = {}
     problems: list[str] = []
     for folder in folders:
-        for file in sorted(folder.glob(f"records/{PIPELINES}__*/*/*.stages.json")):
+        for file in sorted(folder.glob(f"records/{PIPELINE}__*/*/*.stages.json")):
             try:
                 record = read_stages(file)
             except DataError as error:

@@ -91,9 +91,11 @@ def _scores_of(table: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Pub
     note = "; ".join(filter(None, (row.get("note"), table.get("note"))))
     about = {"model": row["model"], "hub": row.get("hub"), "note": note}
     about |= {key: table[key] for key in ("benchmark", "metric", "source", "url")}
+    # Of a benchmark that is in none of our tables, the tasks are named beside the subsets.
+    named = dict(zip(table["subsets"], table["tasks"], strict=True)) if "tasks" in table else {}
     for subset, value in zip(table["subsets"], row["scores"], strict=True):
         if not math.isnan(value):
-            task = _task_names().get((table["benchmark"], subset))
+            task = named.get(subset) or _task_names().get((table["benchmark"], subset))
             yield PublishedScore(subset=subset, value=value, task=task, **about)
     if "mean" in row:
         yield PublishedScore(subset=MEAN, value=row["mean"], **about)

@@ -199,6 +199,9 @@ def _result_files(folder: Path) -> Iterator[Path]:
         yield folder
         return
     inner = folder / "results"
+    if (folder / CHAPTERS).is_dir() and not inner.is_dir():
+        # An output folder, in which nothing was scored.
+        return
     root = inner if inner.is_dir() else folder
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _OTHER_FOLDERS and name[0] != ".")
@@ -280,7 +283,7 @@ def _splits(loaded: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - TaskResult
 
 def _metric(task: str) -> str | None:
     row = row_of_task(task)
-    return row.main_score if row is not None else _mteb_metric(task)
+    return row.score_of(task) if row is not None else _mteb_metric(task)
 
 
 @cache

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.evaluation.stages import is_pipeline
+from reasonembed_mteb.evaluation.kinds import kind_of
 from reasonembed_mteb.reporting.tables import Mean, ModelRow, ScoreTable, ranked
 from reasonembed_mteb.retrieval.rows import suites
 
@@ -24,7 +24,7 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
     """Return the tables of every suite of which enough was run.
 
     Args:
-        results: What was read; results of several pools are one by now.
+        results: What was read; results of several pools are one by now. Single models alone count.
 
     Returns:
         Three tables a suite: by benchmark (its mean is the suite's score, over the benchmarks that were run
@@ -33,8 +33,8 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
     """
     held: dict[Model, dict[str, Result]] = {}
     for result in results.found:
-        # Pipelines have tables of their own, apart from single models.
-        if result.limit is None and not is_pipeline(result.model.name):
+        # Other kinds have tables of their own, apart from single models.
+        if result.limit is None and not kind_of(result.model.name):
             held.setdefault(result.model, {})[result.task] = result
     tables: list[ScoreTable] = []
     for suite in suites().values():

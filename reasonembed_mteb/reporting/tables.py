@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.kinds import kind_of
 from reasonembed_mteb.evaluation.record import Record
-from reasonembed_mteb.evaluation.stages import is_pipeline
 from reasonembed_mteb.retrieval.rows import collections, load_rows
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
     members: dict[tuple[str, str, str, str], list[tuple[str, TaskRow]]] = {}
     for row in rows:
         for task, name, family, about in _tables_of(row):
-            members.setdefault((name, family, about, row.main_score), []).append((task, row))
+            members.setdefault((name, family, about, row.score_of(task)), []).append((task, row))
     found: dict[str, tuple[TableKey, str]] = {}
     for (name, family, about, metric), tasks in members.items():
         table = TableKey(
@@ -123,14 +123,15 @@ def place(result: Result) -> tuple[TableKey, str]:
     if found is None:
         found = _elsewhere(result)
     table, column = found
-    if is_pipeline(result.model.name):
-        # Of several models, and of what language models write: no rival of a single embedder.
+    kind = kind_of(result.model.name)
+    if kind:
+        # Never ranked with single models, not even where tables of one family are set together.
         table = replace(
             table,
-            name=f"{table.name}, pipelines",
-            family=f"{table.family} pipelines",
-            about=f"pipelines, apart from single models; {table.about}",
-            published=f"{table.published}, pipelines" if table.published else "",
+            name=f"{table.name}, {kind}",
+            family=f"{table.family}, {kind}",
+            about=f"{kind}, apart from single models; {table.about}",
+            published=f"{table.published}, {kind}" if table.published else "",
         )
     if result.limit is not None:
         name = f"{table.name}, first {result.limit} queries"

@@ -353,6 +353,27 @@ def record_texts(record: Mapping[str, Any], where: str) -> tuple[str, str, str]:
     return _id_of(record, where), text, title
 
 
+def document_text(title: str | None, body: str) -> str:
+    """Return what a model reads of a document, as in MTEB: the title before the text, stripped.
+
+    Args:
+        title: None or empty for none.
+        body: The text.
+    """
+    return (f"{title} {body}" if title else body).strip()
+
+
+def has_text(record: Mapping[str, Any]) -> bool:
+    """Return whether a row has a text, if an empty one.
+
+    Args:
+        record: See `record_texts`.
+    """
+    value = next((record[key] for key in _TEXT_KEYS if key in record), None)
+    # NaN is what pandas writes for what is missing.
+    return value is not None and value == value
+
+
 def text_columns(names: Iterable[str]) -> list[str]:
     """Return the columns of a table that hold a document's id, text and title, as far as there are any.
 

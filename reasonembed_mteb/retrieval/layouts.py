@@ -7,10 +7,11 @@ Every reader gives the same parts (`TaskData`), and one set of rules is applied 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, first_names
+from reasonembed_mteb.errors import DataError, first_names, unknown_name
 from reasonembed_mteb.retrieval.labels import (
     apply_rules,
     bright_examples,
@@ -203,7 +204,50 @@ def _labels_in_examples(row: TaskRow) -> TaskLabels:
     rows: Any = read_split(row, splits_of(row)["queries"], columns=columns)
     rows = rows if row.id_column == "id" else rows.rename_column(row.id_column, "id")
     found = bright_examples(rows, row.gold_column, row.excluded_column)
-    return TaskLabels(found.labels, found.excluded)
+    judged = _weighted_aspects(row, found.labels) if row.aspects_config else {}
+    return TaskLabels(found.labels, found.excluded, judged)
+
+
+# How BRIGHT-Pro numbers the aspects of a query, after what they share.
+_ASPECT_NUMBER = re.compile(r"-(?:a|aspect-)\d+$")
+
+
+def _weighted_aspects(row: TaskRow, labels: Labels) -> dict[str, Judged]:
+    """BRIGHT-Pro: each query's aspects with the gold documents that support them, weights adding up to 1.
+
+    As the official code has it (yale-nlp/Bright-Pro, bright_pro_data.py): a document stands for the last
+    aspect that names it, and a query's aspects are those of its gold documents.
+    """
+    names = ("id", "supporting_docs", "weight")
+    data = read_split(row, splits_of(row)["aspects"], columns=names)
+    weights: dict[str, float] = {}
+    stands_for: dict[str, str] = {}
+    sums: dict[str, float] = {}
+    for aspect, documents, weight in zip(*(data[name][:] for name in names), strict=True):
+        weights[str(aspect)] = float(weight)
+        query = _ASPECT_NUMBER.sub("", str(aspect))
+        sums[query] = sums.get(query, 0.0) + float(weight)
+        stands_for.update(dict.fromkeys(map(str, documents or ()), str(aspect)))
+    judged = {}
+    for query, gold in labels.items():
+        nuggets: dict[str, list[str]] = {}
+        for document, label in gold.items():
+            if label > 0 and document in stands_for:
+                nuggets.setdefault(stands_for[document], []).append(document)
+        shares = {name: weights[name] / (sums[_ASPECT_NUMBER.sub("", name)] or 1.0) for name in nuggets}
+        judged[query] = Judged(nuggets, shares, whole=1.0)
+    _warn_of_lost_aspects(row, labels, judged)
+    return judged
+
+
+def _warn_of_lost_aspects(row: TaskRow, labels: Labels, judged: Mapping[str, Judged]) -> None:
+    bare = [query for query, one in judged.items() if labels[query] and not one.nuggets]
+    if bare:
+        logger.warning(
+            "%s: no aspect names a gold document of %s queries (%s): they are left out of the aspects' "
+            "measures",
+            *(row.name, f"{len(bare):,}", first_names(bare)),
+        )
 
 
 def _labels_in_rows(row: TaskRow) -> TaskLabels:
@@ -324,16 +368,32 @@ def _in_pools(
         raise DataError(msg)
     query_ids = queries["id"][:]
     for pool in row.pools:
-        labels = {query: _of_pool(gold, pool, row) for query, gold in found.labels.items()}
-        labels = {query: gold for query, gold in labels.items() if gold}
-        judged = {
-            query: Judged(worse=tuple(_of_pool(dict.fromkeys(one.worse, 1), pool, row)))
-            for query, one in found.judged.items()
-            if query in labels
-        }
-        own = [place for place, query in enumerate(query_ids) if query in labels]
-        part = TaskLabels(labels, {}, judged)
+        part = labels_of_pool(row, found, pool)
+        own = [place for place, query in enumerate(query_ids) if query in part.labels]
         yield pool, (corpus.select(places[pool]), queries.select(own), part)
+
+
+def labels_of_pool(row: TaskRow, found: TaskLabels, pool: str) -> TaskLabels:
+    """Return what is known of the queries that have an answer in a pool, by its documents.
+
+    Args:
+        row: A task with pools.
+        found: Its labels.
+        pool: One of them.
+
+    Raises:
+        UnknownNameError: If the task has no such pool; the nearest is named.
+    """
+    if pool not in row.pools:
+        raise unknown_name(f"pool of {row.name}", pool, row.pools)
+    labels = {query: _of_pool(gold, pool, row) for query, gold in found.labels.items()}
+    labels = {query: gold for query, gold in labels.items() if gold}
+    judged = {
+        query: Judged(worse=tuple(_of_pool(dict.fromkeys(one.worse, 1), pool, row)))
+        for query, one in found.judged.items()
+        if query in labels
+    }
+    return TaskLabels(labels, {}, judged)
 
 
 def _of_pool(labels: Mapping[str, int], pool: str, row: TaskRow) -> dict[str, int]:

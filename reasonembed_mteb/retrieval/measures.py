@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 # What `query_measures` computes, as a table spells it.
-MEASURE = re.compile(r"(alpha_ndcg|coverage|recall)_at_([1-9]\d*)|ppa|mrs")
+MEASURE = re.compile(r"(alpha_ndcg|coverage|recall|mrr)_at_([1-9]\d*)|ppa|mrs")
+EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "mrr_at_10", "ppa", "mrs")
 # Clarke et al. (SIGIR 2008), and the default of trec_eval's ndeval.
 ALPHA = 0.5
 # How deep CoQuIR looks for the documents that it compares.
@@ -29,11 +30,13 @@ class Judged:
     Attributes:
         nuggets: The documents that support each nugget, by nugget id; a nugget may have none.
         weights: Weight of each nugget; empty for 1 each.
+        whole: What the weights of all that a query asks for add up to; None for those of ``nuggets``.
         worse: Documents that must rank below the relevant ones.
     """
 
     nuggets: Mapping[str, Collection[str]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    whole: float | None = None
     worse: Collection[str] = ()
 
 
@@ -112,6 +115,7 @@ def coverage(
     cut: int,
     *,
     weights: Mapping[str, float] | None = None,
+    whole: float | None = None,
 ) -> float:
     """Return the share of nuggets, by weight, that the first documents support; BRIGHT-Pro's A-Recall.
 
@@ -120,13 +124,14 @@ def coverage(
         nuggets: The documents that support each nugget, by nugget id.
         cut: How many documents count.
         weights: Weight of each nugget; None for 1 each.
+        whole: The sum of weights that counts as all; None for that of the nuggets.
 
     Returns:
         A value in ``[0, 1]``; 0 where there is no nugget.
     """
     top = set(ranked[:cut])
     weighed = {nugget: 1.0 if weights is None else weights[nugget] for nugget in nuggets}
-    total = math.fsum(weighed.values())
+    total = math.fsum(weighed.values()) if whole is None else whole
     found = math.fsum(weighed[nugget] for nugget, documents in nuggets.items() if top.intersection(documents))
     return found / total if total else 0.0
 
@@ -170,7 +175,7 @@ def query_measures(
     """Return a query's measures by name; those that it has no judgements for are left out.
 
     Args:
-        names: Such as ``alpha_ndcg_at_10``, ``coverage_at_20``, ``recall_at_50``, ``ppa``, ``mrs``.
+        names: Such as those of `EXAMPLES`.
         ranked: Document ids, best first.
         labels: The query's labels by document id; relevant from 1 on.
         judged: What else is known of the query.
@@ -183,9 +188,12 @@ def query_measures(
         if measure == "alpha_ndcg" and judged.nuggets:
             found[name] = alpha_ndcg(ranked, judged.nuggets, int(cut), weights=weights)
         elif measure == "coverage" and judged.nuggets:
-            found[name] = coverage(ranked, judged.nuggets, int(cut), weights=weights)
+            found[name] = coverage(ranked, judged.nuggets, int(cut), weights=weights, whole=judged.whole)
         elif measure == "recall" and relevant:
             found[name] = len(set(ranked[: int(cut)]).intersection(relevant)) / len(relevant)
+        elif measure == "mrr" and relevant:
+            ranks = _ranks(ranked[: int(cut)])
+            found[name] = max((1 / (1 + ranks[one]) for one in relevant if one in ranks), default=0.0)
         elif name in ("ppa", "mrs") and relevant and judged.worse:
             compare = preference_accuracy if name == "ppa" else margin_score
             found[name] = compare(ranked[:PREFERENCE_DEPTH], relevant, judged.worse)

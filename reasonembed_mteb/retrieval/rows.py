@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from reasonembed_mteb.errors import DataError, unknown_name
-from reasonembed_mteb.retrieval.measures import MEASURE
+from reasonembed_mteb.retrieval.measures import EXAMPLES, MEASURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -120,6 +120,7 @@ class TaskRow:
         queries_path: Hub data set of the queries; differs for rewritten queries.
         queries_revision: Its commit.
         mteb_name: MTEB's own task over the same data, or None.
+        mteb_score: Main score of that task; by default the row's.
         family: Data that several tables share; rows of a family may be reported together.
         sources: Collections that its queries or documents come from; by default the family.
         mteb_benchmark: MTEB's own benchmark over the same data; empty for none.
@@ -142,6 +143,7 @@ class TaskRow:
         labels_split: Split of the labels.
         label_columns: Columns of query id, document id and label, where labels are rows of their own.
         excluded_config: Config of the documents that do not count; empty for none.
+        aspects_config: Config of the weighted aspects of queries (BRIGHT-Pro); empty for none.
         corpus_file: File of the documents in the data set, where it is read by file; may hold ``*``.
         queries_file: File of the queries.
         pools: Parts of the corpus that are searched one by one, MTEB's subsets of the task; empty for one.
@@ -188,6 +190,7 @@ class TaskRow:
     sample_creation: str = ""
     citation: str = ""
     mteb_name: str | None = None
+    mteb_score: str = ""
     family: str = ""
     sources: tuple[str, ...] = ()
     mteb_benchmark: str = ""
@@ -210,6 +213,7 @@ class TaskRow:
     labels_split: str = ""
     label_columns: tuple[str, ...] = ()
     excluded_config: str = ""
+    aspects_config: str = ""
     corpus_file: str = ""
     queries_file: str = ""
     pools: tuple[str, ...] = ()
@@ -242,6 +246,14 @@ class TaskRow:
         """The task of MTEB's own: the row's, or the one over the same data; None where there is none."""
         return self.name if self.is_mtebs else self.mteb_name
 
+    def score_of(self, task: str) -> str:
+        """Return the main score of one of the row's names.
+
+        Args:
+            task: One of `all_names`.
+        """
+        return self.main_score if task == self.name else self.mteb_score or self.main_score
+
     @property
     def all_names(self) -> tuple[str, ...]:
         """Every MTEB task name over this row's data: ours, MTEB's own, and further ones."""
@@ -252,7 +264,6 @@ class TaskRow:
 # Filled in here, not by a table.
 _DERIVED = frozenset({"rewritten", "table"})
 _COLUMNS = {field.name: str(field.type) for field in fields(TaskRow) if field.name not in _DERIVED}
-_EXAMPLES = ("alpha_ndcg_at_10", "coverage_at_20", "recall_at_50", "ppa", "mrs")
 _TYPES = {"str": str, "str | None": str, "int": int, "tuple[str, ...]": list}
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "a table", bool: "true or false"}
 _REQUIRED = ("name", "subset", "benchmark", "layout", "path")
@@ -276,6 +287,7 @@ _OWN = frozenset(
         "name",
         "mteb_name",
         "mteb_benchmark",
+        "mteb_score",
         "sources",
         "path_variable",
         "data",
@@ -485,7 +497,7 @@ def _check_words(values: dict[str, Any], where: str) -> None:
 def _check_metric(metric: str, measures: Sequence[str], where: str) -> None:
     for name in measures:
         if not MEASURE.fullmatch(name):
-            _refuse(where, unknown_name("measure", name, _EXAMPLES))
+            _refuse(where, unknown_name("measure", name, EXAMPLES))
     if not _METRIC.fullmatch(metric) and metric not in measures:
         known = ("ndcg_at_10", "recall_at_1", "mrr_at_10", "map_at_10", *measures)
         nearest = difflib.get_close_matches(metric, known, n=1)

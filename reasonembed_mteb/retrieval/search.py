@@ -11,6 +11,7 @@ import torch
 
 from reasonembed_mteb.encoding.output import TextsError
 from reasonembed_mteb.errors import ReasonEmbedError, first_names
+from reasonembed_mteb.retrieval.beir import document_text
 from reasonembed_mteb.retrieval.compressed import compress_chunks, needs_range
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, RunningTopK, Similarity, id_ranks
 
@@ -249,16 +250,6 @@ def _string_column(dataset: Any, name: str) -> pa.Array:  # noqa: ANN401 - datas
     column = dataset.with_format("arrow")[:][name] if len(dataset) else pa.array([], pa.string())
     combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return combined.cast(pa.large_string())
-
-
-def document_text(title: str | None, body: str) -> str:
-    """Return what a model reads of a document, as in MTEB: the title before the text, stripped.
-
-    Args:
-        title: None or empty for none.
-        body: The text.
-    """
-    return (f"{title} {body}" if title else body).strip()
 
 
 def search_metadata(name: str, instruction: str, language: str = "eng-Latn") -> TaskMetadata:

@@ -159,6 +159,7 @@ def _patterns(config: str, split: str) -> list[str]:
         f"{config}/{split}.parquet",
         f"{config}-{split}.jsonl",
         f"{config}/{split}.jsonl",
+        f"{config}/{split}.json",
         *(f"{config}/{split}/*.{ending}" for ending in _ENDINGS),
         *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl")),
         f"{config}.parquet",
@@ -294,7 +295,7 @@ def _from_hub(source: Source) -> Any:  # noqa: ANN401 - Dataset
 
 
 def splits_of(row: TaskRow) -> dict[str, Source]:
-    """Return the parts of a task's data: ``corpus``, ``queries``, ``labels`` and ``excluded``.
+    """Return the parts of a task's data: ``corpus``, ``queries``, ``labels``, ``excluded`` and ``aspects``.
 
     Labels or exclusions that stand with the queries have no part of their own.
 
@@ -331,6 +332,8 @@ def splits_of(row: TaskRow) -> dict[str, Source]:
         )
     if row.excluded_config:
         parts["excluded"] = Source(*there, row.excluded_config, "")
+    if row.aspects_config:
+        parts["aspects"] = Source(*there, row.aspects_config, row.queries_split or usual)
     return parts
 
 

@@ -105,6 +105,57 @@ def part_mean(rows: Sequence[TaskRow], scores: Mapping[str, float]) -> float:
     return math.fsum(means) / len(means)
 
 
+class UnitBenchmark(Benchmark):
+    """A benchmark some of whose tasks count together as one, as MIRB's four premise sets do."""
+
+    def __init__(self, rows: Sequence[TaskRow], **options: Any) -> None:
+        """Make an MTEB benchmark.
+
+        Args:
+            rows: Its tasks; those of one ``unit`` count as one.
+            **options: Of `Benchmark`.
+        """
+        self._rows = rows
+        super().__init__(**options)
+
+    def get_score(
+        self, results: BenchmarkResults, *, raise_error: bool = False
+    ) -> dict[str, dict[str, float | None]]:
+        """Return each model's scores, its means over units; see `Benchmark.get_score`.
+
+        Args:
+            results: Of any models.
+            raise_error: Whether a task that was not run is an error.
+        """
+        scores = super().get_score(results, raise_error=raise_error)
+        for model in results.join_revisions():
+            row = scores[model.model_name]
+            held = {one.task_name: one.get_score() for one in model.select_tasks(self.tasks).task_results}
+            if all(one.name in held for one in self._rows):
+                mean = part_mean(self._rows, held)
+                # All tasks are of one type, so that MTEB's three means are one.
+                row.update((key, mean) for key in ("Mean(Task)", "Mean(TaskType)", "Retrieval") if key in row)
+        return scores
+
+    def _create_summary_table(self, pl_df: Any) -> Any:  # noqa: ANN401 - polars' frame, mteb's SummaryTable
+        """Return MTEB's summary with a unit's tasks as pools of the first; one that lacks some has none."""
+        import polars as pl
+
+        if pl_df.is_empty() or "model_name" not in pl_df.columns:
+            return super()._create_summary_table(pl_df)
+        units: dict[str, list[str]] = {}
+        for row in self._rows:
+            if row.unit:
+                units.setdefault(row.unit, []).append(row.name)
+        for names in units.values():
+            own = pl.col("task_name").is_in(names)
+            whole = pl.when(own).then(pl.col("task_name")).n_unique().over("model_name") >= len(names)
+            first = pl.when(own).then(pl.lit(names[0])).otherwise(pl.col("task_name")).alias("task_name")
+            pool = pl.when(own).then(pl.col("task_name")).otherwise(pl.col("subset")).alias("subset")
+            pl_df = pl_df.filter(~own | whole).with_columns(first, pool)
+        return super()._create_summary_table(pl_df)
+
+
 class SuiteBenchmark(Benchmark):
     """A suite as MTEB's benchmark; its tasks and groups, which are objects, are made on first use."""
 

@@ -227,10 +227,13 @@ def build_benchmarks() -> dict[str, Benchmark]:
     import_module("mteb")
     from mteb.benchmarks.benchmark import Benchmark
 
-    from reasonembed_mteb.retrieval.suite import Lazy, SuiteBenchmark
+    from reasonembed_mteb.retrieval.suite import Lazy, SuiteBenchmark, UnitBenchmark
+
+    def kind(rows: list[TaskRow]) -> Callable[..., Benchmark]:
+        return partial(UnitBenchmark, rows) if any(row.unit for row in rows) else Benchmark
 
     found: dict[str, Benchmark] = {
-        name: Benchmark(
+        name: kind(rows)(
             name=name,
             # Tasks are made when somebody looks at them: `import mteb` has to stay quick.
             tasks=Lazy(partial(load_tasks, name)),

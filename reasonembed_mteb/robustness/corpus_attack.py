@@ -37,7 +37,7 @@ from reasonembed_mteb.robustness.poisoned import (
     judged,
     poisoned_data,
     poisoned_names,
-    search_corpus,
+    search_target,
     with_documents,
 )
 from reasonembed_mteb.robustness.poisoning import (
@@ -401,12 +401,12 @@ def _measured(
     options: PoisoningOptions,
 ) -> Iterator[PoisoningOutcome]:
     """Let a model search the clean corpus and each poisoned one."""
-    clean_run = search_corpus(model, target, target.attacked, **options.encode_kwargs)
+    clean_run = search_target(model, target, target.attacked, **options.encode_kwargs)
     clean = judged(clean_run, target.attacked)
     for attack, passages in made.passages.items():
         names = poisoned_names(attack, len(passages))
         data = poisoned_data(target.attacked, attack, passages)
-        found = judged(search_corpus(model, target, data, **options.encode_kwargs), data, names)
+        found = judged(search_target(model, target, data, **options.encode_kwargs), data, names)
         yield _outcome(label, attack, TEXT, clean, found, cutoffs)
         if attack == GRADIENT and made.ids is not None:
             run = with_documents(clean_run, _id_scores(model, target, made.ids, names, options))

@@ -199,7 +199,7 @@ def poisoned_data(clean: Mapping[str, Any], attack: str, passages: Sequence[str]
     return dict(clean) | {"corpus": concatenate_datasets([corpus.select_columns(kept), added])}
 
 
-def search_corpus(model: Any, target: Target, data: Mapping[str, Any], **encode_kwargs: Any) -> Run:  # noqa: ANN401
+def search_target(model: Any, target: Target, data: Mapping[str, Any], **encode_kwargs: Any) -> Run:  # noqa: ANN401
     """Search a corpus by a task's protocol.
 
     Args:

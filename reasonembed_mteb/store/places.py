@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import MissingExtraError, ReasonEmbedError, missing_extra, one_line
 from reasonembed_mteb.files import write_whole
-from reasonembed_mteb.store.vectors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +15,10 @@ if TYPE_CHECKING:
 # fsspec's own name of the local disk.
 _LOCAL = "file://"
 _REMEDY = "check the address, the network and the permissions of your keys"
+
+
+class StoreError(ReasonEmbedError):
+    """A store that cannot be used as it is."""
 
 
 class Place:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from reasonembed_mteb.files import write_whole
+from reasonembed_mteb.store.places import StoreError
 from reasonembed_mteb.store.vectors import (
     LAYOUT,
     LOCK,
     MODEL,
     Shard,
-    StoreError,
     as_json,
     is_block,
     manifest_names,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
 from reasonembed_mteb.training.recipes import model_name
+from reasonembed_mteb.training.registry import recipe_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -87,7 +89,9 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
 
     # With adapters the base stays as it is and may have 16 bits; weights that are trained stay in fp32, where
     # steps as small as a learning rate of 1e-5 are not rounded away.
-    precision = recipe.training.precision if recipe.lora.rank else "fp32"
+    kind = recipe_kind(recipe)
+    tokens_too = kind.trains_tokens(recipe)
+    precision = recipe.training.precision if recipe.lora.rank or tokens_too else "fp32"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options: dict[str, Any] = {"dtype": dtype}
     device: str | None = "cpu"
@@ -107,8 +111,9 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
         )
         raise ReasonEmbedError(msg) from error
     merge_adapters(model)
-    if recipe.lora.rank:
-        add_adapters(model, recipe.lora)
+    if recipe.lora.rank or tokens_too:
+        add_adapters(model, recipe.lora, kind.tokens(model) if tokens_too else ())
+    kind.prepare(model, recipe)
     if recipe.training.checkpointing:
         recompute_activations(model)
     return model
@@ -186,36 +191,51 @@ def recompute_activations(model: SentenceTransformer) -> None:
     inner.enable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
-def add_adapters(model: SentenceTransformer, part: LoraPart) -> None:
-    """Put a low-rank adapter on every target layer and freeze the rest.
+def add_adapters(model: SentenceTransformer, part: LoraPart, tokens: Sequence[int] = ()) -> None:
+    """Put a low-rank adapter on every target layer, let rows of the embeddings be trained, freeze the rest.
 
     Args:
         model: Changed in place.
-        part: Rank, scale and targets.
+        part: Rank, scale and targets; rank 0 for rows of the embeddings alone.
+        tokens: Ids of these rows.
 
     Raises:
         MissingExtraError: If peft is not installed.
         ReasonEmbedError: If the model has no layer of a target's name.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, TrainableTokensConfig
     except ImportError:
         raise missing_extra("peft", "train") from None
     inner = backbone(model)
     linear = linear_names(inner)
-    for target in part.targets:
+    for target in part.targets if part.rank else ():
         if target not in linear:
             held = ", ".join(linear[:_NAMED])
             msg = f"lora.targets: no linear layer is named {target!r}; this model has {held}"
             raise ReasonEmbedError(msg)
-    config = LoraConfig(
-        r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout, target_modules=list(part.targets)
-    )
+    table = _embedding_name(inner)
+    config: Any = TrainableTokensConfig(token_indices=list(tokens), target_modules=[table])
+    if part.rank:
+        config = LoraConfig(
+            r=part.rank,
+            lora_alpha=part.alpha,
+            lora_dropout=part.dropout,
+            target_modules=list(part.targets),
+            trainable_token_indices={table: list(tokens)} if tokens else None,
+        )
     inner.add_adapter(config, adapter_name=_ADAPTER)
     for parameter in inner.parameters():
         if parameter.requires_grad:
             # On a bf16 backbone they come as bf16, in which most steps would round to nothing.
             parameter.data = parameter.data.float()
+
+
+def _embedding_name(inner: PreTrainedModel) -> str:
+    """Return the last name of the embeddings, such as ``embed_tokens``."""
+    table: Any = inner.get_input_embeddings()
+    found: list[str] = [name for name, part in inner.named_modules() if part is table]
+    return found[0].rpartition(".")[2]
 
 
 def linear_names(inner: nn.Module) -> list[str]:
@@ -270,7 +290,8 @@ def merge_adapters(model: SentenceTransformer) -> None:
         except ValueError as error:
             msg = f"the adapter of {name} holds numbers that are not finite: the training diverged"
             raise ReasonEmbedError(msg) from error
-        parent, _, child = name.rpartition(".")
+        # Rows of the embeddings trained beside adapters are in a wrapper of their own.
+        parent, _, child = name.removesuffix(".token_adapter").rpartition(".")
         setattr(inner.get_submodule(parent), child, layer.get_base_layer())
     inner.delete_adapter(list(inner.peft_config))
     inner.requires_grad_(True)

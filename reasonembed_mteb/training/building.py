@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
+from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.schema import LOG_WARMUP
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def build_trainer(
         say=say,
         schedule=warmup_decay_schedule if recipe.training.schedule == LOG_WARMUP else None,
         callbacks=_early_stop(recipe),
+        restoring=recipe_kind(recipe).restoring,
     )
 
 
@@ -136,7 +138,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
     for name in ("query_tokens", "document_tokens"):
         if getattr(part, name) > most:
             logger.warning("data.%s is %d; the model takes %d tokens", name, getattr(part, name), most)
-    return GroupCollator(
+    plain = GroupCollator(
         preprocess_fn=model.preprocess,
         groups=plan.groups,
         seed=recipe.training.seed,
@@ -149,6 +151,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         reasoning_tokens=min(part.reasoning_limit, most),
         document_tokens=min(part.document_tokens, most),
     )
+    return recipe_kind(recipe).make_collator(plain, model, recipe)
 
 
 def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None) -> RedapterLoss:
@@ -159,18 +162,17 @@ def make_loss(model: SentenceTransformer, recipe: Recipe, start_step: int | None
         recipe: Its settings.
         start_step: First step that weighs, None for plain InfoNCE; see `TrainingPlan`.
     """
-    from reasonembed_mteb.training.distillation import CachedGradedRedapterLoss, GradedRedapterLoss
-
     part = recipe.loss
     options: dict[str, Any] = part.model_dump(include=set(_LOSS_OPTIONS)) | {"start_step": start_step}
     if part.mini_batch_tokens:
         options["mini_batch_num_tokens"] = part.mini_batch_tokens
     elif part.mini_batch_size:
         options["mini_batch_size"] = part.mini_batch_size
-    cached = part.mini_batch_tokens or part.mini_batch_size
-    loss = CachedGradedRedapterLoss(model, **options) if cached else GradedRedapterLoss(model, **options)
+    cached = bool(part.mini_batch_tokens or part.mini_batch_size)
+    loss: Any = recipe_kind(recipe).make_loss(model, recipe, options, cached=cached)
     loss.grade_weight, loss.grade_temperature = part.grade_weight, part.grade_temperature
-    return loss
+    made: RedapterLoss = loss
+    return made
 
 
 def shortened(loss: RedapterLoss, lengths: Sequence[int]) -> nn.Module:

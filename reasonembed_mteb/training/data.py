@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.files import content_hash, fingerprint, read_json_lines, replacing, write_whole
 from reasonembed_mteb.training.hub import fetch_folder, hub_name
-from reasonembed_mteb.training.rows import BadRowError, Row, parse_row
+from reasonembed_mteb.training.rows import (
+    COMPRESSION_TARGET,
+    GENERATION_TARGET,
+    TARGETS,
+    BadRowError,
+    Row,
+    parse_row,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Part of every key: a change of what is stored must not meet old files.
-VERSION = 3
+VERSION = 4
 ROWS_A_BATCH = 256
 # reason-embed-data's files are named `<subset>-formatted.jsonl`.
 _ENDING = "-formatted"
@@ -192,7 +199,8 @@ class TrainingData:
     Attributes:
         subsets: For each subset a memory-mapped data set with the columns ``subset``, ``row``, ``query``,
             ``reasoning`` (or null), ``instruction`` (or null), ``positives`` and ``negatives``, and, or null,
-            ``group``, ``queries``, ``positive_grades`` and ``negative_grades`` of `Row`.
+            ``group``, ``queries``, ``positive_grades``, ``negative_grades``, ``generation_target``,
+            ``compression_question`` and ``compression_target`` of `Row`.
         counts: For each subset, counts by what was counted: ``rows read``, ``rows kept``, ``rows without
             reasoning query``, ``rows dropped: ...``, ``negatives removed: ...``.
         key: Hash of everything that was read.
@@ -369,6 +377,7 @@ def _schema() -> pa.Schema:
     columns = {"query": text, "reasoning": text, "instruction": text, "positives": texts, "negatives": texts}
     columns |= {"group": pa.int64(), "queries": pa.int64()}
     columns |= {"positive_grades": grades, "negative_grades": grades}
+    columns |= dict.fromkeys(TARGETS, text)
     return pa.schema([("subset", text), ("row", pa.int64()), *columns.items()])
 
 
@@ -410,6 +419,8 @@ def _checked(raw: Iterable[tuple[str, Any]], counts: Counter[str], options: Read
                 raise DataError(msg + "--set data.missing_reasoning=plain")
             counts["rows without reasoning query"] += 1
         counts["rows with grades"] += row.positive_grades is not None
+        for name in (GENERATION_TARGET, COMPRESSION_TARGET):
+            counts[f"rows with {name}"] += getattr(row, name) is not None
         yield row
 
 

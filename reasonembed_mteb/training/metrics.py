@@ -34,7 +34,15 @@ CUT = "reasoning_cut"
 # The divergence from graded labels, of a loss that has it.
 GRADED = "loss_grades"
 # Runs of earlier versions have no such columns.
-NEWER = (CUT, GRADED)
+# The terms of a joint loss, and the rows that have a target of each.
+JOINT = (
+    "loss_representation",
+    "loss_generation",
+    "loss_compression",
+    "rows_with_generation",
+    "rows_with_compression",
+)
+NEWER = (CUT, GRADED, *JOINT)
 COLUMNS = (
     *("step", "epoch", "subset", "queries", "documents", "tokens"),
     *(*METRICS, *NEWER, "learning_rate", "seconds"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import ReasonEmbedError, one_line
 from reasonembed_mteb.training.cuts import mean_cut, position_limit, row_cuts, warn_of_cuts
 from reasonembed_mteb.training.recipes import model_name
+from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.rows import SHAPE_FIELDS
 from reasonembed_mteb.training.sampling import SubsetPlan, mixed_rows
 from reasonembed_mteb.training.schema import BatchShape
@@ -236,6 +237,7 @@ def _shape_note(recipe: Recipe, name: str, asked: BatchShape) -> str:
 def _check_data(recipe: Recipe, data: TrainingData) -> None:
     from reasonembed_mteb.errors import unknown_name
 
+    recipe_kind(recipe).check_data(recipe, data)
     if recipe.loss.kind == "redapter" and not data.has_reasoning:
         msg = (
             "no row has a reasoning_query, which Redapter weighs by: add them (ReMixer writes them), or "
@@ -353,13 +355,14 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
         model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = weights
-    if recipe.lora.rank:
+    adapts = recipe.lora.rank or recipe_kind(recipe).trains_tokens(recipe)
+    if adapts:
         layers = [p for n, p in model.named_modules() if n.rpartition(".")[2] in recipe.lora.targets]
         sizes = [p.in_features + p.out_features for p in layers if isinstance(p, nn.Linear)]
         trained = recipe.lora.rank * sum(sizes)
     beneath = _QUANTIZED_BYTES if recipe.lora.quantize else 2 if recipe.training.half else 4
     kept = _TRAINED_BYTES_8BIT if recipe.training.optimizer == "adamw_8bit" else _TRAINED_BYTES
-    frozen = weights * beneath if recipe.lora.rank else 0
+    frozen = weights * beneath if adapts else 0
     found = {"weights": frozen / _GIB, "optimizer": trained * kept / _GIB}
     found["activations"] = _activation_bytes(plan, recipe, config) / _GIB
     return found | {"total": sum(found.values())}

@@ -12,18 +12,26 @@ from pydantic import BaseModel, ValidationError
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.prompts import PLACE, TemplateError, check_template
-from reasonembed_mteb.training.schema import Recipe
+from reasonembed_mteb.training.registry import recipe_class, recipe_kind, registered_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from importlib.resources.abc import Traversable
+
+    from reasonembed_mteb.training.schema import Recipe
 
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    folder = files("reasonembed_mteb") / "training" / "recipes"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name[-5:] == ".toml"
-    )
+    return sorted(_recipe_files())
+
+
+def _recipe_files() -> dict[str, Traversable]:
+    """Return the recipes of this room and of every registered kind, by name."""
+    own = files("reasonembed_mteb") / "training" / "recipes"
+    folders = [own, *(kind.recipes for kind in registered_kinds() if kind.recipes is not None)]
+    entries = (entry for folder in folders for entry in folder.iterdir())
+    return {entry.name.removesuffix(".toml"): entry for entry in entries if entry.name[-5:] == ".toml"}
 
 
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
@@ -58,10 +66,11 @@ def check_recipe(content: dict[str, Any], name: str) -> Recipe:
     """
     content = {"name": Path(name).stem if name.endswith(".toml") else name} | content
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = recipe_class(content).model_validate(content)
     except ValidationError as error:
-        raise ReasonEmbedError(_explain(error, name)) from None
+        raise ReasonEmbedError(_explain(error, name, recipe_class(content))) from None
     _check_together(recipe)
+    recipe_kind(recipe).check_recipe(recipe)
     return recipe
 
 
@@ -70,8 +79,8 @@ def _read(name: str) -> dict[str, Any]:
     try:
         if file.suffix == ".toml":
             text = file.read_text(encoding="utf-8")
-        elif name in recipe_names():
-            text = (files("reasonembed_mteb") / "training" / "recipes" / f"{name}.toml").read_text("utf-8")
+        elif name in (known := _recipe_files()):
+            text = known[name].read_text("utf-8")
         else:
             raise unknown_name("recipe", name, recipe_names())
         return tomllib.loads(text)
@@ -102,9 +111,9 @@ def _set(content: dict[str, Any], change: str) -> None:
     table[path[-1]] = parsed
 
 
-def _section_keys(location: Iterable[str | int]) -> list[str]:
+def _section_keys(location: Iterable[str | int], recipe: type[Recipe]) -> list[str]:
     """Return the keys allowed at a place in a recipe."""
-    section: Any = Recipe
+    section: Any = recipe
     for part in location:
         if isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[str(part)].annotation
@@ -115,14 +124,14 @@ def _section_keys(location: Iterable[str | int]) -> list[str]:
     return list(section.model_fields) if hasattr(section, "model_fields") else []
 
 
-def _explain(error: ValidationError, name: str) -> str:
+def _explain(error: ValidationError, name: str, recipe: type[Recipe]) -> str:
     """Say in one line what is wrong with a recipe."""
     found = []
     for problem in error.errors():
         *where, key = problem["loc"]
         path = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            hint = str(unknown_name("key", str(key), _section_keys(where)))
+            hint = str(unknown_name("key", str(key), _section_keys(where, recipe)))
             found.append(f"{hint.rstrip('.')} (in {'.'.join(map(str, where)) or 'the recipe'})")
         else:
             wrong = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")

@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import MissingExtraError, ReasonEmbedError, first_names, missing_extra, one_line
+from reasonembed_mteb.training.registry import recipe_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,8 @@ def check_requirements(recipe: Recipe) -> None:
         MissingExtraError: If a package is not installed.
         ReasonEmbedError: If a tracker or a device is not there; what to do is named.
     """
-    needed = ["accelerate", *(["peft"] if recipe.lora.rank else [])]
+    adapts = recipe.lora.rank or recipe_kind(recipe).trains_tokens(recipe)
+    needed = ["accelerate", *(["peft"] if adapts else [])]
     for package in needed:
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "train")

@@ -19,10 +19,14 @@ REASONING = ("reasoning_query",)
 POSITIVES = ("pos", "positives", "positive", "positive_passages")
 NEGATIVES = ("neg", "negatives", "negative", "negative_passages")
 INSTRUCTION = ("prompt", "instruction")
+# What a model with latent tokens writes after the query, and what is read from its latents alone.
+GENERATION_TARGET = "generation_target"
+COMPRESSION_QUESTION, COMPRESSION_TARGET = "compression_question", "compression_target"
 # FlagEmbedding's fields for the shape of a subset's batches, by our names (`BatchShape`).
 SHAPE_FIELDS = {"group": "train_group_size", "queries": "batch_size"}
 # And for the grades of documents, which distillation learns from.
 POSITIVE_GRADES, NEGATIVE_GRADES = "pos_scores", "neg_scores"
+TARGETS = (GENERATION_TARGET, COMPRESSION_QUESTION, COMPRESSION_TARGET)
 _SHOWN = 40
 _Graded = list[tuple[str, float | None]]
 
@@ -41,6 +45,9 @@ class Row:
         queries: Queries a device that it asks for, or None.
         positive_grades: A number for each positive, or None.
         negative_grades: A number for each negative, or None.
+        generation_target: Text that is to be written after the query, or None.
+        compression_question: Text that stands before the compression target and is given, or None.
+        compression_target: Text that is to be read from the query's latent tokens, or None.
     """
 
     query: str
@@ -52,6 +59,9 @@ class Row:
     queries: int | None = None
     positive_grades: list[float] | None = None
     negative_grades: list[float] | None = None
+    generation_target: str | None = None
+    compression_question: str | None = None
+    compression_target: str | None = None
 
 
 class BadRowError(DataError):
@@ -79,7 +89,9 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
     positives = _texts(raw, POSITIVES, required=True)
     negatives = _texts(raw, NEGATIVES, required=False) + _numbered(raw)
     reasoning = _optional(raw, REASONING)
-    _check_unicode([query, reasoning or "", own or "", *positives, *negatives])
+    targets = {name: _optional(raw, (name,)) for name in TARGETS}
+    given = [text for text in targets.values() if text]
+    _check_unicode([query, reasoning or "", own or "", *given, *positives, *negatives])
     if not query.strip():
         counts["rows dropped: empty query"] += 1
         return None
@@ -91,6 +103,8 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
     row = Row(query, [text for text, _ in good], [text for text, _ in bad], instruction=own)
     row.reasoning = reasoning if reasoning and reasoning.strip() else None
     row.group, row.queries = _shape(raw)
+    for name, text in targets.items():
+        setattr(row, name, text if text and text.strip() else None)
     if all(grade is not None for _, grade in (*good, *bad)):
         row.positive_grades = [grade for _, grade in good if grade is not None]
         row.negative_grades = [grade for _, grade in bad if grade is not None]

@@ -21,6 +21,7 @@ from reasonembed_mteb.training.failures import explained
 from reasonembed_mteb.training.metrics import summarise
 from reasonembed_mteb.training.modelcard import card, write_toml
 from reasonembed_mteb.training.plan import plan_training, sample_rows
+from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.requirements import check_processes, check_requirements
 from reasonembed_mteb.training.schema import Recipe
 
@@ -127,6 +128,7 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
     record |= {"weighted_steps": summary.weighted, "reasoning_cut": plain_numbers(summary.cut)}
     with replacing_folder(output / MODEL, replace=True) as folder:
         model.save_pretrained(str(folder), create_model_card=False)
+        recipe_kind(recipe).finish(model, recipe, folder)
         (folder / "README.md").write_text(card(recipe, record, model.prompts), encoding="utf-8")
     write_whole(output / RECORD, json.dumps(record, indent=1))
     return adapter

@@ -19,11 +19,13 @@ LOG_WARMUP = "linear_log_warmup"
 MOST_DOCUMENTS, MOST_QUERIES = 1024, 65536
 
 
-class _Section(BaseModel):
+class RecipeSection(BaseModel):
+    """A part of a recipe: no key beside its own, and no change once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True, strict=False)
 
 
-class ModelPart(_Section):
+class ModelPart(RecipeSection):
     """What is trained.
 
     Attributes:
@@ -59,7 +61,7 @@ def prefix_of(template: str, instruction: str) -> str:
     return PromptRule(template=template).instructed(instruction) if template else ""
 
 
-class LoraPart(_Section):
+class LoraPart(RecipeSection):
     """Low-rank adapters; rank 0 trains every weight.
 
     Attributes:
@@ -79,7 +81,7 @@ class LoraPart(_Section):
     )
 
 
-class LossPart(_Section):
+class LossPart(RecipeSection):
     """The loss; see `reasonembed_mteb.training.RedapterLoss`.
 
     Attributes:
@@ -132,7 +134,7 @@ class LossPart(_Section):
         return math.ceil(self.start_step * steps) if 0 < self.start_step < 1 else int(self.start_step)
 
 
-class SubsetMix(_Section):
+class SubsetMix(RecipeSection):
     """What an epoch takes of a subset.
 
     Attributes:
@@ -146,7 +148,7 @@ class SubsetMix(_Section):
     repeats: float = Field(default=1.0, gt=0, le=1000)
 
 
-class DataPart(_Section):
+class DataPart(RecipeSection):
     """How rows are read.
 
     Attributes:
@@ -176,7 +178,7 @@ class DataPart(_Section):
         return max(self.query_tokens, self.reasoning_tokens)
 
 
-class BatchShape(_Section):
+class BatchShape(RecipeSection):
     """The shape of a subset's batches; what is None is left to the rows.
 
     Attributes:
@@ -252,7 +254,7 @@ class BatchPart(BatchShape):
         return joined // world_size
 
 
-class TrainingPart(_Section):
+class TrainingPart(RecipeSection):
     """The optimiser and the run.
 
     Attributes:
@@ -309,7 +311,7 @@ class TrainingPart(_Section):
         return self.precision != "fp32"
 
 
-class EvaluationPart(_Section):
+class EvaluationPart(RecipeSection):
     """Scores during training.
 
     Attributes:
@@ -326,7 +328,7 @@ class EvaluationPart(_Section):
     patience: Count = 0
 
 
-class Recipe(_Section):
+class Recipe(RecipeSection):
     """A training run; see the parts.
 
     Attributes:

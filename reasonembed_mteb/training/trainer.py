@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from datasets import Dataset
     from torch import Tensor, nn
@@ -54,6 +56,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         retries: int = 3,
         say: Callable[[str], None] | None = None,
         schedule: Callable[[Optimizer, int, int], LambdaLR] | None = None,
+        restoring: Callable[[Any, Path], AbstractContextManager[None]] | None = None,
         **options: Any,
     ) -> None:
         """Set the training up.
@@ -69,6 +72,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
             say: Takes a line for people now and then.
             schedule: Makes the learning rate's schedule from optimiser, warm-up steps and steps; None takes
                 transformers' own.
+            restoring: Wraps the reading of a checkpoint's whole weights into the model; see
+                `reasonembed_mteb.training.registry`.
             **options: `SentenceTransformerTrainer`'s further arguments.
         """
         self.plans = list(plans)
@@ -79,6 +84,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
         self.keep = keep
         self._say = say
         self._schedule = schedule
+        self._restoring = restoring
         self.guard = DivergenceGuard(retries)
         self._window = Window()
         self._pending: list[dict[str, Any]] = []
@@ -269,7 +275,9 @@ class RedapterTrainer(SentenceTransformerTrainer):
         if has_adapters(self.model):
             # The library's way loads the base once more and rounds the adapters to its dtype.
             load_adapter_weights(self.model, Path(checkpoint_path))
-        else:
+            return
+        folder = Path(checkpoint_path)
+        with nullcontext() if self._restoring is None else self._restoring(self.model, folder):
             super()._load_from_checkpoint(checkpoint_path)
 
 

@@ -1,0 +1,269 @@
+"""Models that reason before they embed, as MTEB models of their own, and what a run of them leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.escaping import file_name
+from reasonembed_mteb.evaluation.chapter_files import chapter_files
+from reasonembed_mteb.evaluation.kinds import REASONING
+from reasonembed_mteb.evaluation.reasoning_record import (
+    REASONING_CHAPTER,
+    ReasonedTask,
+    ReasoningRun,
+    read_reasoning_run,
+    reasoning_run_name,
+    same_system,
+    write_reasoning_run,
+)
+from reasonembed_mteb.evaluation.runner import output_folder
+from reasonembed_mteb.evaluation.runner import run as run_models
+from reasonembed_mteb.files import fingerprint, json_line, write_whole
+from reasonembed_mteb.reasoning.encoder import ReasoningEncoder, ReasoningFigures
+from reasonembed_mteb.reasoning.latents import latent_ids
+from reasonembed_mteb.reasoning.reasoner import BATCH_SIZE, PROMPT, SelfReasoning
+from reasonembed_mteb.reasoning.sources import check_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.evaluation.runner import Outcome, RunOptions
+    from reasonembed_mteb.reasoning.generation import Decoding
+    from reasonembed_mteb.reasoning.sources import ReasoningSource
+
+ITSELF, NONE = "itself", "none"
+# Where a run's reasonings lie in an output folder, besides the store of those that were generated.
+_FOLDER = "reasonings"
+
+
+@dataclass(frozen=True)
+class ReasoningPlan:
+    """One way of reasoning before a model embeds.
+
+    Attributes:
+        decoding: How the model itself, or a server's, chooses tokens; None where reasonings are given.
+        source: Who wrote them; None for the model itself.
+        prompt: What stands before a reasoning, with ``{query}``.
+        batch_size: Queries generated for at a time.
+    """
+
+    decoding: Decoding | None = None
+    source: ReasoningSource | None = None
+    prompt: str = PROMPT
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def name(self) -> str:
+        """Which source this is: in names, and in a record."""
+        if self.source is not None:
+            return self.source.name
+        return f"{ITSELF}-{self.decoding.max_tokens}" if self.decoding is not None else NONE
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the reasonings, as JSON."""
+        own = asdict(self.decoding) if self.decoding is not None and self.source is None else None
+        source = self.source.identity if self.source is not None else {"itself": own}
+        return {"prompt": self.prompt, **source}
+
+    def check(self) -> None:
+        """Refuse a plan that cannot be carried out.
+
+        Raises:
+            ReasonEmbedError: If there is neither a decoding nor a source, or the prompt has no place.
+        """
+        check_prompt(self.prompt)
+        if self.decoding is None and self.source is None:
+            msg = "nothing reasons: give a decoding for the model itself, or a source of reasonings"
+            raise ReasonEmbedError(msg)
+        if self.decoding is not None:
+            self.decoding.check()
+
+
+class ReasoningModel:
+    """A model with one way of reasoning: its metadata for a run, and the record of it."""
+
+    def __init__(self, base: ModelMeta, plan: ReasoningPlan | None, store: Path) -> None:
+        """Describe it; nothing is loaded yet.
+
+        Args:
+            base: The model that embeds.
+            plan: How it reasons; None for the model alone.
+            store: Folder of the reasonings that are generated.
+
+        Raises:
+            ReasonEmbedError: If the model is not dense, or the plan cannot be carried out.
+        """
+        if "dense" not in (base.model_type or ()):
+            kinds = ", ".join(base.model_type or ["unknown"])
+            msg = f"reasoning goes before dense models, and {base.name} is {kinds}"
+            raise ReasonEmbedError(msg)
+        if plan is not None:
+            plan.check()
+        self._base, self._plan, self._store = base, plan, store
+        # Kept between tasks, each of which is a run of its own.
+        self._loaded: Any = None
+
+    @property
+    def meta(self) -> ModelMeta:
+        """MTEB's metadata, under a name and a revision of its own."""
+        if self._plan is None:
+            return self._base.model_copy(update={"loader": self._loader_of_base()})
+        short = str(self._base.name).rsplit("/", 1)[-1]
+        return self._base.model_copy(
+            update={
+                "name": f"{REASONING}/{short}-{self._plan.name}",
+                "revision": self._revision(self._base.revision),
+                "loader": self._loader(self._plan),
+                "loader_kwargs": {**(self._base.loader_kwargs or {}), "reasoning": self._plan.identity},
+            }
+        )
+
+    def _revision(self, base: str | None) -> str | None:
+        plan = self._plan
+        return (
+            None if base is None or plan is None else fingerprint(str(self._base.name), base, plan.identity)
+        )
+
+    def _loader_of_base(self) -> Any:  # noqa: ANN401 - mteb's loader
+        loader: Any = self._base.loader
+
+        def load_plain(name: str, revision: str | None = None, **options: Any) -> Any:  # noqa: ANN401
+            if self._loaded is None:
+                self._loaded = loader(name, revision=revision, **options)
+            return self._loaded
+
+        return load_plain
+
+    def _loader(self, plan: ReasoningPlan) -> Any:  # noqa: ANN401 - mteb's loader
+        def load_reasoning(
+            name: str, revision: str | None = None, *, device: str | None = None, **_: Any
+        ) -> ReasoningEncoder:
+            from reasonembed_mteb.evaluation.variants import load_variant
+
+            del name, revision
+            if self._loaded is None:
+                inner = load_variant(self._base, device=device)
+                reasoner = plan.source or self._reasoning_itself(inner, plan)
+                self._loaded = ReasoningEncoder(inner, reasoner, prompt=plan.prompt)
+                self._loaded.resolved_revision = self._revision(inner.mteb_model_meta.revision)
+            # A run puts a store before what embeds documents, each time anew.
+            self._loaded.wrapped_models = [self._loaded.base]
+            found: ReasoningEncoder = self._loaded
+            return found
+
+        return load_reasoning
+
+    def _reasoning_itself(self, inner: Any, plan: ReasoningPlan) -> SelfReasoning:  # noqa: ANN401
+        assert plan.decoding is not None
+        path = (self._base.loader_kwargs or {}).get("path")
+        where = {} if path else {"revision": inner.mteb_model_meta.revision}
+        return SelfReasoning(
+            inner.model,
+            str(path or self._base.name),
+            plan.decoding,
+            self._store,
+            prompt=plan.prompt,
+            batch_size=plan.batch_size,
+            **where,
+        )
+
+    def run(
+        self,
+        tasks: Sequence[AbsTask],
+        options: RunOptions,
+        say: Callable[[str], None],
+        note: str = "",
+    ) -> list[Outcome]:
+        """Score tasks, and leave each one's reasonings and record in the output folder as it ends.
+
+        Args:
+            tasks: MTEB tasks.
+            options: How to run.
+            say: Takes one line at a time about what happens.
+            note: What tells the scores from results; the options' own caveats are added.
+
+        Returns:
+            One outcome a task.
+        """
+        output = output_folder(options)
+        found = []
+        for task in tasks:
+            # A score without what its reasonings came to is half a result; none is generated again for it.
+            missing = self._plan is not None and not self._is_recorded(output, task.metadata.name)
+            chosen = replace(options, overwrite=options.overwrite or missing)
+            (outcome,) = run_models([self.meta], [task], chosen, say)
+            found.append(outcome)
+            if outcome.score is not None and (self._plan is None or not outcome.cached):
+                self._leave(output, outcome, "; ".join(filter(None, [note, *options.caveats])))
+        return found
+
+    def _is_recorded(self, output: Path, task: str) -> bool:
+        for file in chapter_files(output, REASONING_CHAPTER):
+            run = read_reasoning_run(file)
+            if same_system(run, self._record("")):
+                return task in run.tasks
+        return False
+
+    def _leave(self, output: Path, outcome: Outcome, note: str) -> None:
+        run, figures = self._record(note), ReasoningFigures()
+        if isinstance(self._loaded, ReasoningEncoder):
+            figures = self._loaded.figures.pop(outcome.task)
+            folder = output / _FOLDER / file_name(reasoning_run_name(run))
+            _write(folder / file_name(outcome.task), outcome.task, figures)
+        write_reasoning_run(output, replace(run, tasks={outcome.task: _reasoned(outcome, figures)}))
+
+    def _record(self, note: str) -> ReasoningRun:
+        from reasonembed_mteb.evaluation.plan import load_tokenizer
+
+        inner = self._loaded.base if isinstance(self._loaded, ReasoningEncoder) else self._loaded
+        meta = self._base if inner is None else inner.mteb_model_meta
+        plan, tokenizer = self._plan, load_tokenizer(self._base)
+        return ReasoningRun(
+            base=meta.model_name_with_experiment or str(meta.name),
+            base_revision=str(meta.revision),
+            system=str(self.meta.name),
+            latents=len(latent_ids(tokenizer)) if tokenizer is not None else 0,
+            source=NONE if plan is None else ITSELF if plan.source is None else plan.source.name,
+            max_tokens=0 if plan is None else plan.decoding.max_tokens if plan.decoding else None,
+            decides={} if plan is None else json.loads(json.dumps(plan.identity)),
+            note=note,
+        )
+
+
+def _write(folder: Path, task: str, figures: ReasoningFigures) -> None:
+    """Write a task's reasonings and, apart from them, the seconds: no two runs take the same time."""
+    rows = [
+        {
+            "task": task,
+            "id": name,
+            "stop": one.stop,
+            "tokens": one.tokens,
+            "prompt_tokens": one.prompt_tokens,
+            "reasoning": one.text,
+        }
+        for name, one in figures.reasonings
+    ]
+    write_whole(folder / "reasonings.jsonl", "".join(map(json_line, rows)))
+    times = [{"id": name, "seconds": round(one.seconds, 6)} for name, one in figures.reasonings]
+    write_whole(folder / "seconds.jsonl", "".join(map(json_line, times)))
+
+
+def _reasoned(outcome: Outcome, figures: ReasoningFigures) -> ReasonedTask:
+    held = [one for _, one in figures.reasonings]
+    return ReasonedTask(
+        score=float(outcome.score or 0.0),
+        metric=outcome.metric,
+        queries=len(held),
+        tokens=sum(one.tokens for one in held),
+        stops=figures.stops,
+        seconds=sum(one.seconds for one in held) + figures.embedding_seconds,
+        cut=figures.cut,
+    )

@@ -1,0 +1,86 @@
+"""The command `robustness`: a profile end to end, and options that do not fit."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from evaluation_data import BIOLOGY
+from wordnet_data import write_dictionary
+
+from reasonembed_mteb.evaluation.profiles import read_profiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Command
+
+pytestmark = pytest.mark.usefixtures("registered")
+CALL = ("robustness", "-m", "bm25", "-t", BIOLOGY, "--output-folder", "out")
+
+
+@pytest.mark.usefixtures("data")
+def test_a_profile_is_printed_and_kept(command: Command, tmp_path: Path) -> None:
+    folder = write_dictionary(tmp_path / "wordnet", "npm")
+    status, out, err = command(*CALL, "--seed", "5", "--strength", "share=0.5", "--wordnet", str(folder))
+    assert status == 0
+    assert "Robustness to query variations: ReasonEmbedBrightBiology, 6 queries" in out
+    assert "50 % of the words" in out
+    assert all(kind in out for kind in ("misspelling", "reordering", "synonyms", "naturalising", "keywords"))
+    assert "this WordNet has no exception lists (noun, verb, adj)" in err
+    (profile,), _ = read_profiles([tmp_path / "out"])
+    assert [(run.variation, run.seed) for run in profile.runs] == [
+        ("misspelling", 5), ("reordering", 5), ("synonyms", 5), ("naturalising", None), ("keywords", None)
+    ]  # fmt: skip
+    # Its results do not pass for those of a benchmark.
+    assert not (tmp_path / "out" / "results").exists()
+    status, out, err = command("report", "out")
+    assert status == 0
+    assert "misspelling" in out
+
+
+@pytest.mark.usefixtures("data")
+def test_paraphrases_of_a_file_add_their_variation(command: Command, tmp_path: Path) -> None:
+    row = {"query": "cell leaf water", "paraphrase": "leaf in water"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    status, out, _ = command(*CALL, "--variation", "naturalising", "--paraphrases", "p.jsonl")
+    assert status == 0
+    assert "paraphrase: queries that stayed as they were, over all runs: 5 no paraphrase" in out
+
+
+@pytest.mark.usefixtures("data")
+def test_geometry_of_a_model_without_vectors_fails_alone(
+    command: Command, bert: Path, tmp_path: Path
+) -> None:
+    call = ("robustness", "-m", "bm25", "-m", str(bert), "-t", BIOLOGY, "--output-folder", "out")
+    options = ("--variation", "naturalising", "--geometry", "--vectors", "30", "--device", "cpu")
+    status, out, err = command(*call, *options)
+    assert status == 1
+    assert "FAILED geometry of mteb/baseline-bm25s" in err
+    assert "geometry of the document vectors" in out
+    (file,) = (tmp_path / "out" / "chapters" / "geometry").glob("*.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["shape"]["vectors"] == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--variation", "mispelling"), "unknown variation 'mispelling'; did you mean 'misspelling'"),
+        (("--variation", "paraphrase"), "needs --paraphrases FILE, or --paraphrase-url"),
+        (("--strength", "much"), "--strength 'much': give study, or share="),
+        (("--strength", "share=2"), "share is 2.0: give a share"),
+        (("--wordnet", "nowhere"), "no WordNet in nowhere: it holds no data.noun; install"),
+        (("--paraphrase-url", "http://localhost:1/v1"), "--paraphrase-model go together"),
+        (("--paraphrases", "p", "--paraphrase-url", "http://localhost:1/v1"), "leave one out"),
+        (("--instruction", "Find"), "--instruction goes with --beir"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(command: Command, options: tuple[str, ...], said: str) -> None:
+    kinds = () if {"--variation", "--wordnet"} & set(options) else ("--variation", "naturalising")
+    if options[0] == "--strength":
+        kinds = ("--variation", "shuffle")
+    status, out, err = command(*CALL, *kinds, *options)
+    assert (status, out) == (2, "")
+    assert said in " ".join(err.split())
+    assert err.count("\n") == 1
