@@ -39,6 +39,7 @@ SUBSETS = {
 SPREAD = 1.0
 # layers, width, inner width, heads, key heads, head width, vocabulary: Qwen3's own, and one for a CPU.
 SIZES = {
+    "tiny": (2, 64, 128, 2, 1, 32, 512),
     "6x512": (6, 512, 1536, 8, 4, 64, 8_192),
     "0.6B": (28, 1024, 3072, 16, 8, 128, 151_936),
     "4B": (36, 2560, 9728, 32, 8, 128, 151_936),
@@ -94,7 +95,6 @@ def load(options: argparse.Namespace) -> Any:  # noqa: ANN401
     """Return a plain SentenceTransformer, with random weights of the size or a directory's own."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from transformers import Qwen3Config, Qwen3Model
 
     from reasonembed_mteb import ReasonEmbed
 
@@ -102,27 +102,39 @@ def load(options: argparse.Namespace) -> Any:  # noqa: ANN401
     source = options.model or options.seed_folder
     model = ReasonEmbed(source, device=options.device, model_kwargs={"dtype": dtype})
     if not options.model:
-        layers, width, inner, heads, key_heads, head_dim, vocabulary = SIZES[options.size]
-        config = Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=key_heads,
-            head_dim=head_dim,
-            max_position_embeddings=32_768,
-            attn_implementation="sdpa",
-        )
-        torch.manual_seed(options.seed)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        with torch.device(options.device):
-            model[0].model = Qwen3Model(config).eval()
-        torch.set_default_dtype(before)
+        model[0].model = random_backbone(options, dtype)
+        width = model[0].model.config.hidden_size
         model[1].embedding_dimension = model[1].pooling_output_dimension = width
     model.max_seq_length = min(options.max_tokens, model.max_seq_length or options.max_tokens)
     return SentenceTransformer(modules=list(model), device=options.device)
+
+
+def random_backbone(options: argparse.Namespace, dtype: Any) -> Any:  # noqa: ANN401
+    """Return a decoder with random weights, made where it is to be."""
+    import torch
+    import transformers
+
+    family = getattr(options, "family", "Qwen3")
+    layers, width, inner, heads, key_heads, head_dim, vocabulary = SIZES[options.size]
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_dim,
+        max_position_embeddings=32_768,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(options.seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(options.device):
+            return getattr(transformers, f"{family}Model")(config).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def flag_embedding_loop(model: Any, texts: list[str], rows: int) -> Any:  # noqa: ANN401

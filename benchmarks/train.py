@@ -163,6 +163,8 @@ def run_way(options: argparse.Namespace, way: str) -> dict[str, Any]:
     batches = [collator(rows[start : start + size]) for start in range(0, len(rows), size)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, values, tokens = 0.0, [], 0
     for index, batch in enumerate(batches):

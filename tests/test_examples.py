@@ -119,16 +119,21 @@ def test_there_are_examples() -> None:
 def test_an_example_runs(
     example: Example, made_up: dict[str, Any], encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from engine_data import EMBEDDINGS, Served
     from stub_server import CHAT, Reply, StubServer
+
+    from reasonembed_mteb import ReasonEmbed
 
     encoder.save(str(tmp_path / "encoder"))
 
     def script(seen: Seen) -> str | Reply:
+        if seen.path == EMBEDDINGS:
+            return Served(ReasonEmbed(str(tmp_path / "decoder"), device="cpu"))(seen)
         if not seen.path.endswith("/rerank"):
             return "an answer"
         results = [{"index": place, "relevance_score": 0.5} for place in range(len(seen.body["documents"]))]
         return Reply(json.dumps({"results": results}).encode())
 
-    with StubServer(script, paths=(CHAT, "/v1/rerank")) as server:
+    with StubServer(script, paths=(CHAT, "/v1/rerank", EMBEDDINGS)) as server:
         code = stand_in(example.code, tmp_path, tmp_path / "encoder", server.base_url)
         exec(compile(code, example.place, "exec"), made_up)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,12 @@ from reasonembed_mteb.endpoints.limits import Counts, Usage
 from reasonembed_mteb.endpoints.sending import Sender, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from reasonembed_mteb.encoding.engines.engine import ModelFacts, TokenizedText
     from reasonembed_mteb.endpoints.endpoint import Endpoint, Reply
-
-logger = logging.getLogger(__name__)
 
 # Texts a request: what TEI takes by default (--max-client-batch-size); the others take more.
 TEXTS = 32
@@ -59,6 +57,8 @@ class ApiEngine:
         self._version = server_version(endpoint)
         self._counts = Counts()
         self._sender: Sender | None = None
+        # Called once: by `close`, or with the engine's end.
+        self._end: Callable[[], object] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -80,7 +80,10 @@ class ApiEngine:
     def embed(self, rows: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Return the server's vectors ``(N, dim)``; see `Engine`."""
         longest = max(len(row.ids) for row in rows)
-        self._probe.read_whole(longest, max(longest, int(self._facts.tokenizer.model_max_length)))
+        try:
+            self._probe.read_whole(longest, max(longest, int(self._facts.tokenizer.model_max_length)))
+        finally:
+            self._probe.close()
         out = np.zeros((len(rows), self._facts.dimension), dtype=np.float32)
         failed = self._ask(rows, list(self._groups(rows)), out)
         # A group that failed as a whole may hold one text that the server does not take.
@@ -147,14 +150,14 @@ class ApiEngine:
             self._sender = Sender(
                 self._endpoint, EMBEDDINGS, _keep_nothing, None, self._counts, known=lambda: True
             )
+            self._end = weakref.finalize(self, self._sender.close)
         return self._sender
 
     def close(self) -> None:
         """Break off what is on its way, and close the connections; what is asked later opens them again."""
-        self._probe.close()
-        if self._sender is not None:
-            sender, self._sender = self._sender, None
-            sender.close()
+        if self._end is not None:
+            end, self._end, self._sender = self._end, None, None
+            end()
 
 
 def _keep_nothing(rows: list[tuple[bytes, Reply]]) -> None:
