@@ -7,6 +7,11 @@ synthesis sends) take turns in one run.
 
     python benchmarks/pipelines.py bookkeeping               # 1,384 queries, 100 documents each
     python benchmarks/pipelines.py rate --latency 0.05       # listwise beside independent requests
+
+With ``answers`` a real rewriting is scored: the human reasoning of BRIGHT's examples behind the query, by a
+model on a BRIGHT-shaped folder whose ``examples`` have a column ``reasoning``.
+
+    python benchmarks/pipelines.py answers --data FOLDER --model DIRECTORY --output FOLDER
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import tempfile
 import time
@@ -25,6 +31,7 @@ from synthesis import peak_kib, server
 
 from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, Reply, Request, request_hash
 from reasonembed_mteb.endpoints.limits import Usage
+from reasonembed_mteb.files import json_line, write_whole
 from reasonembed_mteb.llm.cache import AnswerCache
 from reasonembed_mteb.llm.client import LLMClient
 from reasonembed_mteb.llm.templates import checked_template
@@ -137,12 +144,65 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
     return {**rates, "ratio": rates["listwise"] / rates["independent"], "rounds": found}
 
 
+FILE = """
+name = "human-reasoning"
+[[stage]]
+kind = "rewrite"
+queries = "{subset}.jsonl"
+missing = "original"
+[[stage]]
+kind = "retrieve"
+[[stage.retriever]]
+model = "{model}"
+"""
+
+
+def human_reasoning(options: argparse.Namespace) -> dict[str, Any]:
+    """Return nDCG@10 in per cent of each subset, without the reasoning and with it."""
+    os.environ["REASONEMBED_BRIGHT_PATH"] = str(options.data)
+    from reasonembed_mteb.plugin import register
+    from reasonembed_mteb.retrieval.rows import benchmark_rows
+
+    register()
+    found = {}
+    for row in benchmark_rows("BRIGHT(ReasonEmbed)"):
+        for file in sorted((options.data / "examples").glob(f"{row.subset}-*.parquet")):
+            pair = score_subset(row, file, options)
+            found[row.subset] = " -> ".join(f"{100 * score:.2f}" for score in pair)
+    return found
+
+
+def score_subset(row: Any, examples: Path, options: argparse.Namespace) -> tuple[float, float]:  # noqa: ANN401
+    """Return nDCG@10 of one subset without the reasoning and with it."""
+    import pyarrow.parquet as pq
+
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.evaluation.runner import RunOptions
+    from reasonembed_mteb.pipelines.run import Pipeline
+
+    lines = pq.read_table(examples, columns=["id", "reasoning"]).to_pylist()
+    texts = [{"id": line["id"], "text": line["reasoning"]} for line in lines]
+    write_whole(options.output / f"{row.subset}.jsonl", "".join(map(json_line, texts)))
+    file = options.output / f"{row.subset}.toml"
+    write_whole(file, FILE.format(subset=row.subset, model=options.model.resolve()))
+    chosen = RunOptions(output=options.output, store=options.output / "vectors", progress=False)
+    (one,) = Pipeline.from_toml(file).run(resolve_tasks([], [row.name]), chosen)
+    if one.record is None:
+        raise SystemExit(one.outcome.error)
+    last = one.record.stages[-1]
+    (plain,) = last.parts.values()
+    return plain["ndcg_at_10"], last.scores["ndcg_at_10"]
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("bookkeeping", "rate"))
+    parser.add_argument("what", choices=("bookkeeping", "rate", "answers"))
+    parser.add_argument("--data", type=Path, help="answers: a BRIGHT-shaped folder")
+    parser.add_argument("--model", type=Path, help="answers: a model directory")
+    parser.add_argument("--output", type=Path, help="answers: output folder")
     parser.add_argument("--queries", type=int, default=1384)
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--corpus", type=int, default=20_000, help="documents that candidates are drawn from")
@@ -152,9 +212,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each arm runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    figures = {"bookkeeping": bookkeeping, "rate": rate}[options.what](options)
+    figures = {"bookkeeping": bookkeeping, "rate": rate, "answers": human_reasoning}[options.what](options)
     if options.json:
-        print(json.dumps({**vars(options), **figures}))
+        print(json.dumps({**vars(options), **figures}, default=str))
         return
     for name, value in figures.items():
         print(f"{name:22}", f"{value:,.3f}" if isinstance(value, float) else value)

@@ -36,11 +36,11 @@ def drawn_queries(count: int, seed: int, source: WordNet) -> list[str]:
     draw.shuffle(content)
     frequent = np.concatenate([np.array(sorted(STOP_WORDS)), content])
     # Ranks by Zipf's law: about two of five words are stop words, as in English.
-    weights = 1.0 / np.arange(1, len(frequent) + 1)
-    weights /= weights.sum()
+    ends = np.cumsum(1.0 / np.arange(1, len(frequent) + 1))
     queries = []
     for number in range(count):
-        words = draw.choice(frequent, max(3, int(draw.lognormal(np.log(110), 0.6))), p=weights)
+        length = max(3, int(draw.lognormal(np.log(110), 0.6)))
+        words = frequent[np.searchsorted(ends, draw.random(length) * ends[-1], side="right")]
         lines = [" ".join(words[start : start + 15]).capitalize() + "." for start in range(0, len(words), 15)]
         queries.append("\n".join([f"Question {number}?", *lines, *([CODE] if number % 7 == 0 else [])]))
     return queries

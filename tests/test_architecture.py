@@ -52,7 +52,6 @@ SUBJECTS = {
     "hostile": "text that acts, through every command",
     "mini": "the embedded benchmark's data",
     "packaging": "the distribution",
-    "synthesis_lexical": "BM25 of `synthesis.mine`",
     "training_best": "the best checkpoint and the early stop, through `training.run`",
     "training_processes": "runs of `training.run` on several processes",
     "user_tables": "a benchmark in one table, through every room",

@@ -105,3 +105,23 @@ def test_the_released_annotator_is_asked_as_it_was_released(call: Any) -> None:
         call(*options, "--negatives", "4", "--reranker-url", server.base_url)
     assert {(seen.body["top_k"], seen.body["max_tokens"]) for seen in server.seen} == {(40, 2048)}
     assert all("3 - the document holds partial information" in seen.text for seen in server.seen)
+
+
+def test_by_bm25(call: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    corpus = tmp_path / "corpus.jsonl"
+    texts = ["the sky", "sky and sky again", "a sky of lead", "blue light", "the blue", "nothing at all"]
+    corpus.write_text("".join(json.dumps({"_id": f"d{i}", "text": t}) + "\n" for i, t in enumerate(texts)))
+    rows = call("-m", "bm25", "--corpus", str(corpus), "--negatives", "2", "--scores")
+    found = {row["query"]: row["neg"] for row in rows}
+    # What shares no word is no candidate, and a query without any leaves no row.
+    assert set(found["why sky?"]) == {"sky and sky again", "a sky of lead"}
+    assert found["why blue?"] == ["blue light"]
+    assert "why wave?" not in found
+    row = next(row for row in rows if row["query"] == "why sky?")
+    assert row["neg_scores"] == sorted(row["neg_scores"], reverse=True)
+    assert row["pos_scores"][0] > 0
+    record = json.loads((tmp_path / "mined.mining.json").read_text(encoding="utf-8"))
+    assert record["model"]["name"] == "BM25 (bm25s)"
+    with pytest.raises(ReasonEmbedError, match="BM25 has no vectors"):
+        call("-m", "bm25", "--output", str(tmp_path / "other.jsonl"), "--store", str(tmp_path / "vectors"))

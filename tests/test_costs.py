@@ -9,8 +9,8 @@ import pytest
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation.costs import (
+    MeasuredSpeed,
     Shared,
-    Speed,
     add_up,
     by_benchmark,
     mean_tokens,
@@ -79,7 +79,7 @@ def test_what_is_not_known_is_named_and_not_counted() -> None:
 
 def test_hours_and_room() -> None:
     total = add_up(PLANS)
-    assert total.hours(Speed(100.6, "")) == pytest.approx(100_600 / 100.6 / 3600)
+    assert total.hours(MeasuredSpeed(100.6, "")) == pytest.approx(100_600 / 100.6 / 3600)
     assert total.disk(384, "float16") == 2030 * (384 * 2 + 20)
     assert total.disk(384, "auto") == total.disk(384, "float32") == 2030 * (384 * 4 + 20)
 
@@ -113,7 +113,7 @@ def test_the_fastest_earlier_run_of_the_model_tells_the_speed(tmp_path: Path) ->
     write("elsewhere", cost=RunCost(seconds=1.0, tokens=40_000, device_name="some card"))
     (tmp_path / "records" / "broken.json").write_text("{")
     found = recorded_speed(tmp_path, meta)
-    assert found == Speed(800.0, "the fastest earlier run, fast", 8)
+    assert found == MeasuredSpeed(800.0, "the fastest earlier run, fast", 8)
     assert recorded_speed(tmp_path, resolve_model("bm25s")) is None
 
 

@@ -14,14 +14,14 @@ import xxhash
 from reasonembed_mteb.distributed import encode as encoding
 from reasonembed_mteb.distributed.encode import encode_corpus
 from reasonembed_mteb.distributed.processes import Processes
-from reasonembed_mteb.distributed.worker import BlockDone, EncodeJob, ModelChoice, WorkerOptions
+from reasonembed_mteb.distributed.worker import BlockDone, EncodeJob, ModelChoice, Speed
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.store.corpora import (
     BlockFile,
     CorpusFolder,
     EncodedBlock,
     done_blocks,
-    open_stored_corpus,
+    open_stored,
     read_block,
 )
 from reasonembed_mteb.store.places import Place
@@ -64,7 +64,7 @@ def write_input(folder: Path, count: int = 200) -> str:
 
 
 def job_of(store: Path | str) -> EncodeJob:
-    return EncodeJob(ModelChoice("hash"), WorkerOptions(), str(store), block_tokens=60)
+    return EncodeJob(ModelChoice("hash"), Speed(), str(store), block_tokens=60)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def run(
 def test_every_document_is_stored_in_order(tmp_path: Path) -> None:
     source = write_input(tmp_path)
     done = run(source, tmp_path / "store")
-    corpus = open_stored_corpus(Place(tmp_path / "store"))
+    corpus = open_stored(Place(tmp_path / "store"))
     ids = [name for one in corpus.blocks for name in read_block(corpus.folder, one).ids.to_pylist()]
     assert ids == [f"d{n}" for n in range(200)]
     assert (done.documents, done.blocks, done.computed) == (200, len(corpus.blocks), len(corpus.blocks))
@@ -141,7 +141,7 @@ def test_documents_that_are_added_leave_the_other_blocks_alone(tmp_path: Path) -
     done = run(write_input(tmp_path, 230), tmp_path / "store")
     # The last block was not full.
     assert done.blocks - first.blocks <= done.computed <= done.blocks - first.blocks + 1
-    assert open_stored_corpus(Place(tmp_path / "store")).rows == 230
+    assert open_stored(Place(tmp_path / "store")).rows == 230
 
 
 def test_into_a_bucket_and_out_of_one(bucket: str, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_into_a_bucket_and_out_of_one(bucket: str, tmp_path: Path) -> None:
     Place(f"{bucket}/in").write("a.jsonl", (tmp_path / "in.jsonl").read_bytes())
     run(f"{bucket}/in", f"{bucket}/store")
     run(source, tmp_path / "store")
-    ours, theirs = open_stored_corpus(Place(tmp_path / "store")), open_stored_corpus(Place(f"{bucket}/store"))
+    ours, theirs = open_stored(Place(tmp_path / "store")), open_stored(Place(f"{bucket}/store"))
     assert ours.blocks == theirs.blocks
     for one in ours.blocks:
         assert ours.folder.read(one.file) == theirs.folder.read(one.file)

@@ -84,15 +84,13 @@ def test_of_a_beir_folder_the_corpus_alone(tmp_path: Path) -> None:
 
 
 def test_blocks_hold_every_document_once_under_the_budget() -> None:
-    documents = [inputs.InputDocument(f"d{n}", "x" * (4 * n)) for n in range(50)]
+    documents = [inputs.InputText(f"d{n}", "x" * (4 * n)) for n in range(50)]
     found = list(blocks(documents, 100, ""))
     assert [one for block in found for one in block.documents] == documents
     for block in found:
         assert len(block.documents) == 1 or sum(1 + len(one.text) // 4 for one in block.documents) <= 100
     # Longer than the budget: alone.
-    assert [
-        len(block.documents) for block in blocks([inputs.InputDocument("d", "x" * 4000)] * 2, 100, "")
-    ] == [
+    assert [len(block.documents) for block in blocks([inputs.InputText("d", "x" * 4000)] * 2, 100, "")] == [
         1,
         1,
     ]
@@ -100,7 +98,7 @@ def test_blocks_hold_every_document_once_under_the_budget() -> None:
 
 def test_a_blocks_key_says_what_is_in_it_and_how_it_is_encoded() -> None:
     def key(pairs: list[tuple[str, str]], salt: str = "") -> str:
-        (block,) = blocks([inputs.InputDocument(*pair) for pair in pairs], 1000, salt)
+        (block,) = blocks([inputs.InputText(*pair) for pair in pairs], 1000, salt)
         return block.key
 
     keys = [

@@ -11,21 +11,9 @@ import torch
 
 from reasonembed_mteb.distributed import search as searching
 from reasonembed_mteb.distributed.processes import Processes
-from reasonembed_mteb.distributed.search import (
-    EncodedQueries,
-    block_groups,
-    merged,
-    search_corpus,
-    search_group,
-)
+from reasonembed_mteb.distributed.search import SearchQueries, groups, merged, search_corpus, search_group
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.store.corpora import (
-    CorpusFolder,
-    EncodedBlock,
-    open_stored_corpus,
-    read_block,
-    write_corpus,
-)
+from reasonembed_mteb.store.corpora import CorpusFolder, EncodedBlock, open_stored, read_block, write_corpus
 from reasonembed_mteb.store.places import Place, StoreError
 
 if TYPE_CHECKING:
@@ -33,12 +21,11 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.store.corpora import StoredCorpus
 
+
 ROWS, DIM = 300, 8
 
 
-def make_corpus(
-    root: Path, dtype: str = "float32", sizes: tuple[int, ...] = (70, 1, 100, 129)
-) -> StoredCorpus:
+def make_corpus(root: Path, dtype: str = "float32") -> StoredCorpus:
     """Write a corpus with few distinct vectors, so that many scores are equal."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-2, 3, (ROWS, DIM), generator=generator).float()
@@ -47,23 +34,21 @@ def make_corpus(
     folder = CorpusFolder(Place(root), {"name": "m"}, dtype)
     folder.prepare()
     files, start = [], 0
-    for number, size in enumerate(sizes):
+    for number, size in enumerate((70, 1, 100, 129)):
         part = slice(start, start + size)
         keys, tokens = np.zeros((size, 2), dtype=np.uint64), np.zeros(size, dtype=np.int32)
         files.append(folder.write(f"{number:032x}", EncodedBlock(names[part], keys, tokens, vectors[part])))
         start += size
     write_corpus(folder.place, "c", files, DIM, {}, complete=True)
-    return open_stored_corpus(Place(root))
+    return open_stored(Place(root))
 
 
-def ask(
-    count: int = 5, function: str = "dot", excluded: dict[str, list[str]] | None = None
-) -> EncodedQueries:
+def ask(count: int = 5, function: str = "dot", excluded: dict[str, list[str]] | None = None) -> SearchQueries:
     vectors = torch.randint(-2, 3, (count, DIM), generator=torch.Generator().manual_seed(1)).float()
-    return EncodedQueries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
+    return SearchQueries(tuple(f"q{n}" for n in range(count)), vectors, excluded or {}, function)
 
 
-def brute_force(corpus: StoredCorpus, queries: EncodedQueries, k: int) -> dict[str, list[str]]:
+def brute_force(corpus: StoredCorpus, queries: SearchQueries, k: int) -> dict[str, list[str]]:
     """Rank every document in float64, by score and then by id, both descending."""
     blocks = [read_block(corpus.folder, one) for one in corpus.blocks]
     names = [name for one in blocks for name in one.ids.to_pylist()]
@@ -93,7 +78,7 @@ def test_equal_to_brute_force_with_many_ties(
     corpus = make_corpus(tmp_path)
     excluded = {"q1": ["d3", "d4", "unknown"], "q4": [f"d{n}" for n in range(0, ROWS, 2)]}
     queries = ask(excluded=excluded)
-    parts = [search_group(queries, k, 1, True, one) for one in block_groups(corpus, rows)]
+    parts = [search_group(queries, k, 1, True, one) for one in groups(corpus, rows)]
     assert len(parts) == {1: 4, 71: 3, 1000: 1}[rows]
     # In whatever order the parts come.
     found = merged(reversed(parts), len(queries.ids), k)
@@ -110,7 +95,7 @@ def test_cosine_of_every_dtype_equals_that_of_what_is_stored(
     tmp_path: Path, dtype: str, mapped: bool
 ) -> None:
     corpus, queries = make_corpus(tmp_path, dtype), ask(function="cosine")
-    found = merged([search_group(queries, 20, 1, mapped, one) for one in block_groups(corpus)], 5, 20)
+    found = merged([search_group(queries, 20, 1, mapped, one) for one in groups(corpus)], 5, 20)
     blocks = [read_block(corpus.folder, one) for one in corpus.blocks]
     vectors = torch.cat([one.full(0, len(one.ids)) for one in blocks]).double()
     want = torch.nn.functional.normalize(queries.vectors.double()) @ torch.nn.functional.normalize(vectors).T
@@ -127,21 +112,17 @@ def test_a_search_through_processes_gives_a_run(tmp_path: Path) -> None:
 
 def test_groups_do_not_depend_on_who_searches(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
-    assert [[one.rows for one in group.blocks] for group in block_groups(corpus, 150)] == [
-        [70, 1],
-        [100],
-        [129],
-    ]
+    assert [[one.rows for one in group.blocks] for group in groups(corpus, 150)] == [[70, 1], [100], [129]]
 
 
 def test_queries_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
-    wide = EncodedQueries(("q",), torch.zeros(1, 9), {}, "dot")
+    wide = SearchQueries(("q",), torch.zeros(1, 9), {}, "dot")
     with pytest.raises(ReasonEmbedError, match="8 dimensions; the queries' have 9"):
         search_corpus(corpus, wide, 1, Processes(1, 1))
     with pytest.raises(ReasonEmbedError, match="not finite"):
         search_corpus(
-            corpus, EncodedQueries(("q",), torch.full((1, 8), torch.nan), {}, "dot"), 1, Processes(1, 1)
+            corpus, SearchQueries(("q",), torch.full((1, 8), torch.nan), {}, "dot"), 1, Processes(1, 1)
         )
 
 

@@ -21,7 +21,11 @@ INLINE = re.compile(r"`(reasonembed [^`]+)`")
 
 
 def pages() -> dict[str, str]:
-    files = [*(ROOT / name for name in PAGES), *sorted((ROOT / "docs").glob("*.md"))]
+    files = [
+        *(ROOT / name for name in PAGES),
+        *sorted((ROOT / "examples").glob("pipeline-*.toml")),
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
     return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
 

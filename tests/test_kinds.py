@@ -41,7 +41,7 @@ def test_models_that_reason_have_tables_of_their_own(together: bool, tmp_path: P
     assert {"reasoning"} in held
     assert all(len(names) == 1 for names in held)
     (own,) = [table for table in tables if "models that reason" in table.name]
-    assert own.published == ""
+    assert own.published == own.name
     assert own.rows[0].rank == 1
 
 

@@ -826,3 +826,44 @@ def test_memory_is_flat() -> None:
         peaks.append(json.loads(done.stdout)["peak_mib"])
     assert peaks[1] < peaks[0] + 40
     assert peaks[1] < 1000
+
+
+def test_a_strict_budget_is_never_passed(tmp_path: Path) -> None:
+    # 10 tokens in and 5 out, at 1 and 2 a token: 20. What is known beforehand is the prompt's bytes and
+    # 16 tokens of the answer.
+    prices = {"price_in": 1e6, "price_out": 2e6}
+    with StubServer(delay=0.002) as server:
+        asked = endpoint(server, **prices)
+        most = asked.most_cost(asked.body(ask(0)))
+        budget = Budget(max_cost=most + 100, strict=True)
+        with LLMClient(asked, tmp_path, budget) as client, pytest.raises(BudgetExceeded, match="spent"):
+            answers(client, map(ask, range(1000)))
+        # Six are let through, one after the other: before each, the most that it can cost still fits.
+        assert 5 <= server.total <= 6
+        assert server.most_at_once == 1
+        # With room for many, many are on their way, and nothing is lost.
+        with LLMClient(asked, tmp_path, Budget(max_cost=1e9, strict=True)) as client:
+            assert len(answers(client, map(ask, range(100)))) == 100
+        assert server.most_at_once > 1
+        assert max(server.counts.values()) == 1
+
+
+def test_requests_may_be_made_of_earlier_answers(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def requests() -> Iterator[Request]:
+        for number in range(100):
+            # The answer to the request ten before is there by now.
+            assert len(seen) >= number - 9
+            yield ask(number)
+
+    with StubServer(delay=0.01) as server, LLMClient(endpoint(server), tmp_path) as client:
+        for answer in client.run(requests(), description="Testing", ahead=10):
+            seen.append(answer.key)
+        assert len(seen) == server.total == 100
+        assert server.most_at_once > 4
+        usage = client.usage
+        again = list(client.run(map(ask, range(100)), description="Testing"))
+        assert all(answer.cached for answer in again)
+        assert client.usage.cached_prompt_tokens == usage.prompt_tokens
+        assert client.usage.cached_completion_tokens == usage.completion_tokens

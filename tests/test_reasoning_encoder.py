@@ -16,9 +16,10 @@ from conftest import make_encoder, save_decoder
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.encoder import PROMPT, ReasoningEncoder, SelfReasoning
+from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
 from reasonembed_mteb.reasoning.generation import Decoding, Generation, row_vectors
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
+from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import ReasoningFile
 
 if TYPE_CHECKING:
@@ -84,13 +85,12 @@ def test_nothing_is_generated_twice(folder: Path, tmp_path: Path, monkeypatch: p
     again = load(folder, tmp_path).encode_query(QUERIES[::-1])
     np.testing.assert_array_equal(again, first[::-1])
     assert sum(seen) == 3
-    # Another instruction, another decoding, another prompt are other reasonings.
-    load(folder, tmp_path).encode_query(QUERIES[:1], task="biology")
-    load(folder, tmp_path, tokens=7).encode_query(QUERIES[:1])
-    load(folder, tmp_path, prompt="{query}\nThought: ").encode_query(QUERIES[:1])
-    assert sum(seen) == 6
+    # Another instruction, another decoding and another prompt are other reasonings.
+    load(folder, tmp_path, tokens=7, prompt="{query}\nThought: ").encode_query(QUERIES[:1], task="biology")
+    assert sum(seen) == 4
 
 
+@pytest.mark.slow
 def test_another_head_reasons_anew(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -107,11 +107,9 @@ def test_another_head_reasons_anew(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_query_is_cut_and_its_prompt_and_ending_stay(folder: Path, tmp_path: Path) -> None:
-    encoder = load(folder, tmp_path)
-    encoder.model.max_seq_length = 60
-    encoder = ReasoningEncoder(
-        ProtocolEncoder(encoder.model), SelfReasoning(encoder.model, str(folder), Decoding(8), tmp_path)
-    )
+    model = ReasonEmbed(str(folder), device="cpu")
+    model.max_seq_length = 60
+    encoder = ReasoningEncoder.of_itself(model, str(folder), Decoding(8), tmp_path)
     encoder.encode_query(["Why is the sky blue? " * 40])
     (_, one), *_ = encoder.figures[""].reasonings
     assert one.prompt_tokens == 60 - 8 - 2
@@ -143,10 +141,10 @@ def test_an_mteb_encoder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_shortened_vectors(folder: Path, tmp_path: Path) -> None:
-    whole = load(folder, tmp_path).encode_query(QUERIES)
-    model = ReasonEmbed(str(folder), device="cpu", truncate_dim=8)
-    short = ReasoningEncoder.of_itself(model, str(folder), Decoding(8), tmp_path).encode_query(QUERIES)
-    np.testing.assert_array_equal(short, whole[:, :8])
+    encoder = load(folder, tmp_path)
+    whole = encoder.encode_query(QUERIES)
+    encoder.model.truncate_dim = 8
+    np.testing.assert_array_equal(encoder.encode_query(QUERIES), whole[:, :8])
 
 
 def given(tmp_path: Path, *texts: str) -> ReasoningFile:
@@ -204,18 +202,16 @@ def test_models_that_cannot_reason(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bad_options(folder: Path, tmp_path: Path) -> None:
+    encoder = load(folder, tmp_path)
     with pytest.raises(ReasonEmbedError, match="0 queries at a time"):
-        load(folder, tmp_path, batch_size=0)
+        SelfReasoning(encoder.model, "x", Decoding(4), tmp_path, batch_size=0)
     with pytest.raises(ReasonEmbedError, match="once, where the query goes"):
-        load(folder, tmp_path, prompt="no place")
+        SelfReasoning(encoder.model, "x", Decoding(4), tmp_path, prompt="no place")
     with pytest.raises(ReasonEmbedError, match="task= or instruction="):
-        load(folder, tmp_path).encode_query(QUERIES, task="biology", instruction="x")
+        encoder.encode_query(QUERIES, task="biology", instruction="x")
     with pytest.raises(UnknownNameError, match="did you mean 'biology'"):
-        load(folder, tmp_path).encode_query(QUERIES, task="biologie")
-
-
-def test_no_query_at_all(folder: Path, tmp_path: Path) -> None:
-    assert load(folder, tmp_path).encode_query([]).shape == (0, 32)
+        encoder.encode_query(QUERIES, task="biologie")
+    assert encoder.encode_query([]).shape == (0, 32)
 
 
 CHILD = """
@@ -224,7 +220,7 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.encoder import SelfReasoning
+from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 from reasonembed_mteb.reasoning.generation import Decoding
 from reasonembed_mteb.reasoning.store import ReasoningStore
 

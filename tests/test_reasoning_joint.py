@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joint_ranks
 import pytest
 import torch
 from conftest import save_decoder
@@ -30,7 +34,6 @@ from reasonembed_mteb.training import CachedRedapterLoss, RedapterLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 EOS, PAD, COUNT = 2, 0, 3
 # Prompt and x, with or without targets: every kind of row.
@@ -325,6 +328,30 @@ def test_labels_are_left_as_they_were(model: Any) -> None:
     loss([columns[0], columns[2]])
     assert columns[0].keys() >= {KINDS, GENERATION, COMPRESSION}
     assert all(torch.equal(columns[0][name], value) for name, value in before.items())
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("joint_ranks.py"))]
+    ranks = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path), str(folder)], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for cached in (False, True):
+        loss, model = joint_ranks.build(str(folder), cached=cached)
+        wanted = joint_ranks.run(loss, model, joint_ranks.share(model, 0, 1))
+        mine = [one[cached] for one in found]
+        assert float(sum(one["loss"] for one in mine) / 2 - wanted["loss"]) == pytest.approx(0, abs=1e-9)
+        for one in mine:
+            close(one["grads"], wanted["grads"])
+            for name, value in wanted["metrics"].items():
+                assert float(one["metrics"][name]) == pytest.approx(float(value), abs=1e-9), name
 
 
 # The copy task: does what is read from K latents rise with K, and is it chance without any?

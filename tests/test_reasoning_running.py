@@ -13,9 +13,9 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.chapter_files import chapter_files
 from reasonembed_mteb.evaluation.reasoning_record import read_reasoning_run
-from reasonembed_mteb.reasoning.encoder import SelfReasoning
 from reasonembed_mteb.reasoning.generation import Decoding
 from reasonembed_mteb.reasoning.latents import add_latents
+from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 from reasonembed_mteb.reasoning.running import ReasoningModel, ReasoningPlan
 from reasonembed_mteb.reasoning.sources import ReasoningFile
 
@@ -75,6 +75,7 @@ def test_a_model_with_and_without_reasoning_are_two(folder: Path, tmp_path: Path
     assert len((file.parent / "seconds.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_taken_from_the_cache(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_what_is_recorded_is_taken_from_the_cache(
     assert "NoneType" in str(outcomes[1].error)
 
 
+@pytest.mark.slow
 def test_documents_are_encoded_once_for_all(folder: Path, tmp_path: Path) -> None:
     score(folder, tmp_path, None)
     shards = sorted((tmp_path / "vectors").rglob("*"))
@@ -114,11 +116,16 @@ def test_another_prompt_is_another_revision(folder: Path, tmp_path: Path) -> Non
     assert len({meta.name for meta in metas}) == 1
     assert len({meta.revision for meta in metas}) == 3
     assert base.revision not in {meta.revision for meta in metas}
-    score(folder, tmp_path, plans[0])
-    score(folder, tmp_path, plans[1])
+
+
+@pytest.mark.slow
+def test_two_prompts_have_a_record_each(folder: Path, tmp_path: Path) -> None:
+    score(folder, tmp_path, ReasoningPlan(Decoding(6)))
+    score(folder, tmp_path, ReasoningPlan(Decoding(6), prompt="{query}: "))
     assert len(chapter_files(tmp_path, "reasoning")) == 2
 
 
+@pytest.mark.slow
 def test_reasonings_from_a_file(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "thoughts.jsonl"
     rows = [{"task": BIOLOGY, "id": f"q{i}", "reasoning": WORDS[i]} for i in range(6)]

@@ -39,7 +39,7 @@ def profile(clean: list[float], varied: dict[str, list[list[float]]], **changes:
         for seed, scores in enumerate(lists)
     )
     queries = tuple(f"default/test/q{i}" for i in range(len(clean)))
-    made = Profile("a/one", "r", "Task", "d", 0.1, False, None, queries, tuple(clean), runs)
+    made = Profile("a/one", "r", "Task", "d", 0.1, False, None, queries, tuple(clean), runs, 1)
     return replace(made, **changes)
 
 

@@ -151,6 +151,27 @@ def test_paraphrases_and_bad_tasks(options: RunOptions) -> None:
         robustness_profile([resolve_model("bm25")], [mteb.get_task("STS12")], options, one)
 
 
+def test_a_profile_may_be_made_in_parts(options: RunOptions) -> None:
+    def made(**changes: Any) -> list[str]:
+        settings = ProfileSettings(**{"synonyms": SOURCE} | changes)
+        robustness_profile([resolve_model("bm25")], [mteb.get_task(BIOLOGY)], options, settings)
+        (held, *_), problems = read_profiles([options.output])
+        assert problems == []
+        assert held.wordnet == (SOURCE.digest if "synonyms" in {r.variation for r in held.runs} else None)
+        return [f"{run.variation} {run.seed}" for run in held.runs]
+
+    assert made(kinds=("synonyms",), seeds=(5,)) == ["synonyms 5"]
+    assert made(kinds=("keywords",)) == ["synonyms 5", "keywords None"]
+    # A kind that is run again replaces what it had.
+    assert made(kinds=("synonyms",), seeds=(27,)) == ["keywords None", "synonyms 27"]
+    (file,) = (options.output / "chapters" / "robustness").glob("*.json")
+    # What other data or variations gave does not stay.
+    file.write_text(
+        file.read_text(encoding="utf-8").replace('"version": 1', '"version": 0'), encoding="utf-8"
+    )
+    assert made(kinds=("naturalising",)) == ["naturalising None"]
+
+
 def test_a_damaged_record_is_left_out_and_named(options: RunOptions) -> None:
     one = ProfileSettings(kinds=("naturalising",))
     report = robustness_profile([resolve_model("bm25")], [mteb.get_task(BIOLOGY)], options, one)

@@ -111,7 +111,7 @@ def test_a_run_files_it_apart_with_the_same_prefix(bert: Path, tmp_path: Path) -
     tasks = [mteb.get_task(BIOLOGY), vary_task(mteb.get_task(BIOLOGY), SHUFFLE)]
     outcomes = run([resolve_model(str(bert), template=TEMPLATE)], tasks, options)
     assert [one.error for one in outcomes] == [None, None]
-    records = [read_record((one.scores or Path()).with_suffix(".json")) for one in outcomes]
+    records = [read_record((one.scores_file or Path()).with_suffix(".json")) for one in outcomes]
     assert records[0].query_prefix == records[1].query_prefix
     assert BIOLOGY_INSTRUCTION in (records[1].query_prefix or "")
     assert records[1].task == f"{BIOLOGY}.shuffle-5"

@@ -293,3 +293,22 @@ def test_a_document_without_length_scores_zero_as_in_mteb(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     queries, documents = np.array([[3.0, 4.0]], "float32"), np.array([[0, 0], [6, 8]], "float32")
     assert Similarity(None, queries).scores(documents).tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize(("columns", "k"), [(50, 7), (1000, 5), (5000, 60), (3001, 11)])
+@pytest.mark.parametrize("kind", ["drawn", "ties", "excluded", "one value"])
+def test_the_best_columns_are_those_of_a_whole_sort(columns: int, k: int, kind: str) -> None:
+    draw = np.random.default_rng(columns + k)
+    scores = draw.normal(size=(40, columns)).astype(np.float32)
+    if kind == "ties":
+        scores = np.round(scores, 1)
+    elif kind == "excluded":
+        scores[draw.random(scores.shape) < 0.5] = -np.inf
+        scores[3, 2:] = -np.inf
+    elif kind == "one value":
+        scores[::2] = 0.25
+    ranks = draw.permutation(columns)
+    found = topk.best(torch.from_numpy(scores), torch.from_numpy(ranks), k).numpy()
+    for row, chosen in zip(scores, found, strict=True):
+        expected = np.lexsort((ranks, -row.astype(np.float64)))[:k]
+        assert sorted(chosen.tolist()) == sorted(expected.tolist())

@@ -14,7 +14,7 @@ from reasonembed_mteb.store.corpora import (
     EncodedBlock,
     done_blocks,
     list_corpora,
-    open_stored_corpus,
+    open_stored,
     read_block,
     write_corpus,
 )
@@ -54,7 +54,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_corpus_comes_back(root: Place, mapped: bool) -> None:
     folder = fill(root)
-    corpus = open_stored_corpus(root)
+    corpus = open_stored(root)
     assert (corpus.name, corpus.rows, corpus.dimension) == ("c", 12, 8)
     assert corpus.fingerprint == {**FINGERPRINT, "stored_as": "auto"}
     for number, file in enumerate(corpus.blocks):
@@ -69,7 +69,7 @@ def test_a_corpus_comes_back(root: Place, mapped: bool) -> None:
 
 def test_int8_keeps_each_value_within_half_a_step(tmp_path: Path) -> None:
     fill(Place(tmp_path), "int8")
-    corpus = open_stored_corpus(Place(tmp_path))
+    corpus = open_stored(Place(tmp_path))
     data, want = read_block(corpus.folder, corpus.blocks[1]), block(1).vectors
     assert data.vectors.dtype == torch.int8
     steps = want.abs().amax(dim=1, keepdim=True) / 127
@@ -104,7 +104,7 @@ def test_the_stores_own_reader_takes_a_corpus(tmp_path: Path) -> None:
     store.add(fresh, np.ones(1, dtype=np.int32), torch.ones(1, 8))
     again = VectorStore(tmp_path, FINGERPRINT)
     assert len(again) == 13
-    assert open_stored_corpus(Place(tmp_path)).rows == 12
+    assert open_stored(Place(tmp_path)).rows == 12
     # A corpus that comes later is seen by a store that is open.
     keys = text_keys(["late"], "document")
     folder = CorpusFolder(Place(tmp_path), FINGERPRINT, "auto")
@@ -129,7 +129,7 @@ def test_upkeep_counts_a_corpus_and_prunes_what_nothing_names(tmp_path: Path) ->
 
 def test_a_damaged_block_is_named_and_pruned(tmp_path: Path) -> None:
     fill(Place(tmp_path))
-    corpus = open_stored_corpus(Place(tmp_path))
+    corpus = open_stored(Place(tmp_path))
     file = (corpus.folder.local or tmp_path) / corpus.blocks[0].file
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -139,24 +139,24 @@ def test_a_damaged_block_is_named_and_pruned(tmp_path: Path) -> None:
             read_block(corpus.folder, corpus.blocks[0], mapped=mapped)
     assert prune_store(tmp_path) == [f"removed {file}"]
     with pytest.raises(StoreError, match=r"c in .* is not complete"):
-        open_stored_corpus(Place(tmp_path))
+        open_stored(Place(tmp_path))
 
 
 def test_which_corpus_is_said_where_there_are_several(root: Place) -> None:
     with pytest.raises(StoreError, match="there is no corpus in"):
-        open_stored_corpus(root)
+        open_stored(root)
     fill(root)
     fill(root, "float16", name="d")
     assert {one.name for one in list_corpora(root)} == {"c", "d"}
     with pytest.raises(StoreError, match="several: choose one with --corpus: "):
-        open_stored_corpus(root)
-    assert open_stored_corpus(root, "d").blocks[0].dtype == "float16"
+        open_stored(root)
+    assert open_stored(root, "d").blocks[0].dtype == "float16"
     with pytest.raises(UnknownNameError, match="unknown corpus 'e'"):
-        open_stored_corpus(root, "e")
+        open_stored(root, "e")
 
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     folder = fill(Place(tmp_path))
     folder.place.write("manifest-c.json", b'{"layout": 1, "shards": [{"file": "x"}], "dimension": 8}')
     with pytest.raises(ReasonEmbedError, match=r"manifest-c\.json is damaged"):
-        open_stored_corpus(Place(tmp_path))
+        open_stored(Place(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.retrieval import nearest
+from reasonembed_mteb.retrieval.lexical import LexicalModel
 from reasonembed_mteb.training import mining
 from reasonembed_mteb.training.mining import mine_pairs
 from reasonembed_mteb.training.negatives import MiningRules
@@ -229,3 +231,28 @@ def test_what_cannot_be_mined_is_refused(pairs: Pairs, model: Any, store: Path) 
 
     with pytest.raises(ReasonEmbedError, match="gives no dense vector a text"):
         mine_pairs(pairs, mteb.get_model("mteb/baseline-bm25s"), MiningRules(), store=store)
+
+
+def test_bm25_finds_what_brute_force_finds(tmp_path: Path) -> None:
+    bm25s = pytest.importorskip("bm25s")
+    draw = random.Random(5)
+    words = [f"word{number}" for number in range(40)]
+    texts = [" ".join(draw.choices(words, k=12)) for _ in range(120)]
+    rows = [{"query": " ".join(text.split()[:4]), "pos": [text]} for text in texts[:20]]
+    for name, lines in (
+        ("pairs", rows),
+        ("corpus", [{"_id": f"d{i}", "text": t} for i, t in enumerate(texts)]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = read_pairs(str(tmp_path / "pairs.jsonl"), corpus=str(tmp_path / "corpus.jsonl"))
+    rules = MiningRules(negatives=5, relative_margin=0.1)
+    found = mine_pairs(pairs, LexicalModel(), rules)
+    index = bm25s.BM25(k1=1.5, b=0.75, delta=0.5, method="lucene")
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    for place, row in enumerate(rows):
+        scores = index.get_scores(row["query"].split())
+        candidates = np.argsort(-scores, kind="stable")[:52]
+        kept = [c for c in candidates if c != place and 0 < scores[c] <= scores[place] * 0.9][:5]
+        assert sorted(scores[found.negatives[place]]) == pytest.approx(sorted(scores[kept]))
+        assert found.positive_scores[place] == pytest.approx([scores[place]])
+    assert sum(map(len, found.negatives)) > 60

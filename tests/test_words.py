@@ -30,6 +30,10 @@ def kept(text: str) -> list[str]:
         ("in /usr/lib/x and ./run and a/b/c", ["/usr/lib/x", "./run", "a/b/c"]),
         ("use torch_dtype, camelCase and x86", ["torch_dtype", "camelCase", "x86"]),
         ("where a = b + c holds", ["a = b + c"]),
+        (
+            "the matrix \U0001d434 and \u2211 of \U0001d465\u2081",
+            ["\U0001d434", "\u2211", "\U0001d465\u2081"],
+        ),
         ("call foo(bar) or List::new", ["foo(bar", "List::new"]),
         ("the --flag of 2016 at 30%", ["--flag", "2016", "30%"]),
         ("so\n\n    x is\n    y is\n\nand on", ["    x is", "    y is"]),
@@ -54,7 +58,7 @@ def test_words_are_what_is_left() -> None:
 
 
 def test_the_study_protects_nothing_and_has_textattacks_words() -> None:
-    words = split_words("_Don't call `np.where(x_1)` on -5!", official=True)
+    words = split_words("_Don't call' `np.where(x_1_)` on -5!", official=True)
     assert words.protected == []
     assert words.words == ["Don't", "call", "np", "where", "x_1", "on", "5"]
 

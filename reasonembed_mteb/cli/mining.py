@@ -27,7 +27,7 @@ def mine(
             help="Queries with positives: rows as for `train`, a BEIR or BRIGHT folder, a hub name."
         ),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Embedding model: name or directory.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Embedding model: name or directory; or bm25.")],
     output: Annotated[Path, typer.Option(help="JSON Lines to write; the record goes next to it.")],
     corpus: Annotated[
         str | None, typer.Option(help="Documents to mine in, where --pairs has no corpus of its own.")
@@ -81,7 +81,8 @@ def mine(
 ) -> None:
     """Mine hard negatives for queries that have positives; the file trains with `reasonembed train`."""
     connect(debug)
-    from reasonembed_mteb.evaluation.resolving import resolve_model
+    from reasonembed_mteb.evaluation.resolving import BM25, resolve_model
+    from reasonembed_mteb.retrieval.lexical import LexicalModel
     from reasonembed_mteb.training.mined_file import mine_file
     from reasonembed_mteb.training.negatives import MiningRules
     from reasonembed_mteb.training.pairs import read_pairs
@@ -117,7 +118,7 @@ def mine(
         record = mine_file(
             read,
             output,
-            meta.load_model(device=device),
+            LexicalModel() if meta.name == BM25 else meta.load_model(device=device),
             rules,
             reranker=chosen,
             store=store,

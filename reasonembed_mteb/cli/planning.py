@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mteb.models import ModelMeta
 
-    from reasonembed_mteb.evaluation.costs import Speed, Total
+    from reasonembed_mteb.evaluation.costs import MeasuredSpeed, Total
     from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import RunOptions
 
@@ -114,7 +114,7 @@ def _token_lines(total: Total) -> list[str]:
 
 def _speed(
     meta: ModelMeta, plans: Sequence[TaskPlan], options: RunOptions, measure_speed: bool
-) -> Speed | None:
+) -> MeasuredSpeed | None:
     from reasonembed_mteb.evaluation.costs import mean_tokens, measured_speed, recorded_speed
     from reasonembed_mteb.evaluation.plan import Reader
 
@@ -127,7 +127,7 @@ def _speed(
         return None
 
 
-def _hours(total: Total, speed: Speed | None) -> str:
+def _hours(total: Total, speed: MeasuredSpeed | None) -> str:
     if speed is None:
         return "hours: not known; --measure-speed measures this machine's, and earlier runs record it"
     more = " for the tokens that are known" if total.without_tokens else ""
@@ -135,7 +135,7 @@ def _hours(total: Total, speed: Speed | None) -> str:
     return f"hours: {total.hours(speed):,.2f}{more}, at {rate} ({speed.how})"
 
 
-def _disk(meta: ModelMeta, total: Total, speed: Speed | None, options: RunOptions) -> str:
+def _disk(meta: ModelMeta, total: Total, speed: MeasuredSpeed | None, options: RunOptions) -> str:
     chosen = (meta.experiment_kwargs or {}).get("embed_dim") or meta.embed_dim
     dimensions = chosen if isinstance(chosen, int) else speed.dimensions if speed is not None else None
     if options.store is None or "dense" not in (meta.model_type or ()):

@@ -217,7 +217,7 @@ def _plans(
 ) -> list[ReasoningPlan | None]:
     """Return every way of reasoning that was asked for; None for the model alone."""
     from reasonembed_mteb.prompts import unescape_template
-    from reasonembed_mteb.reasoning.encoder import PROMPT
+    from reasonembed_mteb.reasoning.reasoner import PROMPT
     from reasonembed_mteb.reasoning.running import ReasoningPlan
     from reasonembed_mteb.reasoning.sources import (
         QUESTION,

@@ -135,7 +135,7 @@ def encode(
     """Encode a corpus of any size into a store; run again, it goes on where it stopped."""
     connect(debug)
     from reasonembed_mteb.distributed.encode import encode_corpus
-    from reasonembed_mteb.distributed.worker import EncodeJob, ModelChoice, WorkerOptions
+    from reasonembed_mteb.distributed.worker import EncodeJob, ModelChoice, Speed
 
     choice = ModelChoice(
         name=_model_name(model),
@@ -149,9 +149,7 @@ def encode(
     given |= {"compile_layers": compile_layers}
     started = time.monotonic()
     with machines(cluster, workers, threads, gpus_per_worker) as where:
-        job = EncodeJob(
-            choice, WorkerOptions(threads=where.threads, **given), absolute(output), dtype, block_tokens
-        )
+        job = EncodeJob(choice, Speed(threads=where.threads, **given), absolute(output), dtype, block_tokens)
         job.check()
         say(f"{where.workers} workers of {where.threads} threads")
         done = encode_corpus(
@@ -239,17 +237,17 @@ def search(
     connect(debug)
     from reasonembed_mteb.distributed.inputs import read_queries
     from reasonembed_mteb.distributed.search import chosen_model, encode_queries, search_corpus
-    from reasonembed_mteb.distributed.worker import WorkerOptions
+    from reasonembed_mteb.distributed.worker import Speed
     from reasonembed_mteb.retrieval.trec import write_run
-    from reasonembed_mteb.store.corpora import open_stored_corpus
+    from reasonembed_mteb.store.corpora import open_stored
     from reasonembed_mteb.store.places import Place
 
-    found = open_stored_corpus(Place(store), corpus)
+    found = open_stored(Place(store), corpus)
     texts, pairs = read_queries(queries, excluded)
     moved = _model_name(model) if model else None
     choice = chosen_model(found, name=moved, task=task, instruction=instruction)
     with machines(cluster, workers, threads, 0 if cluster else None) as where:
-        speed = WorkerOptions(device, where.threads, batch_tokens, attn, "off")
+        speed = Speed(device, where.threads, batch_tokens, attn, "off")
         asked = encode_queries(found, choice, speed, texts, pairs)
         started = time.monotonic()
         run = search_corpus(found, asked, top_k, where, progress=debug or sys.stderr.isatty())

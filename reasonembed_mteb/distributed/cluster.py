@@ -336,8 +336,8 @@ def share_out(choice: ClusterChoice, cores: Sequence[int], gpus: Sequence[float]
     threads = choice.threads or next((count for count in most if fitting(count) >= workers), 1)
     if not workers or workers > fitting(threads):
         msg = (
-            f"the cluster has {sum(cores)} processors and {sum(gpus):g} GPUs on {len(cores)} machines, room "
-            f"for {fitting(threads)} workers of {threads} threads and {each:g} GPUs, not {workers or 1}; "
+            f"the cluster has {sum(cores)} processors and {sum(gpus):g} GPUs on {len(cores)} machines, "
+            f"room for {fitting(threads)} workers of {threads} threads and {each:g} GPUs, not {workers}; "
             "give fewer --workers, --threads or --gpus-per-worker, or add machines"
         )
         raise ReasonEmbedError(msg)

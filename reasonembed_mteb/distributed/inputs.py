@@ -63,7 +63,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class InputDocument:
+class InputText:
     """A row of the input.
 
     Attributes:
@@ -85,7 +85,7 @@ class Block:
     """
 
     key: str
-    documents: tuple[InputDocument, ...]
+    documents: tuple[InputText, ...]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _parquet(url: str) -> Iterator[Any]:
         yield file
 
 
-def read_slice(one: Slice) -> Iterator[InputDocument]:
+def read_slice(one: Slice) -> Iterator[InputText]:
     """Read the documents of a slice, in order.
 
     Args:
@@ -204,7 +204,7 @@ def read_slice(one: Slice) -> Iterator[InputDocument]:
         if not (text or title or has_text(record)):
             msg = f"{_where(one, place)}: the document {name!r} has no text; mend or leave out the row"
             raise DataError(msg)
-        yield InputDocument(name, document_text(title, text))
+        yield InputText(name, document_text(title, text))
 
 
 def _where(one: Slice, place: int) -> str:
@@ -271,7 +271,7 @@ def _raw_lines(one: Slice) -> Iterator[tuple[int, bytes]]:
             position += len(line)
 
 
-def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterator[Block]:
+def blocks(documents: Iterable[InputText], tokens: int, salt: str) -> Iterator[Block]:
     """Cut documents into blocks.
 
     Args:
@@ -282,7 +282,7 @@ def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterat
     Yields:
         Blocks of at most 8,192 documents.
     """
-    held: list[InputDocument] = []
+    held: list[InputText] = []
     cost = 0
     for document in documents:
         own = 1 + len(document.text) // _CHARACTERS_PER_TOKEN
@@ -295,7 +295,7 @@ def blocks(documents: Iterable[InputDocument], tokens: int, salt: str) -> Iterat
         yield Block(_key(held, salt), tuple(held))
 
 
-def _key(documents: Sequence[InputDocument], salt: str) -> str:
+def _key(documents: Sequence[InputText], salt: str) -> str:
     digest = xxhash.xxh3_128(salt.encode())
     for one in documents:
         name, text = one.id.encode(), one.text.encode("utf-8", "surrogatepass")

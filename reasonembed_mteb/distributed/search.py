@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reasonembed_mteb.distributed.processes import Machines
-    from reasonembed_mteb.distributed.worker import ModelChoice, WorkerOptions
+    from reasonembed_mteb.distributed.worker import ModelChoice, Speed
     from reasonembed_mteb.store.corpora import BlockData, BlockFile, StoredCorpus
     from reasonembed_mteb.store.places import Place
 
@@ -39,7 +39,7 @@ _QUERIES = 1024
 
 
 @dataclass(frozen=True)
-class EncodedQueries:
+class SearchQueries:
     """What is asked.
 
     Attributes:
@@ -83,11 +83,11 @@ class Group:
     blocks: tuple[BlockFile, ...]
 
 
-def block_groups(corpus: StoredCorpus, rows: int = GROUP_ROWS) -> list[Group]:
+def groups(corpus: StoredCorpus, rows: int = GROUP_ROWS) -> list[Group]:
     """Cut a corpus into groups of blocks.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_stored_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored`.
         rows: Documents of a group, as far as blocks allow.
     """
     found: list[list[BlockFile]] = []
@@ -201,7 +201,7 @@ class Best:
         return Hits(scores, documents, ids.take(pa.array(used)))
 
 
-def search_group(queries: EncodedQueries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
+def search_group(queries: SearchQueries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
     """Search some blocks.
 
     Args:
@@ -282,12 +282,12 @@ def merged(parts: Iterable[Hits], queries: int, k: int) -> Hits:
 
 
 def search_corpus(
-    corpus: StoredCorpus, queries: EncodedQueries, k: int, machines: Machines, *, progress: bool = False
+    corpus: StoredCorpus, queries: SearchQueries, k: int, machines: Machines, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Search a corpus exactly.
 
     Args:
-        corpus: See `reasonembed_mteb.store.corpora.open_stored_corpus`.
+        corpus: See `reasonembed_mteb.store.corpora.open_stored`.
         queries: What is asked.
         k: Documents of each query.
         machines: Where.
@@ -308,7 +308,7 @@ def search_corpus(
             f"{queries.vectors.shape[1]}, or values that are not finite: give the model that encoded it"
         )
         raise ReasonEmbedError(msg)
-    every = block_groups(corpus)
+    every = groups(corpus)
     function = partial(search_group, queries, k, machines.threads, True)
     parts = tqdm(machines.compute(every, function), total=len(every), desc="Searching", disable=not progress)
     found = merged(parts, len(queries.ids), k)
@@ -351,10 +351,10 @@ def chosen_model(
 def encode_queries(
     corpus: StoredCorpus,
     choice: ModelChoice,
-    speed: WorkerOptions,
+    speed: Speed,
     texts: Mapping[str, str],
     excluded: Mapping[str, Collection[str]],
-) -> EncodedQueries:
+) -> SearchQueries:
     """Encode queries with the model that encoded a corpus.
 
     Args:
@@ -367,14 +367,14 @@ def encode_queries(
     Raises:
         ReasonEmbedError: If it is another model, or its similarity is neither cosine nor a dot product.
     """
-    from reasonembed_mteb.distributed.worker import encode_call, load_on_worker
+    from reasonembed_mteb.distributed.worker import encode_call, load_encoder
     from reasonembed_mteb.retrieval.topk import matrix_function
     from reasonembed_mteb.store.encoder import encode_columns, model_fingerprint
 
     if not texts:
         msg = "there are no queries; give a file with at least one"
         raise DataError(msg)
-    model = load_on_worker(choice, speed)
+    model = load_encoder(choice, speed)
     _check_same(corpus, model_fingerprint(model), choice.name)
     function = matrix_function(model)
     if function is None:
@@ -383,7 +383,7 @@ def encode_queries(
     ids, asked = list(texts), list(texts.values())
     call = encode_call(choice, "query")
     vectors, _ = encode_columns(model, {"id": ids, "text": asked, "query": asked}, call)
-    return EncodedQueries(tuple(ids), vectors.float(), excluded, function)
+    return SearchQueries(tuple(ids), vectors.float(), excluded, function)
 
 
 # What differs where the same model runs on another kind of device.

@@ -50,7 +50,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class WorkerOptions:
+class Speed:
     """How a worker computes.
 
     Attributes:
@@ -82,7 +82,7 @@ class EncodeJob:
     """
 
     model: ModelChoice
-    speed: WorkerOptions
+    speed: Speed
     store: str
     dtype: str = "auto"
     block_tokens: int = 1 << 18
@@ -146,7 +146,7 @@ class BlockEncoder:
         from reasonembed_mteb.store.encoder import model_fingerprint, storable
 
         self._job = job
-        self.model = load_on_worker(job.model, job.speed)
+        self.model = load_encoder(job.model, job.speed)
         if not storable(self.model):
             msg = f"{job.model.name} gives no single dense vector a text, so no store can hold it"
             raise ReasonEmbedError(msg)
@@ -224,7 +224,7 @@ def encode_call(choice: ModelChoice, side: str) -> dict[str, Any]:
     }
 
 
-def load_on_worker(choice: ModelChoice, speed: WorkerOptions) -> Any:  # noqa: ANN401 - mteb's EncoderProtocol
+def load_encoder(choice: ModelChoice, speed: Speed) -> Any:  # noqa: ANN401 - mteb's EncoderProtocol
     """Load a model as a run does, to encode by token budget.
 
     Args:

@@ -34,7 +34,7 @@ _ROWS = 32
 
 
 @dataclass(frozen=True)
-class Speed:
+class MeasuredSpeed:
     """How fast a model reads here.
 
     Attributes:
@@ -85,7 +85,7 @@ class Total:
     without_texts: tuple[str, ...]
     shared: tuple[Shared, ...]
 
-    def hours(self, speed: Speed) -> float:
+    def hours(self, speed: MeasuredSpeed) -> float:
         """Return the hours of encoding, search apart.
 
         Args:
@@ -161,7 +161,7 @@ def _most(plans: Iterable[TaskPlan], column: str) -> int:
     return max((getattr(plan, column) or 0 for plan in plans), default=0)
 
 
-def recorded_speed(output: Path, meta: ModelMeta) -> Speed | None:
+def recorded_speed(output: Path, meta: ModelMeta) -> MeasuredSpeed | None:
     """Return a model's speed in earlier runs on a device of the same name, or None.
 
     The fastest run counts: a run's time holds its search too, and what came from the store is not read again.
@@ -170,7 +170,7 @@ def recorded_speed(output: Path, meta: ModelMeta) -> Speed | None:
         output: Folder of results; see `reasonembed_mteb.evaluation.record`.
         meta: The model.
     """
-    best: Speed | None = None
+    best: MeasuredSpeed | None = None
     device = _device_name()
     for file in sorted((output / "records").rglob("*.json")):
         try:
@@ -182,7 +182,7 @@ def recorded_speed(output: Path, meta: ModelMeta) -> Speed | None:
         if known and (cost.tokens or 0) >= _ENOUGH_TOKENS:
             speed = (cost.tokens or 0) / (cost.seconds or 1)
             if best is None or speed > best.tokens_a_second:
-                best = Speed(speed, f"the fastest earlier run, {record.task}", cost.dimensions)
+                best = MeasuredSpeed(speed, f"the fastest earlier run, {record.task}", cost.dimensions)
     return best
 
 
@@ -202,7 +202,9 @@ def mean_tokens(plans: Sequence[TaskPlan]) -> int:
     return round(sum(t for _, t in known) / sum(d for d, _ in known)) if known else 256
 
 
-def measured_speed(meta: ModelMeta, options: RunOptions, tokens: int, characters_a_token: float) -> Speed:
+def measured_speed(
+    meta: ModelMeta, options: RunOptions, tokens: int, characters_a_token: float
+) -> MeasuredSpeed:
     """Encode the embedded benchmark's texts for some seconds, as a run would.
 
     Args:
@@ -236,7 +238,7 @@ def measured_speed(meta: ModelMeta, options: RunOptions, tokens: int, characters
         msg = f"{meta.name} counts no tokens: its speed cannot be measured"
         raise ReasonEmbedError(msg)
     how = f"measured now, texts of {round(read / encoding_figures(model)['texts'])} tokens"
-    return Speed(read / seconds, how, width)
+    return MeasuredSpeed(read / seconds, how, width)
 
 
 def _texts_of(characters: int) -> list[str]:

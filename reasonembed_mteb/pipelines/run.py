@@ -76,11 +76,7 @@ class PipelineOutcome:
 class Pipeline:
     """Stages of retrieval, scored as one by MTEB.
 
-    Example:
-        >>> from pathlib import Path
-        >>> from reasonembed_mteb import Pipeline, load_tasks
-        >>> pipeline = Pipeline.from_toml(Path("examples/pipeline-fusion.toml"))  # doctest: +SKIP
-        >>> pipeline.run(load_tasks("BRIGHT(ReasonEmbed)"), max_price=5.0)  # doctest: +SKIP
+    docs/pipelines.md shows a file and how it is run.
     """
 
     def __init__(self, config: PipelineConfig) -> None:

@@ -368,8 +368,8 @@ def _reasoning_seconds(
     if not options.reasoning_tokens:
         return 0.0
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
-    from reasonembed_mteb.reasoning.encoder import SelfReasoning
     from reasonembed_mteb.reasoning.generation import Decoding
+    from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 
     model: SentenceTransformer = ReasonEmbed(name, device=device)
     questions = list(dict.fromkeys(one.question for one in examples))

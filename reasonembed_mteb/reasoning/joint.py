@@ -220,9 +220,10 @@ class JointLossMixin(GradedLossMixin):
             handle.remove()
 
     def _add_sums(self, module: nn.Module, given: tuple[Any, ...], features: dict[str, Any]) -> None:
-        if KINDS not in features:
-            return
         hidden = features["token_embeddings"]
+        if KINDS not in features:
+            features["sentence_embedding"] = features["sentence_embedding"] + self._no_logits(hidden)
+            return
         sums: list[Tensor] = []
         for key, weight in self._terms().items():
             labels = features[key]
@@ -231,6 +232,13 @@ class JointLossMixin(GradedLossMixin):
             sums += row_losses(self._to_head(hidden), labels, self.head, self.left_out)
         vectors = features["sentence_embedding"]
         features["sentence_embedding"] = torch.cat([vectors, torch.stack(sums, dim=1)], dim=1)
+
+    def _no_logits(self, hidden: Tensor) -> Tensor | float:
+        """Return 0 through the head: DistributedDataParallel wants each trained weight in every pass."""
+        if not torch.is_grad_enabled() or not any(one.requires_grad for one in self.head.parameters()):
+            return 0.0
+        none: Tensor = self.head(self._to_head(hidden[:0]))
+        return none.sum().to(hidden.dtype)
 
     def _terms(self) -> dict[str, float]:
         return {GENERATION: self.generation_weight, COMPRESSION: self.compression_weight}

@@ -22,14 +22,9 @@ from reasonembed_mteb.evaluation.reasoning_record import (
 from reasonembed_mteb.evaluation.runner import output_folder
 from reasonembed_mteb.evaluation.runner import run as run_models
 from reasonembed_mteb.files import fingerprint, json_line, write_whole
-from reasonembed_mteb.reasoning.encoder import (
-    BATCH_SIZE,
-    PROMPT,
-    ReasoningEncoder,
-    ReasoningFigures,
-    SelfReasoning,
-)
+from reasonembed_mteb.reasoning.encoder import ReasoningEncoder, ReasoningFigures
 from reasonembed_mteb.reasoning.latents import latent_ids
+from reasonembed_mteb.reasoning.reasoner import BATCH_SIZE, PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import check_prompt
 
 if TYPE_CHECKING:

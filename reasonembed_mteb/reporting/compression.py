@@ -122,6 +122,8 @@ def _curve(runs: Sequence[CompressionRun]) -> Figure:
     for axes, name in ((left, "f1"), (right, "cross_entropy")):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xscale("log")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis("{x:g}")
         axes.set_xlabel("tokens of a text / positions that stand for it")
         for number, run in enumerate(runs):
             color = f"C{number % 10}"
@@ -135,6 +137,7 @@ def _curve(runs: Sequence[CompressionRun]) -> Figure:
                 value = next(getattr(one, name) for one in run.readings if one.context == context)
                 label = figure_text(f"{_label(run)}: {context}")
                 axes.axhline(value, linestyle=style, color=color, linewidth=1, label=label)
+    left.set_ylim(0, 1.05)
     left.set_ylabel("F1")
     right.set_ylabel("cross entropy, nats a token")
     left.set_title(_TITLE, fontsize=10, loc="left")

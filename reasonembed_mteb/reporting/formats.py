@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.reporting.inspecting import Document, QueryEntry, QueryReport
     from reasonembed_mteb.reporting.tables import Cost, Mean, ModelRow, ScoreTable
+    from reasonembed_mteb.reporting.trails import Move, StageTrail
 
 MISSING = "-"
 # Columns of a terminal table that goes into a file or a pipe, which has no width.
@@ -325,7 +326,38 @@ def as_query_report(look: QueryReport, width: int | None = None) -> str:
         lines.append(as_table(Grid(title, head, top, words=5), width))
         gold = tuple(_document_row(document) for document in answer.gold)
         lines.append(as_table(Grid("relevant documents", head, gold, words=5), width))
+    for trail in look.trails:
+        for stage in trail.stages:
+            lines += _trail_lines(trail.pipeline, stage, look, width)
     return "\n".join(lines)
+
+
+def _trail_lines(pipeline: str, stage: StageTrail, look: QueryReport, width: int | None) -> Iterator[str]:
+    """Yield one stage of a pipeline: what it wrote, and what it moved."""
+    yield visible(f"{pipeline}, {stage.stage} ({stage.kind})")
+    for own in stage.texts.values():
+        # Most repeat the query first.
+        written = [text.removeprefix(look.text or "").strip() or text for text in own]
+        yield from (visible(f"  {_beginning(text, 3 * _SHOWN)}") for text in written)
+    head = ("rank", "before", "document", "score", "relevant", "text")
+    for name, moves in stage.top.items():
+        rows = tuple(_move_row(move, look.documents) for move in moves)
+        ranks = ", ".join(MISSING if one.rank is None else str(one.rank) for one in stage.gold[name])
+        title = name if len(stage.top) > 1 else stage.stage
+        yield as_table(
+            Grid(title, head, rows, (f"ranks of the relevant documents: {ranks}",), words=6), width
+        )
+
+
+def _move_row(move: Move, texts: Mapping[str, str]) -> tuple[str, ...]:
+    return (
+        MISSING if move.rank is None else str(move.rank),
+        MISSING if move.before is None else str(move.before),
+        move.document,
+        MISSING if move.score is None else f"{move.score:.4f}",
+        "yes" if move.relevant else "",
+        _beginning(texts.get(move.document), _SHOWN),
+    )
 
 
 def _document_row(document: Document) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
@@ -14,11 +14,13 @@ from reasonembed_mteb.reporting.queries import (
     read_scores_by_query,
 )
 from reasonembed_mteb.reporting.tables import metric_name
+from reasonembed_mteb.reporting.trails import query_trail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reasonembed_mteb.reporting.results import Model, Result, ResultSet
+    from reasonembed_mteb.reporting.trails import Trail
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class QueryReport:
         metric: What the scores are.
         answers: One per model.
         missing: Why there are no texts, or an empty string.
+        trails: The query through the stages of each pipeline.
+        documents: Texts of the documents that the trails show.
     """
 
     task: str
@@ -76,6 +80,8 @@ class QueryReport:
     metric: str
     answers: list[ModelAnswer]
     missing: str = ""
+    trails: list[Trail] = field(default_factory=list)
+    documents: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,10 @@ def inspect_query(
     if not holders:
         raise unknown_name("query", query, dict.fromkeys(name for ids in scores for name in ids))
     documents = {name for _, _, f in holders for name in (*f.gold, *(hit for hit, _ in f.hits[:top]))}
+    walked = [query_trail(one, labels[one.model], query, f.gold, top) for one, _, f in holders]
+    trails = [trail for trail in walked if trail is not None]
+    moved = {name for trail in trails for name in trail.documents}
+    documents |= moved
     texts = local_texts(task, [query], documents)
     answers = []
     for one, by_query, f in holders:
@@ -135,7 +145,8 @@ def inspect_query(
         answers.append(ModelAnswer(labels[one.model], by_query[query], shown, gold))
     answers.sort(key=lambda answer: (-answer.score, answer.model))
     metric = metric_name(main_metric(kept[0]))
-    return QueryReport(task, query, texts.queries.get(query), metric, answers, texts.missing)
+    own = {name: text for name, text in texts.documents.items() if name in moved}
+    return QueryReport(task, query, texts.queries.get(query), metric, answers, texts.missing, trails, own)
 
 
 def _document(name: str, ranks: dict[str, tuple[int, float]], gold: Sequence[str], texts: Texts) -> Document:

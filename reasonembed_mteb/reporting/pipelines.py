@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.escaping import figure_text
 from reasonembed_mteb.evaluation.kinds import PIPELINE
 from reasonembed_mteb.evaluation.stages import (
@@ -22,7 +22,7 @@ from reasonembed_mteb.evaluation.stages import (
 from reasonembed_mteb.reporting.chapters import Chapter
 from reasonembed_mteb.reporting.formats import MISSING, Grid, percent
 from reasonembed_mteb.reporting.published import MEAN, published_scores
-from reasonembed_mteb.retrieval.rows import row_of_task
+from reasonembed_mteb.retrieval.rows import benchmarks, row_of_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,11 +42,11 @@ _TUNED = "tuned on test: its weights were chosen by the labels that it is scored
 
 @dataclass(frozen=True)
 class PipelineSummary:
-    """One pipeline over the tasks of one benchmark.
+    """One pipeline over tasks of one benchmark.
 
     Attributes:
         pipeline: Its name, with its revision where two share one.
-        benchmark: Whose tasks.
+        benchmark: Whose tasks; which of them where not all were run, so that other ones are not compared.
         tasks: How many were scored.
         queries: How many, over all of them.
         stages: Each with means over the tasks, and sums of what it cost.
@@ -113,7 +113,7 @@ def summarised(records: Sequence[PipelineRecord]) -> list[PipelineSummary]:
         grouped.setdefault((_benchmark(record), record.pipeline, record.revision), []).append(record)
     names = {name: {r for b, n, r in grouped if n == name} for _, name, _ in grouped}
     made = [
-        _summary(f"{name} @{revision[:8]}" if len(names[name]) > 1 else name, benchmark, own)
+        _summary(f"{name} @{revision[:8]}" if len(names[name]) > 1 else name, _compared(benchmark, own), own)
         for (benchmark, name, revision), own in grouped.items()
     ]
     return sorted(made, key=lambda one: (one.benchmark, -one.score, one.pipeline))
@@ -123,6 +123,15 @@ def _benchmark(record: PipelineRecord) -> str:
     row = row_of_task(record.task)
     name = row.benchmark if row is not None else record.task
     return f"{name}, first {record.limit} queries" if record.limit else name
+
+
+def _compared(benchmark: str, records: Sequence[PipelineRecord]) -> str:
+    """Return a benchmark's name, with the tasks where some are missing: means over others say nothing."""
+    known = benchmarks().get(benchmark.partition(", first ")[0], [])
+    tasks = sorted(record.task for record in records)
+    if len(tasks) >= len(known):
+        return benchmark
+    return f"{benchmark}, {len(tasks)} of {len(known)} tasks ({first_names(tasks, 2)})"
 
 
 def _summary(name: str, benchmark: str, records: Sequence[PipelineRecord]) -> PipelineSummary:
@@ -200,9 +209,9 @@ def pareto_front(summaries: Sequence[PipelineSummary]) -> list[PipelineSummary]:
 
 
 def _chapter(summaries: Sequence[PipelineSummary]) -> Chapter:
-    benchmarks = dict.fromkeys(one.benchmark for one in summaries)
+    compared = dict.fromkeys(one.benchmark for one in summaries)
     grids, pictures = [], {}
-    for number, benchmark in enumerate(benchmarks):
+    for number, benchmark in enumerate(compared):
         own = [one for one in summaries if one.benchmark == benchmark]
         grids.append(_cost_grid(benchmark, own))
         grids += [_stage_grid(one) for one in own]
@@ -289,7 +298,7 @@ def waterfall(summary: PipelineSummary) -> Figure:
     from reasonembed_mteb.reporting.pictures import BLUE, GREY, ORANGE, new_figure
 
     steps = waterfall_steps(summary)
-    figure, axes = new_figure(2.5 + 1.1 * len(steps), 3.6)
+    figure, axes = new_figure(max(7.0, 2.5 + 1.1 * len(steps)), 4.0)
     before = 0.0
     for place, step in enumerate(steps):
         after = 100 * step.score
@@ -297,7 +306,7 @@ def waterfall(summary: PipelineSummary) -> Figure:
         low, high = sorted((before, after))
         axes.bar(place, high - low, 0.6, low, color=color)
         told = f"{after:.1f}" if not place else f"{after:.1f} ({after - before:+.1f})"
-        axes.text(place, high + 0.6, told, ha="center", fontsize=8)
+        axes.annotate(told, (place, high), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         if place + 1 < len(steps):
             axes.hlines(after, place - 0.3, place + 1.3, color=GREY, linewidth=0.7)
         before = after
@@ -306,7 +315,9 @@ def waterfall(summary: PipelineSummary) -> Figure:
     axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("nDCG@10, %")
-    axes.set_title(figure_text(f"{summary.pipeline} on {summary.benchmark}"), fontsize=10, loc="left")
+    axes.set_title(
+        f"{figure_text(summary.pipeline)}\n{figure_text(summary.benchmark)}", fontsize=9, loc="left"
+    )
     return figure
 
 
@@ -337,8 +348,8 @@ def price_plot(summaries: Sequence[PipelineSummary]) -> Figure:
     axes.set_axisbelow(True)
     axes.set_xlabel("price of 1,000 queries, in the currency of the endpoints' prices")
     axes.set_ylabel("nDCG@10, %")
-    title = f"{summaries[0].benchmark}: pipelines, quality over price"
-    axes.set_title(figure_text(title), fontsize=10, loc="left")
+    title = f"Pipelines, quality over price\n{figure_text(summaries[0].benchmark)}"
+    axes.set_title(title, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 

@@ -32,7 +32,7 @@ _NOTES = (
 )
 
 
-def groups(records: Sequence[PoisoningRecord]) -> list[list[PoisoningRecord]]:
+def record_groups(records: Sequence[PoisoningRecord]) -> list[list[PoisoningRecord]]:
     """Return records that differ in the seed alone, together.
 
     Args:
@@ -160,7 +160,7 @@ def poisoning_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str
             problems.append(str(error))
     if not records:
         return [], problems
-    held = groups(records)
+    held = record_groups(records)
     pictures: dict[str, Any] = {
         f"success-{number}": partial(success_plot, group) for number, group in enumerate(held, 1)
     }

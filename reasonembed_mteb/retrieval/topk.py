@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SMALLEST_NORM = 1e-12
 # Scores that are partitioned at a time.
 _PARTITIONED = 1 << 20
+# Groups of columns for each value wanted: few leave many columns, many take long themselves.
+_GROUPS = 4
 
 
 class Similarity:
@@ -215,14 +217,41 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         # numpy's partition is two to four times as fast as topk. Its places take twice the scores' memory.
         rows = max(1, _PARTITIONED // scores.shape[1])
         parts = [
-            np.argpartition(part, -k - 1, axis=1)[:, -k - 1 :]
-            for part in (scores[start : start + rows].numpy() for start in range(0, len(scores), rows))
+            _partitioned(scores[start : start + rows].numpy(), k + 1) for start in range(0, len(scores), rows)
         ]
         places = torch.from_numpy(np.concatenate(parts))
         found = scores.gather(1, places)
         return places[:, 1:].contiguous(), found[:, 1:].amin(dim=1, keepdim=True), found[:, 0]
     values, columns = torch.topk(scores, k + 1, dim=1)
     return columns[:, :k].contiguous(), values[:, k - 1 : k], values[:, k]
+
+
+def _partitioned(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """Return the columns of each row's k largest values, the smallest of them first, the others as they come.
+
+    Most columns are ruled out by one comparison: the k-th largest of the maxima of groups of columns is no
+    larger than the k-th largest value.
+    """
+    size = scores.shape[1] // (_GROUPS * k)
+    if size < 2:
+        return np.argpartition(scores, -k, axis=1)[:, -k:]
+    groups = scores.shape[1] // size
+    # Neighbours in different groups, so that the maximum is taken over whole vectors.
+    maxima = scores[:, : groups * size].reshape(len(scores), size, groups).max(axis=1)
+    floor = np.partition(maxima, -k, axis=1)[:, -k]
+    found = np.flatnonzero(scores >= floor[:, None])
+    rows = found // scores.shape[1]
+    counts = np.bincount(rows, minlength=len(scores))
+    width = int(counts.max())
+    # Many equal scores, or values that compare with nothing.
+    if width > scores.shape[1] // 4 or counts.min() < k:
+        return np.argpartition(scores, -k, axis=1)[:, -k:]
+    places = np.arange(len(found)) - np.repeat(np.cumsum(counts) - counts, counts)
+    left = np.full((len(scores), width), -np.inf, dtype=scores.dtype)
+    columns = np.zeros((len(scores), width), dtype=np.int64)
+    left[rows, places] = scores.reshape(-1)[found]
+    columns[rows, places] = found - rows * scores.shape[1]
+    return np.take_along_axis(columns, np.argpartition(left, -k, axis=1)[:, -k:], axis=1)
 
 
 def _best_of_row(scores: Tensor, ranks: Tensor, cut: Tensor, k: int) -> Tensor:

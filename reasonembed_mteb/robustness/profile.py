@@ -12,7 +12,7 @@ from reasonembed_mteb.evaluation.profiles import Profile, VariedRun, write_profi
 from reasonembed_mteb.evaluation.runner import output_folder, run
 from reasonembed_mteb.evaluation.scores import read_scores
 from reasonembed_mteb.robustness.tasks import count_varied, query_texts, vary_task
-from reasonembed_mteb.robustness.variations import DRAWN, SEEDS, STUDY_SHARE, Variation
+from reasonembed_mteb.robustness.variations import DRAWN, SEEDS, STUDY_SHARE, VERSION, Variation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -188,6 +188,7 @@ class _Prepared:
             queries=queries,
             clean=tuple(clean.values()),
             runs=tuple(runs),
+            version=VERSION,
             limit=limit,
         )
 

@@ -1,7 +1,7 @@
 """A query's words: where each is, which stay whole (code, formulas, LaTeX, addresses), and stop words.
 
-Results must be the same bytes everywhere, so a word is made of characters of the Basic Multilingual Plane:
-what counts as a letter beyond it has changed between Python 3.11 and 3.13.
+Results must be the same bytes everywhere, so a word is made of characters of the Basic Multilingual Plane
+and of mathematics: what counts as a letter beyond them has changed between Python 3.11 and 3.13.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ needn't shan shan't shouldn shouldn't wasn wasn't weren weren't won won't wouldn
 """
 STOP_WORDS = frozenset(_STOPPED.split())
 
-# A letter or digit of the Basic Multilingual Plane, or an underscore.
-_CHAR = r"[^\W\U00010000-\U0010ffff]"
-# textattack 0.3.11, shared/utils/strings.py: these may stand in a word, not begin it.
-_STUDY_WORD = re.compile(rf"(?!_){_CHAR}(?:{_CHAR}|['*@-])*")
+# A letter or digit of the Basic Multilingual Plane or of mathematics (such as an italic x), or an underscore.
+_CHAR = r"[^\W\U00010000-\U0001d3ff\U0001d800-\U0010ffff]"
+# textattack 0.3.11, shared/utils/strings.py: these may stand in a word, not at its ends
+# (it takes back-ticks for letters too, which makes words of code fences).
+_STUDY_WORD = re.compile(rf"(?!_){_CHAR}(?:(?:{_CHAR}|['*@-])*(?!_){_CHAR})?")
 _WORD = re.compile(rf"{_CHAR}+(?:['\u2019-]{_CHAR}+)*")
 _LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _LATIN = re.compile(rf"[{_LETTER}]+(?:['\u2019-][{_LETTER}]+)*")
@@ -61,7 +62,7 @@ _SPACED = re.compile(r"(?:[ ]{4,}|\t)\S")
 # Whole tokens: addresses, names of files and variables, commands of LaTeX, operators, numbers with letters.
 _TOKEN = re.compile(r"\S+")
 _CODE_TOKEN = re.compile(
-    r"[_\\{}=^|<>~`$\u2200-\u22ff\u00d7\u00f7]|://|^www\.|\w@\w|\w\.[A-Za-z]{2,}\b(?<!\.\.)|::|->|\w\(|\)\."
+    r"[_\\{}=^|<>~`$\u2200-\u22ff\u00d7\u00f7\U0001d400-\U0001d7ff]|://|^www\.|\w@\w|\w\.[A-Za-z]{2,}\b(?<!\.\.)|::|->|\w\(|\)\."
     r"|^[-+]?\d|\d[A-Za-z]|[A-Za-z]\d|[a-z][A-Z]|^[./~]*/\w|\w/\w+/|^-{1,2}\w|\w[+*]\w|\[\w*\]"
 )
 # Punctuation around a token.

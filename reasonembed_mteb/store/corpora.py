@@ -263,7 +263,7 @@ def _read_corpus(folder: Place, file: str) -> StoredCorpus:
         raise StoreError(msg) from error
 
 
-def open_stored_corpus(root: Place, name: str | None = None) -> StoredCorpus:
+def open_stored(root: Place, name: str | None = None) -> StoredCorpus:
     """Return a corpus that is complete.
 
     Args:

@@ -18,7 +18,7 @@ from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
 from reasonembed_mteb.retrieval.lengths import current_length
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 from reasonembed_mteb.retrieval.search import CHUNK_SIZE, column_loader
-from reasonembed_mteb.store.vectors import VectorStore, text_keys
+from reasonembed_mteb.store.vectors import LazyKeys, VectorStore, text_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -209,17 +209,17 @@ class TextContext:
     prefix: str
     limit: int | None
 
-    def keys(self, texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return the keys of texts that are whole and of texts that were cut, ``(N, 2)`` each.
+    def keys(self, texts: Sequence[str]) -> tuple[NDArray[np.uint64], LazyKeys]:
+        """Return the keys of texts that are whole, ``(N, 2)``, and of texts that were cut.
 
         Args:
             texts: Without the prefix.
         """
-        seen = [self.prefix + text for text in texts]
-        return text_keys(seen, self.salt), text_keys(seen, f"{self.salt} limit {self.limit}")
+        seen = [self.prefix + text for text in texts] if self.prefix else texts
+        return text_keys(seen, self.salt), LazyKeys(seen, f"{self.salt} limit {self.limit}")
 
     def choose(
-        self, plain: NDArray[np.uint64], limited: NDArray[np.uint64], tokens: NDArray[np.int32]
+        self, plain: NDArray[np.uint64], limited: NDArray[np.uint64] | LazyKeys, tokens: NDArray[np.int32]
     ) -> NDArray[np.uint64]:
         """Return the keys under which vectors are stored, ``(N, 2)``.
 
@@ -229,8 +229,10 @@ class TextContext:
             tokens: ``(N,)`` token counts before truncation; -1 where not known.
         """
         limit = self.limit if self.limit is not None else np.iinfo(np.int32).max
-        whole = (tokens >= 0) & (tokens <= limit)
-        return np.where(whole[:, None], plain, limited)
+        cut = np.flatnonzero((tokens < 0) | (tokens > limit))
+        chosen = plain.copy()
+        chosen[cut] = limited[cut]
+        return chosen
 
 
 def text_context(model: Any, call: Mapping[str, Any]) -> TextContext:  # noqa: ANN401 - mteb's EncoderProtocol

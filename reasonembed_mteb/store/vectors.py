@@ -57,6 +57,22 @@ def text_keys(texts: Sequence[str], salt: str = "") -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
+class LazyKeys:
+    """Keys that are computed where they are looked at: most texts are found by another key before.
+
+    Args:
+        texts: The texts as the model sees them, prompts included.
+        salt: What else distinguishes vectors of equal texts.
+    """
+
+    def __init__(self, texts: Sequence[str], salt: str) -> None:
+        self._texts, self._salt = texts, salt
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return the keys of the texts at some places, ``(P, 2)``."""
+        return text_keys([self._texts[place] for place in places.tolist()], self._salt)
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file of vectors, checked when it is first used.
@@ -234,7 +250,9 @@ class VectorStore:
                 if shard.file.name in self._known:
                     self._index.add(shard.keys, number)
 
-    def find(self, plain: NDArray[np.uint64], limited: NDArray[np.uint64], limit: int | None) -> Found:
+    def find(
+        self, plain: NDArray[np.uint64], limited: NDArray[np.uint64] | LazyKeys, limit: int | None
+    ) -> Found:
         """Look texts up.
 
         Args:

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
-from reasonembed_mteb.errors import missing_extra
+from reasonembed_mteb.retrieval.lexical import LexicalSearch
 from reasonembed_mteb.synthesis.exact import ExactSimilarity
 from reasonembed_mteb.synthesis.generate import is_generated, queries
 from reasonembed_mteb.synthesis.shards import shard_count
 from reasonembed_mteb.synthesis.step import Step, in_blocks, need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -321,12 +320,17 @@ def _bm25(run: Run, subset: SubsetSection, count: int) -> Iterator[Row]:
         shards.begin()
         missing = [index for index in range(files) if not shards.has(index)]
         block = in_blocks(queries(run, subset).rows(), SIZE)
-        search = LexicalSearch(run.corpus(subset), section.language) if missing else None
+        search = _lexical(run.corpus(subset), section.language) if missing else None
         for index in missing:
             assert search is not None
             shards.write(index, _bm25_rows(search, section, block(index)))
         shards.finish(files)
     return shards.rows()
+
+
+def _lexical(corpus: Corpus, language: str) -> LexicalSearch:
+    """Index a corpus, read document by document."""
+    return LexicalSearch((text for _, _, text in corpus.documents()), corpus.ids, language)
 
 
 def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> Iterator[Row]:
@@ -339,102 +343,6 @@ def _bm25_rows(search: LexicalSearch, section: MineSection, rows: list[Row]) -> 
 def _position(row: Row) -> int:
     """Return the place of a query's source in the corpus; where the row has none, its id ends with it."""
     return int(row["position"]) if "position" in row else int(row["id"].rpartition("-")[2])
-
-
-# The defaults of mteb 2.26.24's BM25Search.
-_OPTIONS = {"k1": 1.5, "b": 0.75, "delta": 0.5, "method": "lucene"}
-
-
-def _of_language(language: str) -> dict[str, Any]:
-    """Return the stop words and the stemmer that MTEB takes."""
-    if language == "eng-Latn":
-        from Stemmer import Stemmer  # type: ignore[import-not-found]
-
-        # Without mteb, whose import takes a third of a gigabyte.
-        return {"stopwords": "en", "stemmer": Stemmer("english")}
-    from mteb.models.model_implementations.bm25 import BM25Tokenizer
-
-    of_language = BM25Tokenizer(language.partition("-")[0])
-    return {"stopwords": of_language.stopwords_key, "stemmer": of_language.stemmer}
-
-
-class LexicalSearch:
-    """BM25 over a corpus that is never in memory as text: MTEB's bm25s model, streamed.
-
-    MTEB's own class holds every document and every token in lists; 100,000 documents of 2 kB pass 1 GB so.
-    This is an index of a corpus, with the stop words and the stemmer that MTEB takes for its language.
-
-    A language without a stop list gets none: MTEB would make one of its most frequent words.
-
-    Args:
-        corpus: Read once, document by document.
-        language: As MTEB spells it, such as ``eng-Latn``.
-    """
-
-    def __init__(self, corpus: Corpus, language: str) -> None:
-        """Read the corpus once."""
-        try:
-            import bm25s
-        except ImportError:
-            raise missing_extra("bm25s", "synthesis") from None
-        self._options = _of_language(language)
-        self._corpus = corpus
-        tokenizer = bm25s.tokenization.Tokenizer(**self._options)
-        texts = (text for _, _, text in corpus.documents())
-        # Four bytes a token; Python's lists take eight, and more while they grow.
-        tokens = [
-            np.array(ids, dtype=np.int32) for ids in tokenizer.streaming_tokenize(texts, allow_empty=False)
-        ]
-        self._index = bm25s.BM25(**_OPTIONS)
-        self._index.index((tokens, tokenizer.get_vocab_dict()), show_progress=False)
-        # As `retrieval.topk.id_ranks`, without torch's 200 MB beside the index.
-        order = pc.sort_indices(corpus.ids, sort_keys=[("", "descending")]).to_numpy()
-        self._ranks = np.empty(len(order), dtype=np.int64)
-        self._ranks[order] = np.arange(len(order))
-
-    def search(self, queries: Sequence[str], top_k: int) -> list[dict[str, float]]:
-        """Return the best documents of each query, best first, with their scores.
-
-        Equal scores go by id descending.
-
-        Args:
-            queries: Texts.
-            top_k: At most so many; a document that shares no word is no hit.
-        """
-        return [self._best(self._scores(tokens), top_k) for tokens in self._tokens(queries)]
-
-    def _best(self, scores: NDArray[np.float32], top_k: int) -> Hits:
-        # Not bm25s' own choice of the best, whose way with equal scores depends on the processor.
-        count = min(top_k, len(scores))
-        if not count:
-            return {}
-        cut = np.partition(scores, len(scores) - count)[len(scores) - count]
-        hits = np.flatnonzero((scores >= cut) & (scores > 0))
-        hits = hits[np.lexsort((self._ranks[hits], -scores[hits]))][:count]
-        return dict(zip(self._corpus.ids.take(hits).to_pylist(), scores[hits].tolist(), strict=True))
-
-    def score(self, query: str, position: int) -> float:
-        """Return the score of one document.
-
-        Args:
-            query: The text.
-            position: The document's place in the corpus.
-        """
-        (tokens,) = self._tokens([query])
-        return float(self._scores(tokens)[position])
-
-    def _scores(self, tokens: list[str]) -> NDArray[np.float32]:
-        """Return the score of every document, ``(N,)``."""
-        scores: NDArray[np.float32] = np.zeros(len(self._corpus), dtype=np.float32)
-        return self._index.get_scores(tokens) if tokens else scores
-
-    def _tokens(self, queries: Sequence[str]) -> list[list[str]]:
-        from bm25s import tokenize
-
-        tokens: list[list[str]] = tokenize(
-            list(queries), **self._options, return_ids=False, show_progress=False
-        )
-        return tokens
 
 
 def _parts(run: Run, subset: SubsetSection) -> dict[str, Shards]:

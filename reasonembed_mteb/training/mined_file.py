@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import (
@@ -22,6 +22,7 @@ from reasonembed_mteb.files import (
 )
 from reasonembed_mteb.models.instructions import loaded_prefix
 from reasonembed_mteb.retrieval.lengths import current_length
+from reasonembed_mteb.retrieval.lexical import LexicalModel
 from reasonembed_mteb.store.encoder import model_fingerprint
 from reasonembed_mteb.training.mining import mine_pairs, search_task
 
@@ -61,7 +62,7 @@ def mine_file(
     Args:
         pairs: The rows and their corpus.
         output: JSON Lines; beside it a record of everything that decided it is written.
-        model: A loaded MTEB encoder.
+        model: See `mine_pairs`.
         rules: Which candidates become negatives.
         reranker: See `mine_pairs`.
         store: Folder of an embedding store to use and to keep; None for one that is removed in the end.
@@ -90,7 +91,7 @@ def mine_file(
         pairs,
         model,
         rules,
-        store=store or work / "vectors",
+        store=store or (None if isinstance(model, LexicalModel) else work / "vectors"),
         reranker=reranker,
         scores_folder=work / "scores",
         batch_size=batch_size,
@@ -127,23 +128,38 @@ def _record(
     with_scores: bool,
 ) -> dict[str, Any]:
     """Say everything that decides the file."""
-    meta = model.mteb_model_meta
-    instructions = sorted({row.get("prompt") or "" for row in pairs.rows})
-    own = current_length(model)
     record: dict[str, Any] = {
         "source": pairs.source,
         "rows": len(pairs),
         "left_out": dict(pairs.counts),
         "documents": len(pairs.corpus),
-        "model": {"name": meta.name, "revision": meta.revision},
-        "max_tokens": own if max_length is None else min(max_length, own or max_length),
-        "before_queries": {one: loaded_prefix(model, search_task(one)) for one in instructions},
+        **_model_record(pairs, model, max_length),
         "rules": asdict(rules),
         "reranker": None if reranker is None else reranker.identity,
         "scores": with_scores,
         "versions": package_versions(),
     }
-    return {"fingerprint": fingerprint(record, model_fingerprint(model)), **record}
+    exact = model.identity if isinstance(model, LexicalModel) else model_fingerprint(model)
+    return {"fingerprint": fingerprint(record, exact), **record}
+
+
+def _model_record(pairs: Pairs, model: Any, max_length: int | None) -> dict[str, Any]:  # noqa: ANN401
+    if isinstance(model, LexicalModel):
+        return {"model": model.identity, "max_tokens": None, "before_queries": {}}
+    meta, own = model.mteb_model_meta, current_length(model)
+    instructions = sorted({row.get("prompt") or "" for row in pairs.rows})
+    return {
+        "model": {"name": meta.name, "revision": meta.revision},
+        "max_tokens": own if max_length is None else min(max_length, own or max_length),
+        "before_queries": {one: loaded_prefix(model, search_task(one)) for one in instructions},
+    }
+
+
+class _Texts(NamedTuple):
+    """Ids and texts of documents by place; ids only where they are wanted."""
+
+    ids: dict[int, str]
+    texts: dict[int, str]
 
 
 def mined_rows(
@@ -172,21 +188,21 @@ def mined_rows(
                 yield line
 
 
-def _texts(pairs: Pairs, places: Iterable[int]) -> dict[int, tuple[str, str]]:
+def _texts(pairs: Pairs, places: Iterable[int]) -> _Texts:
     """Return ids and texts of documents by place."""
     wanted = sorted(set(places))
     part = pairs.corpus[wanted]
-    return dict(zip(wanted, zip(part["id"], part["text"], strict=True), strict=True))
+    ids = dict(zip(wanted, part["id"], strict=True)) if pairs.named else {}
+    return _Texts(ids, dict(zip(wanted, part["text"], strict=True)))
 
 
-def _line(
-    pairs: Pairs, mined: Mined, row: int, texts: dict[int, tuple[str, str]], counts: Counter[str]
-) -> dict[str, Any]:
+def _line(pairs: Pairs, mined: Mined, row: int, known: _Texts, counts: Counter[str]) -> dict[str, Any]:
     line, places = dict(pairs.rows[row]), mined.negatives[row].tolist()
     own = line["neg"]
-    line["neg"] = [*own, *(texts[place][1] for place in places)]
+    texts = [known.texts[place] for place in places]
+    line["neg"] = [*own, *texts] if own else texts
     if not own and pairs.named:
-        line["neg_ids"] = [texts[place][0] for place in places]
+        line["neg_ids"] = [known.ids[place] for place in places]
     elif places:
         # What is said of each of the row's own negatives is not known of the mined ones.
         for name in [name for name in line if name.startswith("neg_")]:

@@ -1,4 +1,4 @@
-"""Negatives mined for queries with positives: search by stored vectors, filters, sampling.
+"""Negatives mined for queries with positives: search by stored vectors or by BM25, filters, sampling.
 
 The result is that of `sentence_transformers.util.mine_hard_negatives` on the same settings, but for this:
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import torch
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.retrieval.lengths import capped_length
+from reasonembed_mteb.retrieval.lexical import LexicalModel, LexicalSearch
 from reasonembed_mteb.retrieval.nearest import Nearest, PlacedPairs, nearest_documents
 from reasonembed_mteb.retrieval.reranker import score_pairs
 from reasonembed_mteb.retrieval.search import CHUNK_SIZE, search_metadata
@@ -92,13 +93,17 @@ def distinct_queries(pairs: Pairs) -> Queries:
     for row, good, out in zip(pairs.rows, pairs.positives, pairs.excluded, strict=True):
         place = places.setdefault((row["query"], row.get("prompt") or ""), len(places))
         if place == len(positives):
-            positives.append({})
-            excluded.append({})
-        positives[place].update(dict.fromkeys(good))
-        excluded[place].update(dict.fromkeys(out))
+            positives.append(dict.fromkeys(good))
+            excluded.append(dict.fromkeys(out))
+        else:
+            positives[place].update(dict.fromkeys(good))
+            excluded[place].update(dict.fromkeys(out))
         of_row.append(place)
     good_places = list(map(list, positives))
-    left = [[one for one in out if one not in good] for out, good in zip(excluded, positives, strict=True)]
+    left = [
+        [one for one in out if one not in good] if out else []
+        for out, good in zip(excluded, positives, strict=True)
+    ]
     texts, instructions = ([key[part] for key in places] for part in (0, 1))
     return Queries(texts, instructions, of_row, good_places, left)
 
@@ -108,7 +113,7 @@ def mine_pairs(
     model: Any,  # noqa: ANN401 - mteb's EncoderProtocol
     rules: MiningRules,
     *,
-    store: Path,
+    store: Path | None = None,
     reranker: Reranker | None = None,
     scores_folder: Path | None = None,
     batch_size: int = 32,
@@ -119,9 +124,10 @@ def mine_pairs(
 
     Args:
         pairs: The rows and their corpus.
-        model: A loaded MTEB encoder; its vectors are kept in the store, and taken from it.
+        model: A loaded MTEB encoder, whose vectors are kept in the store and taken from it; or a
+            `reasonembed_mteb.retrieval.lexical.LexicalModel`, which is asked without instructions.
         rules: Which candidates become negatives.
-        store: Folder of the embedding store.
+        store: Folder of the embedding store; None for BM25.
         reranker: Scores candidates and positives anew; the rules then go by its scores.
         scores_folder: Where the reranker's finished parts are kept.
         batch_size: Texts encoded at a time.
@@ -129,16 +135,20 @@ def mine_pairs(
         show_progress: Whether bars are shown.
 
     Raises:
-        ReasonEmbedError: If the model gives no dense vectors, or the rules would leave the reranker unused.
+        ReasonEmbedError: If the model gives no dense vectors, an option is not for BM25, or the rules would
+            leave the reranker unused.
     """
-    _check(model, rules, reranker)
+    _check(model, rules, reranker, store, max_length)
     asked = distinct_queries(pairs)
     most = max(map(len, asked.positives))
     last = rules.last_rank(most, reranked=reranker is not None)
     good = _placed(asked.positives)
-    with nullcontext() if max_length is None else capped_length(model, max_length):
-        options = {"batch_size": batch_size, "show_progress_bar": show_progress}
-        found = _search(pairs, asked, StoredEncoder(model, store), last + most, good, options)
+    if isinstance(model, LexicalModel) or store is None:
+        found = _lexical_search(pairs, asked, model, last + most, show_progress)
+    else:
+        with nullcontext() if max_length is None else capped_length(model, max_length):
+            options = {"batch_size": batch_size, "show_progress_bar": show_progress}
+            found = _search(pairs, asked, StoredEncoder(model, store), last + most, good, options)
     candidates = _without_positives(found, asked)
     scores, positive_scores = found.scores, found.chosen
     if reranker is not None:
@@ -150,8 +160,21 @@ def mine_pairs(
     return _by_row(pairs, asked, candidates, scores, chosen, positive_scores)
 
 
-def _check(model: Any, rules: MiningRules, reranker: Reranker | None) -> None:  # noqa: ANN401
-    if not storable(model):
+def _check(
+    model: Any,  # noqa: ANN401
+    rules: MiningRules,
+    reranker: Reranker | None,
+    store: Path | None,
+    max_length: int | None,
+) -> None:
+    if isinstance(model, LexicalModel):
+        if store is not None or max_length is not None:
+            msg = "BM25 has no vectors and reads whole texts: leave out the store and the length"
+            raise ReasonEmbedError(msg)
+    elif store is None:
+        msg = f"name a folder for the vectors of {model.mteb_model_meta.name}"
+        raise ReasonEmbedError(msg)
+    elif not storable(model):
         kinds = ", ".join(model.mteb_model_meta.model_type or ["unknown"])
         msg = f"{model.mteb_model_meta.name} ({kinds}) gives no dense vector a text: give an embedding model"
         raise ReasonEmbedError(msg)
@@ -166,16 +189,42 @@ def _placed(lists: Sequence[Sequence[int]]) -> PlacedPairs:
     return PlacedPairs(queries, np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=len(queries)))
 
 
+def _ids(pairs: Pairs) -> pa.Array:
+    ids = pairs.corpus.with_format("arrow")[:]["id"]
+    combined = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    return combined.cast(pa.large_string())
+
+
+def _lexical_search(
+    pairs: Pairs, asked: Queries, model: LexicalModel, top_k: int, show_progress: bool
+) -> Nearest:
+    """Search by BM25; what shares no word with a query is no candidate."""
+    from tqdm.auto import tqdm
+
+    texts = chain.from_iterable(
+        pairs.corpus[start : start + CHUNK_SIZE]["text"] for start in range(0, len(pairs.corpus), CHUNK_SIZE)
+    )
+    search = LexicalSearch(texts, _ids(pairs), model.language)
+    documents = np.full((len(asked.texts), top_k), -1, dtype=np.int64)
+    values = np.full(documents.shape, -np.inf, dtype=np.float32)
+    chosen = []
+    rows = tqdm(search.scores(asked.texts), "BM25", len(asked.texts), disable=not show_progress)
+    for row, scores in enumerate(rows):
+        chosen.append(scores[asked.positives[row]])
+        scores[asked.excluded[row]] = 0
+        hits = search.best(scores, top_k)
+        documents[row, : len(hits)], values[row, : len(hits)] = hits, scores[hits]
+    return Nearest(documents, values, np.concatenate(chosen))
+
+
 def _search(
     pairs: Pairs, asked: Queries, model: StoredEncoder, top_k: int, good: PlacedPairs, options: dict[str, Any]
 ) -> Nearest:
-    ids = pairs.corpus.with_format("arrow")[:]["id"]
-    combined = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     return nearest_documents(
         model,
         _query_vectors(asked, model, options),
         _document_vectors(pairs, model, options),
-        combined.cast(pa.large_string()),
+        _ids(pairs),
         top_k,
         chosen=good,
         excluded=_placed(asked.excluded),
@@ -299,10 +348,11 @@ def _by_row(
     chosen: Chosen,
     positive_scores: Scores,
 ) -> Mined:
-    ends = np.cumsum([len(one) for one in asked.positives])[:-1]
+    ends = list(accumulate((len(one) for one in asked.positives), initial=0))
+    # Cutting by slices is quicker than np.split, which looks at each part.
     of_positives = [
-        dict(zip(places, part, strict=True))
-        for places, part in zip(asked.positives, np.split(positive_scores, ends), strict=True)
+        dict(zip(places, positive_scores[start:end], strict=True))
+        for places, (start, end) in zip(asked.positives, pairwise(ends), strict=True)
     ]
     found = [candidates[row, columns] for row, columns in enumerate(chosen.columns)]
     values = [scores[row, columns] for row, columns in enumerate(chosen.columns)]

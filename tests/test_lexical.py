@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from reasonembed_mteb.synthesis.corpus import Benchmark, Corpus
-from reasonembed_mteb.synthesis.mine import LexicalSearch, _of_language
+from reasonembed_mteb.retrieval.lexical import LexicalSearch, language_options
 
 MINI = Path(__file__).resolve().parents[1] / "tasks" / "mini"
 
@@ -44,9 +44,8 @@ def test_scores_are_those_of_mteb(data: Any) -> None:
     theirs.index(data, **shared)
     asked = Dataset.from_dict({"id": [str(n) for n in range(len(queries))], "text": queries})
     expected = theirs.search(asked, top_k=10, **shared)
-    corpus = Corpus("biology", [], data, Benchmark(frozenset(), frozenset(), ()))
-    ours = LexicalSearch(corpus, "eng-Latn")
-    positions = {name: position for position, name, _ in corpus.documents()}
+    ours = LexicalSearch(data["text"][:], pa.array(data["id"][:]), "eng-Latn")
+    positions = {name: position for position, name in enumerate(data["id"][:])}
     found = ours.search(queries, 10)
     assert sum(map(len, found)) > 40
     for number, query in enumerate(queries):
@@ -59,23 +58,18 @@ def test_scores_are_those_of_mteb(data: Any) -> None:
 
 
 def test_other_languages_take_their_own_words() -> None:
-    english, german = _of_language("eng-Latn"), _of_language("deu-Latn")
+    english, german = language_options("eng-Latn"), language_options("deu-Latn")
     assert (english["stopwords"], german["stopwords"]) == ("en", "de")
     assert german["stemmer"].stemWord("laufen") == "lauf"
     assert english["stemmer"].stemWord("running") == "run"
     # Nothing is known of this one.
-    assert _of_language("xxx-Latn") == {"stopwords": None, "stemmer": None}
+    assert language_options("xxx-Latn") == {"stopwords": None, "stemmer": None}
 
 
 def test_equal_scores_at_the_cut_go_by_id() -> None:
-    from datasets import Dataset
-
     # Many equal documents: which of them a partition puts first depends on the processor.
     names = [f"d{number:03}" for number in range(300)]
     texts = ["a heron by the river" if number % 2 else "another stone" for number in range(300)]
-    corpus = Corpus(
-        "x", [], Dataset.from_dict({"id": names, "text": texts}), Benchmark(frozenset(), frozenset(), ())
-    )
-    (found,) = LexicalSearch(corpus, "eng-Latn").search(["heron"], 5)
+    (found,) = LexicalSearch(texts, pa.array(names)).search(["heron"], 5)
     assert list(found) == ["d299", "d297", "d295", "d293", "d291"]
     assert len(set(found.values())) == 1

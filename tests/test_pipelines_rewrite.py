@@ -1,0 +1,113 @@
+"""Rewriting: modes, thoughts, several rewritings fused, rewritings from files and of BRIGHT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from evaluation_data import BIOLOGY, ECONOMICS
+from pipeline_script import retrieve, stage, write_pipeline
+from stub_server import Seen, StubServer, chat
+
+from reasonembed_mteb.endpoints.endpoint import Answer
+from reasonembed_mteb.errors import DataError, UnknownNameError
+from reasonembed_mteb.evaluation import resolving, runner
+from reasonembed_mteb.evaluation.stages import read_output
+from reasonembed_mteb.pipelines.config import RewriteStage
+from reasonembed_mteb.pipelines.fuse import fuse_rankings
+from reasonembed_mteb.pipelines.rewrite import bright_row, combined, read_rewritings, written_text
+from reasonembed_mteb.pipelines.run import Pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def rewriting(**keys: Any) -> RewriteStage:
+    return RewriteStage(kind="rewrite", name="think", **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({}, "why? because"),
+        ({"mode": "replace"}, "because"),
+        ({"mode": "append", "separator": "\n"}, "why?\nbecause"),
+        ({"mode": "repeat", "repeat": 3}, "why? why? why? because"),
+    ],
+)
+def test_modes(keys: dict[str, Any], wanted: str) -> None:
+    assert combined("why?", "because", rewriting(**keys)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "thoughts", "wanted"),
+    [
+        ("<think>hm</think>\nIt is.", None, "drop", "It is."),
+        ("<think>hm</think>\nIt is.", None, "keep", "<think>hm</think>\nIt is."),
+        ("It is cut", "length", "drop", "It is cut"),
+        ("<think>It never ends", "length", "drop", None),
+        ("  ", None, "drop", None),
+        (None, "refused", "drop", None),
+        ("partial", "context_length", "drop", None),
+    ],
+)
+def test_what_was_written(text: str | None, error: str | None, thoughts: Any, wanted: str | None) -> None:
+    assert written_text(Answer("k", text, error, 1, 1, False), rewriting(thoughts=thoughts)) == wanted
+
+
+def test_files_of_rewritings(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n{"id": "2", "text": " "}\n', "utf-8")
+    assert read_rewritings(file) == {"1": ["a", "b"]}
+    for line, said in (
+        ('{"id": 1}', "own.jsonl:1 has no id and text"),
+        ("[1]", "own.jsonl:1"),
+        ("", "holds no"),
+    ):
+        file.write_text(line + "\n", "utf-8")
+        with pytest.raises(DataError, match=said):
+            read_rewritings(file)
+
+
+def test_brights_own_sets() -> None:
+    assert bright_row(BIOLOGY, "gpt4_reason").name == f"{BIOLOGY}Gpt4Reason"
+    with pytest.raises(UnknownNameError, match=r"unknown rewritten set 'gpt4'; did you mean 'gpt4_reason'\?"):
+        bright_row(BIOLOGY, "gpt4")
+    with pytest.raises(DataError, match="BRIGHT's short documents alone"):
+        bright_row("SciFact", "gpt4_reason")
+
+
+@pytest.mark.usefixtures("data", "registered")
+def test_several_rewritings_are_searched_one_by_one_and_fused(tmp_path: Path) -> None:
+    def script(seen: Seen) -> Any:
+        # The second sample of economics' first query is refused.
+        second = seen.body["seed"] == 43
+        return (
+            chat(None, refusal="no")
+            if second and "cell" in seen.text
+            else f"tax {'gold' if second else 'sun'}"
+        )
+
+    def run(stages: str, url: str, name: str) -> Any:
+        pipeline = Pipeline.from_toml(write_pipeline(tmp_path, stages, url))
+        options = runner.RunOptions(output=tmp_path / name, progress=False)
+        (one,) = pipeline.run(resolving.resolve_tasks([], [ECONOMICS]), options)
+        assert one.record is not None, one.outcome.error
+        return one.record, [read_output(tmp_path / name / own.outputs[0]) for own in one.record.stages]
+
+    search = retrieve("bm25", more="top_k = 12\noriginal = false")
+    with StubServer(script) as server:
+        record, (think, found) = run(stage("rewrite", samples=2) + search, server.base_url, "both")
+    assert record.stages[0].note.counts == {"no rewriting: refused": 1}
+    texts = think.texts["rewrite"]
+    assert (len(texts["q0"]), len(texts["q3"])) == (1, 2)
+    alone = []
+    for number in (0, 1):
+        lines = [f'{{"id": "{q}", "text": "{own[number]}"}}' for q, own in texts.items() if len(own) > number]
+        (tmp_path / "own.jsonl").write_text("\n".join(lines), "utf-8")
+        stages = stage("rewrite", queries="own.jsonl", mode="replace", missing="original") + search
+        alone.append(run(stages, "http://127.0.0.1:9/v1", f"alone{number}")[1][1].rankings["bm25"])
+    alone[1].pop("q0")
+    wanted = fuse_rankings(alone, list(texts), "rrf", [1.0, 1.0], 60)
+    for query, own in found.rankings["bm25"].items():
+        assert own.documents == wanted[query].documents[:12]
