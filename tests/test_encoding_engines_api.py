@@ -297,19 +297,27 @@ def test_texts_that_are_cut_without_a_word_are_found(
             encode(encoder)
 
 
-def test_a_context_that_is_too_short_is_named(connect: Any, model: Any) -> None:
-    served = Served(model)
+@pytest.mark.parametrize("takes_tokens", [True, False])
+def test_a_context_that_is_too_short_is_named(
+    connect: Any, model: Any, expected: Any, takes_tokens: bool
+) -> None:
+    served = Served(model, takes_tokens=takes_tokens)
+    most = LENGTH
 
     def script(seen: Seen) -> Reply:
-        ids = [
-            one if isinstance(one, list) else model.tokenizer(one)["input_ids"] for one in seen.body["input"]
-        ]
-        if max(map(len, ids)) > 96:
-            return failure(400, "This model's maximum context length is 96 tokens.")
+        inputs = seen.body["input"]
+        ids = [one if isinstance(one, list) else model.tokenizer(one)["input_ids"] for one in inputs]
+        if max(map(len, ids)) > most:
+            return failure(400, f"This model's maximum context length is {most} tokens.")
         return served(seen)
 
-    with serving(script) as server, pytest.raises(EngineError, match=f"takes no text of {LENGTH} tokens"):
-        encode(connect(server))
+    with serving(script) as server:
+        # One that is just long enough will do: no known text is longer.
+        whole = expected[1] <= LENGTH
+        np.testing.assert_allclose(encode(connect(server))[whole], expected[0][whole], atol=1e-6)
+        most = LENGTH - 4
+        with pytest.raises(EngineError, match=f"takes no text of {LENGTH} tokens"):
+            encode(connect(server))
 
 
 def test_other_special_tokens_are_said(connect: Any, model: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -227,6 +227,10 @@ class Probe:
             # The last token decides alone: then none less than all may be read.
             text, last = self._with_other_ends(text, length)
         first = [*text[many - 1 :: -1], *text[many:]]
+        # What a server that cuts would not read may go: the parts that it reads stay as they are.
+        for variant, place in ((last, -1), (first, 0)):
+            while not self._fits(variant, length) and len(variant) > 1:
+                del variant[place]
         return [self._row(one) for one in (text, last, first)]
 
     def _with_other_ends(self, words: list[str], length: int) -> tuple[list[str], list[str]]:
@@ -240,7 +244,7 @@ class Probe:
             ids = self._row(other).ids
             if len(ids) == len(whole) and (ids != whole).any():
                 return text, other
-        return text, [*text[:-1], "z"]
+        return text, text[:-1]
 
     def _fits(self, words: Sequence[str], length: int) -> bool:
         row = self._row(words)
