@@ -401,3 +401,13 @@ def test_an_endpoint_that_dies_is_gone_on_with(connect: Any, model: Any, tmp_pat
     # What was stored is not asked for again: at most one chunk twice.
     assert len(asked) <= len(texts) + 8
     np.testing.assert_allclose(found.numpy(), model.encode(texts, show_progress_bar=False), atol=1e-6)
+
+
+def test_what_is_missing_is_named(connect: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from reasonembed_mteb.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with serving(Served(model)) as server, pytest.raises(MissingExtraError, match=r"reasonembed-mteb\[api\]"):
+        connect(server)
