@@ -129,6 +129,25 @@ def test_no_list_of_models_is_needed(connect: Any, model: Any) -> None:
     assert encoder.model.engine.identity["version"] == "1.2.3"
 
 
+@pytest.mark.parametrize(
+    ("pages", "said"),
+    [
+        ({"/info": {"version": "2.0", "model_id": "m"}}, "2.0"),
+        ({"/props": {"build_info": "b1-abc"}}, "b1-abc"),
+        ({"/v1/openapi.json": {"info": {"version": "0.0.78"}}}, "0.0.78"),
+        ({"/version": ["no", "object"], "/info": {"version": 3}}, "unknown"),
+        ({}, "unknown"),
+    ],
+)
+def test_a_version_is_found_where_servers_say_it(pages: dict[str, object], said: str) -> None:
+    from reasonembed_mteb.encoding.engines.probing import server_version
+    from reasonembed_mteb.endpoints.endpoint import Endpoint
+
+    with serving(lambda _: failure(500, "not asked"), pages=pages) as server:
+        assert server_version(Endpoint(server.base_url, "m")) == said
+        assert server.total == 0
+
+
 def test_mtebs_client_gets_the_same_vectors(connect: Any, model: Any) -> None:
     from mteb import TaskMetadata  # noqa: F401 - the package must be whole
     from mteb.models import OpenAIAPIEncodeWrapper

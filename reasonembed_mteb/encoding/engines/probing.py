@@ -46,12 +46,13 @@ _UNIT = 1e-2
 _SHORTEST = 128
 # What float32 leaves of a difference between equal texts in two requests.
 _NOISE = 1e-6
-# Where servers say their version: vLLM, TEI, Ollama, llama.cpp, and whatever is built on FastAPI.
+# Where servers say their version: vLLM, TEI, Ollama, llama.cpp, infinity, and whatever is built on FastAPI.
 _VERSIONS = (
     ("/version", ("version",)),
     ("/info", ("version",)),
     ("/api/version", ("version",)),
     ("/props", ("build_info",)),
+    ("/v1/openapi.json", ("info", "version")),
     ("/openapi.json", ("info", "version")),
 )
 _VERSION_TIMEOUT = 5.0
