@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,7 +26,16 @@ from reasonembed_mteb.distributed.cluster import (
     own_error,
     share_out,
 )
+from reasonembed_mteb.distributed.encode import encode_corpus
+from reasonembed_mteb.distributed.processes import Processes
+from reasonembed_mteb.distributed.worker import EncodeJob, ModelChoice, Speed
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
+from reasonembed_mteb.retrieval.trec import read_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Command
 
 
 @pytest.mark.parametrize(
@@ -115,3 +134,143 @@ def test_nothing_of_ray_is_imported_without_a_cluster() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+# Ray itself; each test takes long because its processes do.
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a cluster of two processors on this machine, and return its address."""
+    pytest.importorskip("ray", reason="needs the extra distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Its sockets' names must be short.
+    folder = tempfile.mkdtemp(prefix="ray")
+    command = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    command += [f"--temp-dir={folder}", "--disable-usage-stats"]
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    # Without a token of its own in the user's folder, which others would be asked for too.
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray = Path(sys.executable).with_name("ray")
+    start = [str(ray)] if ray.is_file() else [sys.executable, "-m", "ray.scripts.scripts"]
+    with log.open("wb") as out:
+        head = subprocess.Popen([*start, "start", *command], stdout=out, stderr=out, start_new_session=True)
+    try:
+        _wait(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None, 60)
+        assert head.poll() is None, log.read_text()
+        (found,) = {*re.findall(rf"[\w.]+:{port}", log.read_text())}
+        yield found
+    finally:
+        # Only what was started here: `ray stop` would end every cluster of the machine.
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RAY_AUTH_MODE")
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
+
+
+def _wait(done: Callable[[], bool], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return 2,000 texts in several slices."""
+    folder = tmp_path_factory.mktemp("texts")
+    for part in range(4):
+        rows = [{"_id": f"{part}-{n}", "text": f"plant {n} " * (1 + n % 9)} for n in range(500)]
+        (folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def blocks_in(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(store.rglob("*")) if file.is_file()}
+
+
+def further(log: Path, lines: int, running: subprocess.Popen[bytes]) -> bool:
+    """Whether more lines are in the log, or none will come."""
+    return len(computed(log)) > lines or running.poll() is not None
+
+
+def computed(log: Path) -> list[list[str]]:
+    return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
+
+
+@pytest.mark.slow
+def test_killed_workers_and_drivers_change_nothing(
+    cluster: str, texts: Path, qwen3_dir: Path, tmp_path: Path
+) -> None:
+    store, log = tmp_path / "ray", tmp_path / "log"
+    plain = EncodeJob(
+        ModelChoice(str(qwen3_dir)), Speed(device="cpu"), str(tmp_path / "plain"), block_tokens=1000
+    )
+    whole = encode_corpus(str(texts), plain, Processes(1, 1), name="c")
+    assert whole.documents == 2000
+    driver = [sys.executable, str(Path(__file__).with_name("ray_driver.py")), cluster, str(texts)]
+    driver += [str(qwen3_dir), str(store), str(log)]
+    kills = 0
+    # Workers and drivers in turn, always in the midst of a block.
+    while kills < 10:
+        running = subprocess.Popen(driver, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(4):
+            _wait(partial(further, log, len(computed(log)) + 1, running), 120)
+            if kills == 10 or running.poll() is not None:
+                break
+            os.kill(int(computed(log)[-1][0]), signal.SIGKILL)
+            kills += 1
+        if kills < 10 and running.poll() is None:
+            running.kill()
+            kills += 1
+            assert running.wait(60) == -signal.SIGKILL
+        elif kills < 10:
+            assert running.wait() == 0, running.stderr.read().decode() if running.stderr else ""
+            break
+    # Killed often enough, or all done before.
+    assert kills == 10
+    assert running.wait(120) == 0, running.stderr.read().decode() if running.stderr else ""
+    names = {name: content for name, content in blocks_in(store).items() if name.startswith("block-")}
+    assert names == {n: c for n, c in blocks_in(tmp_path / "plain").items() if n.startswith("block-")}
+    manifest = "manifest-c.json"
+    assert json.loads(blocks_in(store)[manifest]) == json.loads(blocks_in(tmp_path / "plain")[manifest])
+    # Of each kill, a block a worker.
+    assert whole.blocks <= len(computed(log)) <= whole.blocks + 2 * kills
+    assert {key for _, key in computed(log)} == {name.split("-")[1] for name in names}
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_scores_as_a_run_here(cluster: str, command: Command, bert: Path) -> None:
+    run = ("run", "-m", str(bert), "-b", "ReasonMini", "--no-store", "--run-file", "{task}.trec")
+    runs = []
+    for where in (("--device", "cpu"), ("--cluster", cluster, "--workers", "2")):
+        status, _, err = command(*run, *where, "--overwrite")
+        assert status == 0, err
+        runs.append({file.name: read_run(file) for file in Path.cwd().glob("*.trec")})
+    here, there = runs
+    assert here.keys() == there.keys()
+    for name, found in here.items():
+        for query, scores in found.items():
+            assert scores == pytest.approx(there[name][query], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_and_a_bad_row_are_one_line(
+    cluster: str, command: Command, bert: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"_id": "a", "text": "x"}\n{"text": "no id"}\n')
+    encode = ("encode", "--input", "bad.jsonl", "-m", str(bert), "--output", "store", "--cluster", cluster)
+    status, _, err = command(*encode, "--workers", "3")
+    assert (status, "the cluster has 2 processors" in err) == (2, True), err
+    status, _, err = command(*encode, "--gpus-per-worker", "1")
+    assert (status, "0 GPUs on 1 machines" in err) == (2, True), err
+    status, _, err = command(*encode)
+    assert (status, "bad.jsonl, line 2: '_id' is missing" in err) == (2, True), err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
 )
+from reasonembed_mteb.cli.scale import Cluster, GpusPerWorker, cluster_pool
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -243,6 +245,12 @@ def run(
         int,
         typer.Option(min=1, help="With --engine api: requests at a time.", rich_help_panel=ENGINE),
     ] = 32,
+    cluster: Cluster = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --cluster: all it has room for.", rich_help_panel=SPEED),
+    ] = None,
+    gpus_per_worker: GpusPerWorker = None,
     debug: Debug = False,
 ) -> None:
     """Score models on benchmarks or tasks, each through mteb.evaluate, by one protocol."""
@@ -302,7 +310,8 @@ def run(
             f"{labels[place]} does not take --instruction; --instruction-template 'Instruct: {{instruction}}"
             "\\nQuery: ' gives it to a directory or a model that MTEB does not know"
         )
-    outcomes = runner.run(metas, tasks, options, say)
+    with cluster_pool(cluster, workers, gpus_per_worker, device) as pool:
+        outcomes = runner.run(metas, tasks, replace(options, pool=pool), say)
     grouped = resolving.benchmark_tasks(benchmark)
     groups = {group: [one.metadata.name for one in members] for group, members in grouped.items()}
     title = "; ".join(["Main scores in %", *options.caveats])

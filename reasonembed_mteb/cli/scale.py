@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,10 @@ from reasonembed_mteb.cli.common import OUTPUT, PROTOCOL, SPEED, Debug, app, con
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from reasonembed_mteb.distributed.processes import Machines
+    from reasonembed_mteb.encoding.fast import TextPool
 
 Cluster = Annotated[
     str | None,
@@ -73,6 +78,41 @@ def machines(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or 1
     return Processes(count, threads or max(1, cores // count))
+
+
+@contextlib.contextmanager
+def cluster_pool(
+    cluster: str | None, workers: int | None, gpus_per_worker: float | None, device: str | None
+) -> Iterator[Callable[[Any], TextPool] | None]:
+    """Give what encodes the texts of a run on a cluster, or None without one.
+
+    Args:
+        cluster: A Ray cluster.
+        workers: How many.
+        gpus_per_worker: Of each.
+        device: Of a run on this machine, which a cluster excludes.
+
+    Yields:
+        What takes a model and sends it to the cluster.
+
+    Raises:
+        ReasonEmbedError: If the options do not go together, or there is no such cluster.
+    """
+    if cluster is None:
+        for option, given in (("--workers", workers), ("--gpus-per-worker", gpus_per_worker)):
+            if given is not None:
+                msg = f"{option} is for a cluster: give --cluster too, or --device for this machine"
+                raise ReasonEmbedError(msg)
+        yield None
+        return
+    if device is not None:
+        msg = "--device is for this machine: leave it out with --cluster, whose workers have their own"
+        raise ReasonEmbedError(msg)
+    from reasonembed_mteb.distributed.cluster import ClusterChoice, RayMachines
+    from reasonembed_mteb.distributed.pool import ClusterPool
+
+    with RayMachines(ClusterChoice(cluster, workers, None, gpus_per_worker)) as where:
+        yield partial(ClusterPool, where)
 
 
 @app.command()

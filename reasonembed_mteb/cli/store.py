@@ -1,4 +1,4 @@
-"""The commands of ``store``: looking into the embedding store, checking it, removing from it."""
+"""The commands of ``store``: looking into the embedding store, checking it, removing from it, handing on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 from reasonembed_mteb.cli.common import FAILED, Debug, app, say
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 
-group = typer.Typer(help="Look into the embedding store, check it, remove from it.", no_args_is_help=True)
+group = typer.Typer(
+    help="Look into the embedding store, check it, remove from it, hand it on.", no_args_is_help=True
+)
 app.add_typer(group, name="store")
 
 Folder = Annotated[Path, typer.Argument(help="The store's folder, or a run's output folder.")]
@@ -78,3 +80,25 @@ def prune(
     for line in removed:
         say(line)
     say(f"{len(removed)} removed")
+
+
+@group.command()
+def export(
+    store: Annotated[str, typer.Argument(help="The store that `reasonembed encode` has filled.")],
+    output: Annotated[Path, typer.Option(help="A new folder for vectors.npy and ids.txt.")],
+    corpus: Annotated[str | None, typer.Option(help="Which, where the store holds several.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Length one, so that an inner product is the cosine.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a corpus as one array that can be mapped into memory, for FAISS and others."""
+    set_up_logging(debug)
+    from reasonembed_mteb.store.corpora import open_stored
+    from reasonembed_mteb.store.export import export_corpus
+    from reasonembed_mteb.store.places import Place
+
+    found = open_stored(Place(store), corpus)
+    export_corpus(found, output, dtype, normalize=normalize)
+    say(f"{found.rows:,} vectors of {found.dimension} dimensions in {output}")

@@ -179,6 +179,39 @@ class RayMachines:
         """
         yield from self._alone(sources, function, float(self.threads))
 
+    def actors(self, make: Callable[..., Any], held: Any) -> list[Any]:  # noqa: ANN401 - any object
+        """Start an actor on each worker.
+
+        Args:
+            make: Called there with what is held.
+            held: Sent to the cluster once.
+
+        Returns:
+            Handles, which `ask` takes; the actors end with them.
+        """
+        reference = self._ray.put(held)
+        holder = self._ray.remote(
+            num_cpus=self.threads * _NEARLY, num_gpus=self.gpus, max_restarts=-1, max_task_retries=-1
+        )(_Holding)
+        return [holder.remote(make, reference) for _ in range(self.workers)]
+
+    def ask(self, actors: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Share calls out among actors.
+
+        Args:
+            actors: See `actors`.
+            calls: The arguments of each.
+
+        Yields:
+            What each call returned, in their order.
+
+        Raises:
+            ReasonEmbedError: What an actor raised, or that the cluster gave up.
+        """
+        pool = self._ray.util.ActorPool(actors)
+        with _explained(self._ray):
+            yield from pool.map(lambda actor, call: actor.call.remote(*call), calls)
+
     def _alone(self, sources: Sequence[Any], function: Callable[[Any], Any], cpus: float) -> Iterator[Any]:
         with _explained(self._ray):
             for row in self._items(sources, partial(_only, function), cpus).iter_rows():
@@ -222,6 +255,16 @@ class _Applying:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         return {"result": [self._function(item) for item in batch["item"]]}
+
+
+class _Holding:
+    """An actor around what is made on its machine."""
+
+    def __init__(self, make: Callable[..., Any], held: Any) -> None:  # noqa: ANN401 - any object
+        self._made = make(held)
+
+    def call(self, *arguments: Any) -> Any:  # noqa: ANN401 - what the object returns
+        return self._made.encode(*arguments)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,27 @@ if TYPE_CHECKING:
 
 # sentence-transformers' own largest share of a process pool's work.
 _POOL_CHUNK = 5000
+
+
+class TextPool(Protocol):
+    """What encodes texts in place of the process that asks."""
+
+    def encode(
+        self, texts: list[str], length: int | None, options: dict[str, Any]
+    ) -> tuple[Tensor, NDArray[np.int32] | None, EncodingStats]:
+        """Encode texts.
+
+        Args:
+            texts: In any number.
+            length: Tokens at which they are cut; None for no limit.
+            options: ``prompt``, ``batch_size``, ``normalize_embeddings``, ``truncate_dim`` and others of
+                `SentenceTransformer.encode`.
+
+        Returns:
+            Vectors ``(N, dim)`` in the texts' order, on the CPU; token counts ``(N,)`` before truncation, or
+            None; and what was done.
+        """
+        ...
 
 
 class FastSentenceTransformer(SentenceTransformer):
@@ -68,6 +89,8 @@ class FastSentenceTransformer(SentenceTransformer):
     _devices: list[str] | None = None
     _kept_pool: Any = None
     _kept_length: int | None = None
+    # What encodes instead of this process, where texts are handed on.
+    _elsewhere: TextPool | None = None
     # What a class made by `accelerate` was made from.
     _made_from: type[SentenceTransformer] | None = None
 
@@ -84,13 +107,13 @@ class FastSentenceTransformer(SentenceTransformer):
         return self._fitting[1] if self._fitting is not None else None
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the library's, which it documents
-        """Encode as the library does, on all devices that `use_devices` named."""
-        if self._devices:
+        """Encode as the library does, on all devices that `use_devices` named, or where `use_pool` said."""
+        if self._devices or self._elsewhere is not None:
             given = (
                 inspect.signature(SentenceTransformer.encode).bind_partial(self, *args, **kwargs).arguments
             )
             if given.get("device") is None and given.get("pool") is None:
-                kwargs["pool"] = self._pool_at_this_length()
+                kwargs["pool"] = self._elsewhere or self._pool_at_this_length()
         return super().encode(*args, **kwargs)
 
     def use_devices(self, devices: Sequence[str] | None) -> None:
@@ -101,6 +124,14 @@ class FastSentenceTransformer(SentenceTransformer):
         """
         self._stop_kept_pool()
         self._devices = list(devices) if devices else None
+
+    def use_pool(self, pool: TextPool | None) -> None:
+        """Let something else encode from now on, such as a cluster.
+
+        Args:
+            pool: What encodes; None ends it.
+        """
+        self._elsewhere = pool
 
     def _stop_kept_pool(self) -> None:
         if self._kept_pool is not None:
@@ -253,6 +284,8 @@ class FastSentenceTransformer(SentenceTransformer):
         return chunk, found
 
     def _multi_process(self, inputs: Sequence[Any], pool: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+        if pool is not None and pool is self._elsewhere:
+            return self._encode_elsewhere(inputs, **kwargs)
         workers = len(pool["processes"]) if pool else len(kwargs.get("device") or [None])
         share = max(1, min(math.ceil(len(inputs) / workers / 10), _POOL_CHUNK))
         given = kwargs.get("chunk_size")
@@ -262,6 +295,27 @@ class FastSentenceTransformer(SentenceTransformer):
         counts = [part for _, part in sorted(self._pooled.items()) if part is not None]
         complete = bool(counts) and len(counts) == len(self._pooled)
         self.last_token_counts = np.concatenate(counts) if complete else None
+        return found
+
+    def _encode_elsewhere(
+        self,
+        inputs: Sequence[Any],
+        *,
+        device: Any = None,  # noqa: ANN401 - as the library's
+        chunk_size: int | None = None,
+        save_to_cpu: bool = True,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        **options: Any,
+    ) -> Tensor:
+        del device, chunk_size, save_to_cpu, show_progress_bar
+        assert self._elsewhere is not None
+        if output_value != "sentence_embedding":
+            msg = f"output_value={output_value!r} is not handed on: call use_pool(None) first"
+            raise ReasonEmbedError(msg)
+        found, counts, done = self._elsewhere.encode(list(inputs), self.max_seq_length, options)
+        self.last_token_counts = counts
+        self.encoding_stats.add(done)
         return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object's

@@ -35,6 +35,7 @@ from reasonembed_mteb.evaluation.variants import (
     load_variant,
     speed_up,
     use_devices,
+    use_pool,
     with_store,
 )
 from reasonembed_mteb.files import file_hash
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.encoding.fast import TextPool
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ class RunOptions:
         batch_tokens: Tokens of an encoding batch; None for the device's own.
         attn: How the encoder attends; see `reasonembed_mteb.encoding.accelerate`.
         compile_layers: Whether decoder layers are compiled: ``auto``, ``on`` or ``off``.
+        pool: Takes a loaded SentenceTransformer and returns what encodes in its place, such as a cluster;
+            None encodes here.
         progress: Show progress bars; without, nothing but log messages reaches stderr during an evaluation.
     """
 
@@ -89,6 +94,7 @@ class RunOptions:
     batch_tokens: int | None = None
     attn: str = "auto"
     compile_layers: str = "auto"
+    pool: Callable[[Any], TextPool] | None = None
     progress: bool = True
 
     def check(self) -> None:
@@ -167,6 +173,7 @@ class _Loaded:
         """Stop the processes that encode on further devices, and engines."""
         if self._model is not None:
             use_devices(self._model, None)
+            use_pool(self._model, None)
             for engine in engines_of(self._model):
                 engine.close()
 
@@ -197,7 +204,9 @@ def load_without_store(meta: ModelMeta, options: RunOptions) -> Any:  # noqa: AN
     speed_up(
         model, batch_tokens=options.batch_tokens, attn=options.attn, compile_layers=options.compile_layers
     )
-    if len(devices) > 1:
+    if options.pool is not None:
+        use_pool(model, options.pool)
+    elif len(devices) > 1:
         use_devices(model, devices)
     return model
 

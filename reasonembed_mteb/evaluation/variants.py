@@ -13,10 +13,12 @@ from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.models.instructions import ABLATED, PromptRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from mteb.models import ModelMeta
+
+    from reasonembed_mteb.encoding.fast import TextPool
 
 FUSIONS = ("rrf", "dbsf", "rsf")
 # MTEB's CompressionWrapper files its results under this experiment option.
@@ -256,6 +258,21 @@ def use_devices(model: Any, devices: Sequence[str] | None) -> None:  # noqa: ANN
     for inner in sized_models(model):
         if isinstance(inner, FastSentenceTransformer):
             inner.use_devices(devices)
+
+
+def use_pool(model: Any, make: Callable[[Any], TextPool] | None) -> None:  # noqa: ANN401
+    """Let every SentenceTransformer inside a model that `speed_up` has seen be encoded by elsewhere.
+
+    Args:
+        model: A loaded MTEB model; changed in place.
+        make: Takes one of these and returns what encodes in its place; None ends that.
+    """
+    from reasonembed_mteb.encoding.fast import FastSentenceTransformer
+    from reasonembed_mteb.retrieval.lengths import sized_models
+
+    for inner in sized_models(model):
+        if isinstance(inner, FastSentenceTransformer):
+            inner.use_pool(make(inner) if make is not None else None)
 
 
 def encoding_figures(model: Any, *, reset: bool = False) -> dict[str, int]:  # noqa: ANN401

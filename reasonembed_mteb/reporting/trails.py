@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.evaluation.kinds import PIPELINE
 from reasonembed_mteb.evaluation.stages import (
     BASELINE,
     StageOutput,
-    is_pipeline,
     read_output,
     read_stages,
     stages_path,
@@ -92,7 +92,7 @@ def query_trail(result: Result, label: str, query: str, gold: Sequence[str], top
     Raises:
         DataError: If the record of its stages, or what they gave, cannot be read.
     """
-    if not is_pipeline(result.model.name) or result.scores_file is None:
+    if not result.model.name.startswith(f"{PIPELINE}/") or result.scores_file is None:
         return None
     file = stages_path(result.scores_file.with_suffix(".json"))
     record = read_stages(file)

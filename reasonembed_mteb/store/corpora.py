@@ -8,7 +8,9 @@ manifest of a corpus is written by the one process that leads, and names one fil
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,16 @@ if TYPE_CHECKING:
 
 INT8 = "int8"
 CORPUS_DTYPES = ("auto", *DTYPES, INT8)
+# The format's names of what blocks hold.
+_SAFETENSORS = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 # The largest whole number of int8 that has a negative.
 _LARGEST = 127
 _NAME = re.compile(rf"{BLOCK}(?P<key>[0-9a-f]{{32}})-(?P<dtype>\w+)-(?P<sum>[0-9a-f]{{16}})\.safetensors")
@@ -342,12 +354,32 @@ def read_block(folder: Place, block: BlockFile, *, mapped: bool = True) -> Block
         if shard.problem is not None:
             raise _unusable(folder, block, shard.problem)
         return BlockData(shard.tensors)
-    from safetensors.torch import load
-
     content = folder.read(block.file)
     if content_checksum(content) != block.xxh3:
         raise _unusable(folder, block, "is damaged (its checksum differs)")
-    return BlockData(load(content))
+    return BlockData(_tensors(content))
+
+
+def _tensors(content: bytes) -> dict[str, torch.Tensor]:
+    """Return what a file of safetensors holds, in place; the library would copy each tensor once more."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header.pop("__metadata__", None)
+    found = {}
+    with warnings.catch_warnings():
+        # Nothing writes into what was read.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        for name, one in header.items():
+            begin, end = one["data_offsets"]
+            dtype = _SAFETENSORS[one["dtype"]]
+            count = (end - begin) // dtype.itemsize
+            flat = (
+                torch.frombuffer(content, dtype=dtype, count=count, offset=8 + size + begin)
+                if count
+                else torch.empty(0, dtype=dtype)
+            )
+            found[name] = flat.reshape(one["shape"])
+    return found
 
 
 def _unusable(folder: Place, block: BlockFile, problem: str) -> StoreError:
