@@ -359,7 +359,9 @@ def by_vllm(bench: Bench, size: str) -> list[dict[str, Any]]:
     del model
     bench.unload()
     begun = time.perf_counter()
-    engine = make_engine(facts, EngineChoice("vllm"))
+    # On a CPU compiling takes minutes, for nothing.
+    eager = {} if bench.on_gpu else {"enforce_eager": True}
+    engine = make_engine(facts, EngineChoice("vllm", options=eager))
     try:
         engine.embed(rows)
         warm_up = time.perf_counter() - begun
