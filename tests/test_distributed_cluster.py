@@ -126,6 +126,7 @@ def test_our_own_error_is_found_within_others() -> None:
     assert own_error(RuntimeError("x")) is None
 
 
+@pytest.mark.slow
 def test_nothing_of_ray_is_imported_without_a_cluster() -> None:
     code = (
         "import sys, reasonembed_mteb.distributed.encode, reasonembed_mteb.distributed.search, "
