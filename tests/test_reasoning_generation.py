@@ -97,6 +97,19 @@ def test_a_row_is_the_same_alone_and_in_a_batch(temperature: float, made: Path) 
         assert (torch.stack([one.vector for one in batch]) - whole).abs().max() < 1e-6
 
 
+def test_a_latent_is_never_written(made: Path) -> None:
+    model, generation, prompts, ending = load(made / "qwen3")
+    head: Any = generation.generator.get_output_embeddings()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        last = model[0].auto_model(torch.tensor([prompts[0]])).last_hidden_state[0, -1]
+        head.weight[ending[0]] = 100 * last
+        assert int(head(last).argmax()) == ending[0]
+    for temperature in (0.0, 1.0):
+        (found,) = generation.run(prompts[:1], Decoding(4, temperature), SEEDS[:1])
+        assert found.ids
+        assert not set(found.ids) & set(ending)
+
+
 def test_a_draw_has_its_seed(made: Path) -> None:
     _, generation, prompts, _ = load(made / "qwen3")
     decoding = Decoding(6, temperature=3.0)

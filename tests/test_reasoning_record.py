@@ -52,5 +52,7 @@ def test_a_damaged_record(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no record of reasoning"):
         read_reasoning_run(file)
     file.write_text("[")
+    assert read_reasoning_run(write_reasoning_run(tmp_path, RUN)) == RUN
+    file.write_text("[")
     with pytest.raises(DataError, match="is no record of reasoning"):
         read_reasoning_run(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from reasonembed_mteb.files import fingerprint, is_number, json_text, read_json_
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 REASONING_CHAPTER = "reasoning"
 
@@ -77,7 +80,11 @@ def write_reasoning_run(output: Path, run: ReasoningRun) -> Path:
         The file.
     """
     file = chapter_file(output, REASONING_CHAPTER, reasoning_run_name(run))
-    before = read_reasoning_run(file) if file.is_file() else None
+    try:
+        before = read_reasoning_run(file) if file.is_file() else None
+    except DataError:
+        logger.warning("%s is damaged: it is written anew, with the tasks of this run alone", file)
+        before = None
     tasks = (before.tasks if before is not None and same_system(before, run) else {}) | run.tasks
     write_whole(file, json_text(asdict(replace(run, tasks=dict(sorted(tasks.items()))))))
     return file

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.chapter_files import chapter_files
 from reasonembed_mteb.evaluation.kinds import REASONING
@@ -207,9 +208,11 @@ class ReasoningModel:
 
     def _is_recorded(self, output: Path, task: str) -> bool:
         for file in chapter_files(output, REASONING_CHAPTER):
-            run = read_reasoning_run(file)
-            if same_system(run, self._record("")):
-                return task in run.tasks
+            # A damaged record records nothing; it is written anew.
+            with contextlib.suppress(DataError):
+                run = read_reasoning_run(file)
+                if same_system(run, self._record("")):
+                    return task in run.tasks
         return False
 
     def _leave(self, output: Path, outcome: Outcome, note: str) -> None:
