@@ -262,6 +262,8 @@ def test_reports_show_the_suite(tmp_path: Path) -> None:
         f"{NAME}, by domain",
         f"{NAME}, by reasoning",
     ]
+    assert whole.links["MIRB"] == "https://arxiv.org/abs/2505.15585"
+    assert set(whole.links) == set(whole.columns)
     found = {row.label: row.mean for row in whole.rows}
     for label, scores in (("a/m0", first), ("a/m1", second)):
         mean = found[label]
