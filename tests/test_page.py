@@ -93,6 +93,21 @@ def test_the_page_asks_nobody_for_anything(page: Path) -> None:
     assert "@import" not in style
 
 
+def test_numbers_lead_to_their_protocol(page: Path) -> None:
+    table = next(one for one in data_of(page.read_text(encoding="utf-8"))["tables"] if one["columns"])
+    assert len(table["links"]) == len(table["columns"])
+    assert table["links"][0] == "https://huggingface.co/datasets/xlangai/BRIGHT"
+
+
+def test_an_address_that_acts_is_no_link(tmp_path: Path) -> None:
+    write_run(tmp_path, "x/a", BIOLOGY, {"1": 0.5}, found={"1": [("d1", 0.5)]})
+    (table,) = score_tables(read_results([tmp_path]))
+    table.links["biology"] = "javascript:alert(1)"
+    text, _ = render_page([table])
+    assert set(data_of(text)["tables"][0]["links"][:1]) == {None}
+    assert "javascript:alert" not in text
+
+
 def test_text_of_the_data_ends_no_element(page: Path) -> None:
     parser = Outside()
     text = page.read_text(encoding="utf-8")

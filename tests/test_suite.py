@@ -133,6 +133,19 @@ def test_main_scores_lengths_and_instructions_of_new_benchmarks() -> None:
     assert {n: (rows[n].main_score, rows[n].max_tokens, rows[n].instruction) for n in golden} == golden
 
 
+def test_known_citations_reach_mteb() -> None:
+    authors = {
+        "ReasonEmbedFreshStackYolo": "Nandan Thakur",
+        "ReasonEmbedMIRBModup": "Ju, Haocheng",
+        "ReasonEmbedMathNetHard": "Alshammari, Shaden",
+        "ReasonEmbedBarExamQAFull": "Zheng, Lucia",
+        "ReasonEmbedBrightProBiology": "Yilun Zhao",
+    }
+    names = {row.name.lower(): row.name for row in rows_of(NAME)}
+    for name, author in authors.items():
+        assert author in str(mteb.get_task(names[name.lower()]).metadata.bibtex_citation), name
+
+
 def test_rar_b_has_mtebs_prompts() -> None:
     for row in tables.benchmarks()["RAR-b(ReasonEmbed)"]:
         prompt = mteb.get_task(row.name).metadata.prompt
@@ -262,6 +275,8 @@ def test_reports_show_the_suite(tmp_path: Path) -> None:
         f"{NAME}, by domain",
         f"{NAME}, by reasoning",
     ]
+    assert whole.links["MIRB"] == "https://arxiv.org/abs/2505.15585"
+    assert set(whole.links) == set(whole.columns)
     found = {row.label: row.mean for row in whole.rows}
     for label, scores in (("a/m0", first), ("a/m1", second)):
         mean = found[label]

@@ -236,6 +236,7 @@ def as_data(table: ScoreTable) -> dict[str, Any]:
         "about": table.about,
         "metric": table.metric,
         "columns": list(table.columns),
+        "protocols": table.links,
         "groups": {name: list(members) for name, members in table.groups.items()},
         "notes": list(table.notes),
         "rows": [

@@ -103,6 +103,13 @@
     return name;
   }
 
+  // A number leads to what it was made by; nothing is asked before somebody follows it.
+  function linked(score, place) {
+    const href = table.links[place];
+    if (!href) return percent(score);
+    return make("a", { class: "protocol", href, rel: "noreferrer", target: "_blank" }, percent(score));
+  }
+
   function drawScores() {
     const columns = scoreColumns();
     const rows = shownRows();
@@ -116,7 +123,7 @@
       ...table.groups.map((group) => meanCell(row.groups[group] || null, "", "")),
       ...row.scores.map((score, place) => (score === null
         ? make("td", { class: "none", title: "no result" }, DASH)
-        : make("td", { class: score === best[place] ? "best" : "", title: table.columns[place] }, percent(score)))),
+        : make("td", { class: score === best[place] ? "best" : "", title: table.columns[place] }, linked(score, place)))),
     ));
     at("scores-table").replaceChildren(make("table", {},
       make("caption", {}, `${table.name}: scores in per cent`),

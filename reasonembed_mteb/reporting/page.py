@@ -129,6 +129,10 @@ def _table(
         "metric_name": metric_name(table.metric) if table.metric else "main scores",
         "columns": list(table.columns),
         "short": [table.head(column) for column in table.columns],
+        # A user's table may hold any text, and an address may be a script.
+        "links": [
+            link if (link := table.links.get(c, "")).startswith("https://") else None for c in table.columns
+        ],
         "groups": list(table.groups),
         "notes": list(table.notes),
         "marks_note": _marks_note(tests),

@@ -96,7 +96,14 @@ def _table(
         ranked(rows),
         _notes(members, held) if name == "benchmark" else (),
         heads={column: column for column in columns},
+        links=_links(members) if name == "benchmark" else {},
     )
+
+
+def _links(members: Mapping[str, Sequence[TaskRow]]) -> dict[str, str]:
+    """Return where each benchmark's protocol is described."""
+    links = {part: rows[0].benchmark_reference or rows[0].reference for part, rows in members.items()}
+    return {part: link for part, link in links.items() if link}
 
 
 def _cell(column: str, rows: Sequence[TaskRow], results: Mapping[str, Result]) -> Result | None:

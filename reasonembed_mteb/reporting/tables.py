@@ -41,6 +41,7 @@ class TableKey:
         heads: Each column with its short head.
         groups: Each column that is part of a group, with the group.
         units: Each column that counts in the mean only together with others, with what they are.
+        links: Each column with the address of its protocol or data.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TableKey:
     heads: tuple[tuple[str, str], ...] = ()
     groups: tuple[tuple[str, str], ...] = ()
     units: tuple[tuple[str, str], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @cache
@@ -73,6 +75,7 @@ def _places_of(rows: tuple[TaskRow, ...]) -> dict[str, tuple[TableKey, str]]:
             heads=tuple((row.subset, row.short) for _, row in tasks),
             groups=tuple((row.subset, row.group) for _, row in tasks if row.group),
             units=tuple((row.subset, row.unit) for _, row in tasks if row.unit),
+            links=tuple((row.subset, row.reference) for _, row in tasks if row.reference),
         )
         found |= {task: (table, row.subset) for task, row in tasks}
     return found
@@ -254,6 +257,7 @@ class ScoreTable:
         notes: What a reader has to know.
         published: Under which benchmark its published scores stand; empty for none.
         heads: Short heads by column.
+        links: Address of a column's protocol or data, where there is one.
     """
 
     name: str
@@ -265,6 +269,7 @@ class ScoreTable:
     notes: tuple[str, ...] = ()
     published: str = ""
     heads: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
 
     def head(self, column: str) -> str:
         """Return the short head of a column.
@@ -326,6 +331,7 @@ def _table(
         _notes(rows),
         key.published,
         dict(key.heads),
+        dict(key.links),
     )
 
 
@@ -440,4 +446,5 @@ def _merge(family: str, tables: Sequence[ScoreTable]) -> ScoreTable:
             *dict.fromkeys(note for table in tables for note in table.notes),
         ),
         heads={column: head for table in tables for column, head in table.heads.items()},
+        links={column: link for table in tables for column, link in table.links.items()},
     )
