@@ -120,28 +120,40 @@ def independent(client: LLMClient, stage: ListwiseStage, data: Any) -> int:  # n
 
 
 def rate(options: argparse.Namespace) -> dict[str, Any]:
-    """Return requests a second of both arms, taking turns, and their ratio."""
+    """Return rates and processor time of both arms, which take turns, and their ratios."""
     stage = ListwiseStage(kind="rerank", by="listwise", name="sort")
     data = lists(options)
-    found: dict[str, list[float]] = {"listwise": [], "independent": []}
+    found: dict[str, list[tuple[float, float]]] = {"listwise": [], "independent": []}
     with server(options.latency) as url:
         endpoint = Endpoint(url, "stub", concurrency=options.concurrency)
         for number in range(options.rounds):
             # Who goes first changes.
             for arm in ("listwise", "independent")[:: 1 if number % 2 else -1]:
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    LLMClient(endpoint, Path(folder), show_progress=False) as client,
-                ):
-                    started = time.perf_counter()
-                    if arm == "listwise":
-                        _, counts = sort_lists(stage, template(), *data, client)
-                        count = counts["windows"]
-                    else:
-                        count = independent(client, stage, data)
-                    found[arm].append(count / (time.perf_counter() - started))
-    rates = {arm: median(own) for arm, own in found.items()}
-    return {**rates, "ratio": rates["listwise"] / rates["independent"], "rounds": found}
+                found[arm].append(one_arm(arm, endpoint, stage, data))
+    figures: dict[str, Any] = {}
+    for arm, own in found.items():
+        figures[f"{arm} a second"] = median(rate for rate, _ in own)
+        figures[f"{arm} cpu ms"] = median(cpu for _, cpu in own)
+    figures["rate ratio"] = figures["listwise a second"] / figures["independent a second"]
+    figures["cpu ratio"] = figures["listwise cpu ms"] / figures["independent cpu ms"]
+    figures["ideal a second"] = options.concurrency / options.latency if options.latency else None
+    return {**figures, "rounds": found}
+
+
+def one_arm(arm: str, endpoint: Endpoint, stage: ListwiseStage, data: Any) -> tuple[float, float]:  # noqa: ANN401
+    """Return requests a second, and milliseconds of this process' processor time a request."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LLMClient(endpoint, Path(folder), show_progress=False) as client,
+    ):
+        wall, processor = time.perf_counter(), time.process_time()
+        if arm == "listwise":
+            _, counts = sort_lists(stage, template(), *data, client)
+            count = counts["windows"]
+        else:
+            count = independent(client, stage, data)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return count / wall, 1e3 * processor / count
 
 
 FILE = """

@@ -100,6 +100,7 @@ class World:
         self._write_store()
         self._write_corpus(base_url)
         self._write_training(decoder)
+        self._write_pipeline(base_url)
 
     def _write_results(self) -> None:
         self.results = self.root / file_part(self.word)
@@ -159,6 +160,19 @@ class World:
         self.metrics = self.root / "metrics.csv"
         self.metrics.write_text(f"step,loss,{shlex.quote(file_part(self.word))}\n1,0.5,1\n", encoding="utf-8")
 
+    def _write_pipeline(self, base_url: str) -> None:
+        word = json.dumps(utf8(self.word).replace("\x7f", ""))
+        self.pipeline = self.root / "pipeline.toml"
+        endpoint = f'[endpoints.default]\nbase_url = "{base_url}"\nmodel = {word}\n'
+        self.pipeline.write_text(
+            f'name = "hostile"\nabout = {word}\n{endpoint}[[stage]]\nkind = "rewrite"\nmissing = "original"\n'
+            f'[[stage]]\nkind = "retrieve"\n[[stage.retriever]]\nname = {word}\nmodel = "bm25"\n'
+            '[[stage]]\nkind = "rerank"\nby = "listwise"\n',
+            encoding="utf-8",
+        )
+        self.misspelt = self.root / "misspelt.toml"
+        self.misspelt.write_text(f'name = "x"\n[[stage]]\nkind = {word}\n', encoding="utf-8")
+
 
 def _report(format: str) -> Callable[[World], list[Any]]:
     printed = format in ("table", "markdown", "latex", "csv", "json")
@@ -205,6 +219,9 @@ COMMANDS: dict[str, Callable[[World], list[Any]]] = {
     "inspect an unknown query": lambda w: ["inspect", w.results, "--task", w.word, "--query", w.word],
     "inspect the worst": lambda w: ["inspect", w.results, "--worst", "3", "-m", w.model],
     "inspect two": lambda w: ["inspect", w.results, "--differ", w.model, "x/plain"],
+    "pipeline": lambda w: ["pipeline", w.pipeline, "--beir", w.beir, "--output-folder", "out", "--overwrite"],
+    "pipeline --dry-run": lambda w: ["pipeline", w.pipeline, "--beir", w.beir, "--dry-run"],
+    "pipeline of an unknown stage": lambda w: ["pipeline", w.misspelt, "--beir", w.beir],
     "check-submission": lambda w: ["check-submission", w.results],
     "submit --check": lambda w: ["submit", "--check", w.results],
     "export-beir": lambda w: ["export-beir", MINI, "out/" + file_part(w.word)],
@@ -232,6 +249,7 @@ COMMANDS: dict[str, Callable[[World], list[Any]]] = {
     ],
     "train with an unknown key": lambda w: ["train", w.recipe, "--data", w.rows, "--set", w.word],
     "plot-training": lambda w: ["plot-training", w.metrics, "--output", "out/plot.png"],
+    "poison with an unknown attack": lambda w: ["poison", "-m", "bm25", "-t", "SciFact", "--attack", w.word],
     "doctor": lambda w: ["doctor"],
     "tasks": lambda w: ["tasks", "-b", w.word],
     "models": lambda w: ["models"],

@@ -13,8 +13,17 @@ from pipeline_script import with_logprobs
 from stub_server import Seen, StubServer, chat
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint
-from reasonembed_mteb.endpoints.retries import AttemptError
-from reasonembed_mteb.llm.grades import GradeReranker, expected_grade, first_words, read_graded, written_grade
+from reasonembed_mteb.endpoints.retries import AttemptError, Service
+from reasonembed_mteb.llm.client import LLMClient
+from reasonembed_mteb.llm.grades import (
+    GRADED,
+    GradeReranker,
+    expected_grade,
+    first_words,
+    read_graded,
+    written_grade,
+)
+from reasonembed_mteb.llm.replies import CHAT
 from reasonembed_mteb.llm.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -23,8 +32,8 @@ if TYPE_CHECKING:
 TEMPLATE = ChatTemplate("", "$query|$document")
 
 
-def reranker(server: StubServer, folder: Path, **given: Any) -> GradeReranker:
-    return GradeReranker(Endpoint(server.base_url, "stub", concurrency=4), folder, TEMPLATE, **given)
+def client(server: StubServer, folder: Path, service: Service = GRADED) -> LLMClient:
+    return LLMClient(Endpoint(server.base_url, "stub", concurrency=4), folder, service=service)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +103,12 @@ def test_pairs_without_a_grade_are_counted(tmp_path: Path) -> None:
         return answers[seen.text.partition("|")[2]]
 
     with StubServer(script) as server:
-        grader = reranker(server, tmp_path)
-        scores = grader.score([("q", name) for name in answers])
-        again = reranker(server, tmp_path)
-        assert np.array_equal(again.score([("q", name) for name in answers]), scores, equal_nan=True)
+        with client(server, tmp_path) as asked:
+            grader = GradeReranker(asked, TEMPLATE)
+            scores = grader.score([("q", name) for name in answers])
+        with client(server, tmp_path) as asked:
+            again = GradeReranker(asked, TEMPLATE)
+            assert np.array_equal(again.score([("q", name) for name in answers]), scores, equal_nan=True)
         assert server.total == 4
         assert again.usage.cached == 4
     assert scores[:2] == pytest.approx([3.0, 2.0])
@@ -108,8 +119,6 @@ def test_pairs_without_a_grade_are_counted(tmp_path: Path) -> None:
         "no grade: unreadable": 1,
         "no grade: refused": 1,
     }
-    grader.close()
-    again.close()
 
 
 def test_without_log_probabilities(tmp_path: Path) -> None:
@@ -118,10 +127,10 @@ def test_without_log_probabilities(tmp_path: Path) -> None:
         return chat("3 as", finish_reason="length")
 
     with StubServer(script) as server:
-        grader = reranker(server, tmp_path, log_probabilities=False, words=2)
-        assert grader.score([("q", "one two three")]).tolist() == [3.0]
+        with client(server, tmp_path, CHAT) as asked:
+            grader = GradeReranker(asked, TEMPLATE, words=2)
+            assert grader.score([("q", "one two three")]).tolist() == [3.0]
         assert server.seen[0].text == "q|one two"
-        grader.close()
 
 
 def test_first_words() -> None:

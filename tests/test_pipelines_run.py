@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mteb
@@ -23,7 +25,6 @@ from reasonembed_mteb.pipelines.run import Pipeline, PipelineOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Go = Callable[..., PipelineOutcome]
 
@@ -37,11 +38,12 @@ def go(tmp_path: Path) -> Go:
     def run(stages: str, url: str = "http://127.0.0.1:9/v1", **given: Any) -> PipelineOutcome:
         task, say = given.pop("task", BIOLOGY), given.pop("say", print)
         top, price = given.pop("top", ""), given.pop("max_price", None)
-        retry = given.pop("retry_errors", False)
+        names = ("retry_errors", "batch_requests", "batch_answers")
+        how = {name: given.pop(name) for name in names if name in given}
         options = runner.RunOptions(output=tmp_path / "out", device="cpu", progress=False, **given)
         pipeline = Pipeline.from_toml(write_pipeline(tmp_path, stages, url, top))
         tasks = resolving.resolve_tasks([], [task])
-        (outcome,) = pipeline.run(tasks, options, max_price=price, retry_errors=retry, say=say)
+        (outcome,) = pipeline.run(tasks, options, max_price=price, say=say, **how)
         return outcome
 
     return run
@@ -312,6 +314,45 @@ def test_smoke_runs_are_kept_apart(go: Go, tmp_path: Path) -> None:
     assert outcome.record is not None
     assert (outcome.record.queries, outcome.record.limit) == (2, 2)
     assert (tmp_path / "out" / "limit-2" / "results").is_dir()
+
+
+@pytest.mark.usefixtures("data")
+def test_batches_in_place_of_asking(go: Go, tmp_path: Path) -> None:
+    stages = stage("rewrite", samples=2) + retrieve("bm25") + stage("rerank", by="pointwise", depth=3)
+    with StubServer(answer) as server:
+        wanted = go(stages, server.base_url)
+    shutil.rmtree(tmp_path / "out")
+    folder, files = tmp_path / "batch", list[Path]()
+    for name in ("rewrite", "rerank"):
+        waiting = go(stages, batch_requests=folder, batch_answers=files)
+        file = folder / f"{BIOLOGY}-{name}.jsonl"
+        assert f"written to {file}" in str(waiting.outcome.error)
+        lines = []
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            reply = answer(Seen(line["body"], 1, {}))
+            body = json.loads((chat(reply) if isinstance(reply, str) else reply).body)
+            response = {"status_code": 200, "body": body}
+            lines.append(json.dumps({"custom_id": line["custom_id"], "response": response, "error": None}))
+        files = [tmp_path / f"{name}-answers.jsonl"]
+        files[0].write_text("\n".join(lines), encoding="utf-8")
+    done = go(stages, batch_requests=folder, batch_answers=files)
+    assert done.outcome.score == wanted.outcome.score
+    assert done.record is not None
+    assert wanted.record is not None
+    for one, other in zip(done.record.stages, wanted.record.stages, strict=True):
+        assert (one.scores, one.note.counts, one.note.cost.calls) == (
+            other.scores,
+            other.note.counts,
+            other.note.cost.calls,
+        )
+        assert one.note.cost.price == other.note.cost.price
+
+
+@pytest.mark.usefixtures("data")
+def test_what_hangs_on_earlier_answers_is_no_batch(go: Go, tmp_path: Path) -> None:
+    for by in ("listwise", "endpoint"):
+        failed = go(retrieve("bm25") + stage("rerank", by=by), batch_requests=tmp_path / "batch")
+        assert "batch" in str(failed.outcome.error)
 
 
 PRELOADED = [

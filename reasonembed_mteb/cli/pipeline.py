@@ -53,6 +53,17 @@ def pipeline(
             "--retry-errors", help="Ask again where requests failed for good.", rich_help_panel=PROTOCOL
         ),
     ] = False,
+    batch_requests: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask nothing; write requests into this folder, in OpenAI's batch format.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
+    batch_answers: Annotated[
+        list[Path],
+        typer.Option(help="Read the answers of a batch first; repeatable.", rich_help_panel=PROTOCOL),
+    ] = [],  # noqa: B006
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -113,7 +124,15 @@ def pipeline(
         store=store or output_folder / "vectors",
         progress=debug or sys.stderr.isatty(),
     )
-    outcomes = found.run(tasks, options, max_price=max_price, retry_errors=retry_errors, say=say)
+    outcomes = found.run(
+        tasks,
+        options,
+        max_price=max_price,
+        retry_errors=retry_errors,
+        batch_requests=batch_requests,
+        batch_answers=batch_answers,
+        say=say,
+    )
     for one in outcomes:
         if one.record is not None:
             grid = stage_table(one.record)

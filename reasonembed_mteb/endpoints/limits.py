@@ -102,7 +102,8 @@ class Budget:
                 raise self._spent("max_cost", self.max_cost)
             factor = 1 + self._on_their_way / max(self._answered, 1)
             limits = (("max_cost", self.cost, self.max_cost), ("max_tokens", self.tokens, self.max_tokens))
-            for name, spent, limit in limits[self.strict :]:
+            # What may be spent in money has been looked at above where the budget is strict.
+            for name, spent, limit in limits[1:] if self.strict else limits:
                 if limit is not None and spent * factor >= limit:
                     raise self._spent(name, limit)
             self._on_their_way += 1

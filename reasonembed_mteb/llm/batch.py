@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from dataclasses import asdict
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,13 +15,15 @@ from reasonembed_mteb.endpoints.retries import AttemptError, refused_request
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.files import read_json_lines, replacing
 from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
-from reasonembed_mteb.llm.replies import read_completion
+from reasonembed_mteb.llm.grades import read_graded
+from reasonembed_mteb.llm.replies import CHAT, read_completion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from reasonembed_mteb.endpoints.endpoint import Endpoint, Request
+    from reasonembed_mteb.endpoints.retries import Service
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class BatchFiles(KeepsAnswers):
         requests_file: Path,
         answers: Iterable[Path] = (),
         *,
+        service: Service = CHAT,
         retry_errors: bool = False,
     ) -> None:
         """Open the answers on disk and add those of the files.
@@ -80,12 +84,13 @@ class BatchFiles(KeepsAnswers):
             cache_folder: Where answers are kept.
             requests_file: Where `run` writes the requests that have no answer.
             answers: Files of answers in OpenAI's batch format.
+            service: Which chat completions are asked for: plain ones, or with log-probabilities.
             retry_errors: Treat answers that are errors as missing.
 
         Raises:
             DataError: If a file is not of that format or cannot be read.
         """
-        self.endpoint, self.requests_file = endpoint, requests_file
+        self.endpoint, self.requests_file, self._service = endpoint, requests_file, service
         self._counts = Counts()
         self._cache = AnswerCache(cache_folder, retry_errors=retry_errors)
         for file in answers:
@@ -96,10 +101,15 @@ class BatchFiles(KeepsAnswers):
         """What the files of answers cost; `requests` counts their answers."""
         counts = self._counts
         cost = self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
-        return Usage(counts.requests, counts.cached, counts.prompt_tokens, counts.completion_tokens, cost)
+        return Usage(**asdict(counts), cost=cost)
 
     def run(
-        self, requests: Iterable[Request], *, total: int | None = None, description: str
+        self,
+        requests: Iterable[Request],
+        *,
+        total: int | None = None,
+        description: str,
+        ahead: int | None = None,
     ) -> Iterator[Answer]:
         """Answer requests in their order up to the first without an answer.
 
@@ -107,22 +117,31 @@ class BatchFiles(KeepsAnswers):
             requests: What to ask.
             total: How many there are, for the progress bar.
             description: What is being done, for the progress bar.
+            ahead: Must be None: a batch is asked as a whole.
 
         Yields:
             The answers.
 
         Raises:
+            ReasonEmbedError: If requests are made of earlier answers.
             MissingAnswersError: If answers are missing; all requests without one are in `requests_file` then.
         """
         from tqdm.auto import tqdm
 
+        if ahead is not None:
+            msg = (
+                f"{description}: requests that are made of earlier answers cannot be a batch; ask an endpoint"
+            )
+            raise ReasonEmbedError(msg)
         pairs = self._looked_up(tqdm(requests, total=total, desc=description, unit="answer", disable=None))
         for seen, (request, digest, outcome) in enumerate(pairs):
             if outcome is None:
                 rest = chain([(request, digest, outcome)], pairs)
                 raise self._missing(rest, seen)
-            self._counts.cached += 1
             used = outcome.prompt_tokens, outcome.completion_tokens
+            self._counts.cached += 1
+            self._counts.cached_prompt_tokens += used[0]
+            self._counts.cached_completion_tokens += used[1]
             yield Answer(request.key, outcome.text, outcome.error, *used, True)
 
     def write_requests(self, requests: Iterable[Request], file: Path) -> list[Path]:
@@ -161,13 +180,16 @@ class BatchFiles(KeepsAnswers):
                 written.add(digest)
                 line = {"custom_id": digest.hex(), "method": "POST", "url": URL}
                 # ASCII escapes, which also hold half a character pair.
-                yield json.dumps({**line, "body": self.endpoint.body(request)}).encode("ascii") + b"\n"
+                yield (
+                    json.dumps({**line, "body": self._service.body(self.endpoint, request)}).encode("ascii")
+                    + b"\n"
+                )
 
     def _looked_up(self, requests: Iterable[Request]) -> Iterator[_Looked]:
         """Yield each request with its hash and its outcome, if that is on disk."""
         part: list[tuple[Request, bytes]] = []
         for request in requests:
-            part.append((request, request_hash(self.endpoint.body(request), request.n_sample)))
+            part.append((request, request_hash(self._service.body(self.endpoint, request), request.n_sample)))
             if len(part) == _LOOKED_UP:
                 yield from self._with_outcomes(part)
                 part = []
@@ -235,9 +257,18 @@ def _parsed(answer: Any, where: str) -> tuple[bytes, Reply | None, str]:  # noqa
         said = _said((body or {}).get("error", body) if isinstance(body, dict) else body)
         return digest, refused_request(status, said, said), f"status {status}: {said}"
     try:
-        return digest, read_completion(body), ""
+        return digest, _read_chat(body), ""
     except AttemptError as cause:
         return digest, None, str(cause)
+
+
+def _read_chat(body: Any) -> Reply:  # noqa: ANN401 (whatever JSON holds)
+    """Read a chat completion, with its log-probabilities where it has some."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(first, dict) and first.get("logprobs"):
+        return read_graded(json.dumps(body).encode())
+    return read_completion(body)
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 (whatever JSON holds)

@@ -14,18 +14,16 @@ import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Reply, Request
 from reasonembed_mteb.endpoints.retries import AttemptError, Service
-from reasonembed_mteb.llm.client import LLMClient
-from reasonembed_mteb.llm.replies import CHAT, read_reply
+from reasonembed_mteb.llm.replies import read_reply
 from reasonembed_mteb.llm.templates import without_thought
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint
-    from reasonembed_mteb.endpoints.limits import Budget, Usage
+    from reasonembed_mteb.endpoints.limits import Usage
     from reasonembed_mteb.llm.templates import ChatTemplate
     from reasonembed_mteb.retrieval.reranker import Pair
 
@@ -138,37 +136,22 @@ class GradeReranker:
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        cache_folder: Path,
+        client: Any,  # noqa: ANN401 - an LLMClient, or what answers like one
         template: ChatTemplate,
         *,
         sampling: tuple[float, float, int | None, int | None] = (0.0, 1.0, 16, None),
         words: int | None = None,
-        log_probabilities: bool = True,
-        budget: Budget | None = None,
-        retry_errors: bool = False,
     ) -> None:
-        """Open the answers on disk; the endpoint is not contacted yet.
+        """Keep what is asked, and of whom.
 
         Args:
-            endpoint: Whom to ask.
-            cache_folder: Where answers are kept.
+            client: Asks the endpoint and keeps its answers; with the service `GRADED` it asks for
+                log-probabilities, which some endpoints refuse.
             template: With ``$query`` and ``$document``.
             sampling: Temperature, top_p, longest answer in tokens, and seed.
             words: Documents are cut after so many; None leaves them whole.
-            log_probabilities: Ask for them; some endpoints refuse such requests.
-            budget: What may be spent.
-            retry_errors: Ask again for answers that are on disk as errors.
         """
-        self._endpoint, self._template, self._sampling, self._words = endpoint, template, sampling, words
-        self._client = LLMClient(
-            endpoint,
-            cache_folder,
-            budget,
-            service=GRADED if log_probabilities else CHAT,
-            retry_errors=retry_errors,
-        )
-        self._log_probabilities = log_probabilities
+        self._client, self._template, self._sampling, self._words = client, template, sampling, words
         # How many pairs were graded by what, and how many were not, by reason.
         self.counts: Counter[str] = Counter()
 
@@ -177,18 +160,18 @@ class GradeReranker:
         """What decides the grades; not the address, since a model may move to another server."""
         return {
             "kind": "grades",
-            "name": self._endpoint.model,
-            "extra_body": self._endpoint.extra_body,
+            "name": self._client.endpoint.model,
+            "extra_body": self._client.endpoint.extra_body,
             "template": self._template.hash,
             "sampling": list(self._sampling),
             "words": self._words,
-            "log_probabilities": self._log_probabilities,
         }
 
     @property
     def usage(self) -> Usage:
         """What has been used so far."""
-        return self._client.usage
+        used: Usage = self._client.usage
+        return used
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the grade of each pair, ``(N,)``: 0 to 5, NaN without one.
@@ -219,10 +202,6 @@ class GradeReranker:
         grade = written_grade(text)
         self.counts["no grade: unreadable" if grade is None else "written grades"] += 1
         return math.nan if grade is None else float(grade)
-
-    def close(self) -> None:
-        """Close the answers on disk."""
-        self._client.close()
 
 
 def _said(kept: str) -> tuple[str, dict[str, float]]:

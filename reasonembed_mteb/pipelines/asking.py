@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.stages import StageCost
+from reasonembed_mteb.llm.batch import BatchFiles
 from reasonembed_mteb.llm.client import LLMClient
+from reasonembed_mteb.llm.replies import CHAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -14,8 +17,9 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.endpoints.endpoint import Answer, Endpoint, Request
     from reasonembed_mteb.endpoints.limits import Usage
+    from reasonembed_mteb.endpoints.retries import Service
     from reasonembed_mteb.pipelines.config import AskingStageSection
-    from reasonembed_mteb.pipelines.pool import Tools
+    from reasonembed_mteb.pipelines.pool import Pool, Tools
 
     class Client(Protocol):
         """What answers requests, over the network or not."""
@@ -36,20 +40,29 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def stage_client(stage: AskingStageSection, tools: Tools) -> Iterator[LLMClient]:
+def stage_client(
+    stage: AskingStageSection, pool: Pool, tools: Tools, service: Service = CHAT
+) -> Iterator[LLMClient | BatchFiles]:
     """Give the client of a stage.
 
     Args:
         stage: Its endpoint is asked.
-        tools: Answers and budget.
+        pool: Its task names the file of a batch.
+        tools: Answers and budget; whether a batch is written in place of asking.
+        service: What is asked for.
 
     Yields:
         A client that keeps every answer.
     """
-    endpoint = tools.config.endpoint(stage)
+    endpoint, retry = tools.config.endpoint(stage), tools.retry_errors
+    if tools.batch is not None:
+        file = tools.batch / f"{file_name(pool.task.name)}-{stage.name}.jsonl"
+        with BatchFiles(endpoint, tools.answers, file, service=service, retry_errors=retry) as batch:
+            yield batch
+        return
     shown = None if tools.progress else False
     with LLMClient(
-        endpoint, tools.answers, tools.budget, retry_errors=tools.retry_errors, show_progress=shown
+        endpoint, tools.answers, tools.budget, service=service, retry_errors=retry, show_progress=shown
     ) as client:
         yield client
 

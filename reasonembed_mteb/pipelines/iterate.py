@@ -44,7 +44,7 @@ def iterate(stage: IterateStage, pool: Pool, state: State, tools: Tools) -> tupl
     retrievers = chosen_retrievers(stage, tools.config)
     template = stage_template(stage, tools.config)
     texts: dict[str, Texts] = {}
-    with stage_client(stage, tools) as client:
+    with stage_client(stage, pool, tools) as client:
         for number in range(1, stage.rounds + 1):
             written = _write(stage, pool, ranking, template, client, counts)
             own = with_originals(written, pool.texts, stage, counts)

@@ -33,6 +33,7 @@ class Tools:
         load: Returns a retriever, or a cross-encoder, by its stage's table; loaded once.
         retry_errors: Ask again where requests failed for good.
         progress: Whether bars are shown.
+        batch: Where requests are written in OpenAI's batch format in place of asking; None asks.
     """
 
     config: PipelineConfig
@@ -41,6 +42,7 @@ class Tools:
     load: Callable[[Any], Any]
     retry_errors: bool = False
     progress: bool = True
+    batch: Path | None = None
 
     @property
     def answers(self) -> Path:

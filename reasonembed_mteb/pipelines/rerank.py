@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation.stages import Ranked, StageCost, StageNote, StageOutput
-from reasonembed_mteb.llm.grades import GradeReranker
+from reasonembed_mteb.llm.grades import GRADED, GradeReranker, first_words
+from reasonembed_mteb.llm.replies import CHAT
 from reasonembed_mteb.llm.reranking import EndpointReranker
 from reasonembed_mteb.pipelines.asking import cost_of, stage_client
 from reasonembed_mteb.pipelines.config import (
@@ -86,7 +88,7 @@ def _scores(
     """Return a score of each document of each list, and what that cost."""
     documents = pool.documents({name for own in lists.values() for name in own})
     if isinstance(stage, ListwiseStage):
-        return _sorted_scores(stage, queries, lists, documents, tools)
+        return _sorted_scores(stage, pool, queries, lists, documents, tools)
     pairs = [(queries[query], documents[name]) for query, own in lists.items() for name in own]
     scores, note = _pair_scores(stage, pool, pairs, tools)
     cuts = np.cumsum([len(own) for own in lists.values()])[:-1]
@@ -95,13 +97,14 @@ def _scores(
 
 def _sorted_scores(
     stage: ListwiseStage,
+    pool: Pool,
     queries: Mapping[str, str],
     lists: Mapping[str, Sequence[str]],
     documents: Mapping[str, str],
     tools: Tools,
 ) -> tuple[Scores, StageNote]:
     template = stage_template(stage, tools.config)
-    with stage_client(stage, tools) as client:
+    with stage_client(stage, pool, tools) as client:
         made, counts = sort_lists(stage, template, queries, lists, documents, client)
         cost = cost_of(client.usage, client.endpoint)
     return {query: places_as_scores(lists[query], made[query]) for query in lists}, _note(cost, counts)
@@ -123,38 +126,37 @@ def _pair_scores(
 ) -> tuple[NDArray[np.float64], StageNote]:
     if isinstance(stage, CrossEncoderStage):
         return _by_model(stage, pool, pairs, tools)
-    assert isinstance(stage, (EndpointStage, PointwiseStage))
-    endpoint = tools.config.endpoint(stage)
-    reranker: Any
     if isinstance(stage, EndpointStage):
-        reranker = EndpointReranker(
-            endpoint,
-            tools.answers,
-            api=stage.api,
-            instruction=stage.instruction,
-            documents=stage.documents,
-            budget=tools.budget,
-            retry_errors=tools.retry_errors,
-        )
-    else:
-        reranker = GradeReranker(
-            endpoint,
-            tools.answers,
-            stage_template(stage, tools.config),
-            sampling=stage.sampling,
-            words=stage.words,
-            log_probabilities=stage.logprobs,
-            budget=tools.budget,
-            retry_errors=tools.retry_errors,
-        )
-    try:
+        return _by_server(stage, pairs, tools)
+    assert isinstance(stage, PointwiseStage)
+    template = stage_template(stage, tools.config)
+    with stage_client(stage, pool, tools, GRADED if stage.logprobs else CHAT) as client:
+        reranker = GradeReranker(client, template, sampling=stage.sampling, words=stage.words)
         # Not in parts: every answer is kept already.
-        scores: NDArray[np.float64] = reranker.score(pairs)
-        counts = Counter(getattr(reranker, "counts", {}))
-        counts["documents without a score"] += int(np.isnan(scores).sum())
-        return scores, _note(cost_of(reranker.usage, endpoint), counts)
-    finally:
-        reranker.close()
+        scores = reranker.score(pairs)
+        return scores, _scored_note(scores, cost_of(client.usage, client.endpoint), reranker.counts)
+
+
+def _by_server(
+    stage: EndpointStage, pairs: Sequence[Pair], tools: Tools
+) -> tuple[NDArray[np.float64], StageNote]:
+    if tools.batch is not None:
+        msg = f"stage {stage.name}: a rerank API takes no batch; leave out --batch-requests"
+        raise ReasonEmbedError(msg)
+    endpoint = tools.config.endpoint(stage)
+    reranker = EndpointReranker(
+        endpoint,
+        tools.answers,
+        api=stage.api,
+        instruction=stage.instruction,
+        documents=stage.documents,
+        budget=tools.budget,
+        retry_errors=tools.retry_errors,
+    )
+    cut = [(query, first_words(document, stage.words)) for query, document in pairs]
+    with reranker:
+        scores = reranker.score(cut)
+        return scores, _scored_note(scores, cost_of(reranker.usage, endpoint), Counter())
 
 
 def _by_model(
@@ -165,16 +167,21 @@ def _by_model(
 
     model = tools.load(stage)
     reranker = LoadedReranker(model, pool.task, pool.call, batch_size=stage.batch_size)
+    cut = [(query, first_words(document, stage.words)) for query, document in pairs]
     with capped_length(model, pool.max_tokens):
         scores = score_pairs(
             reranker,
-            pairs,
+            cut,
             folder=tools.folder / "pairs",
             keep_unscored=True,
             show_progress=tools.progress,
         )
-    counts = Counter({"documents without a score": int(np.isnan(scores).sum())})
-    return scores.astype(np.float64), _note(StageCost(), counts)
+    return scores.astype(np.float64), _scored_note(scores, StageCost(), Counter())
+
+
+def _scored_note(scores: NDArray[np.floating[Any]], cost: StageCost, counts: Counter[str]) -> StageNote:
+    missing = {"documents without a score": int(np.isnan(scores).sum())}
+    return _note(cost, counts + Counter(missing))
 
 
 def _note(cost: StageCost, counts: Counter[str]) -> StageNote:

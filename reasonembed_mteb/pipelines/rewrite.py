@@ -122,7 +122,7 @@ def _ask(
     """Let a language model write."""
     template = stage_template(stage, tools.config)
     found: dict[str, list[str]] = {}
-    with stage_client(stage, tools) as client:
+    with stage_client(stage, pool, tools) as client:
         total = stage.samples * len(pool.texts)
         answers = client.run(
             rewrite_requests(stage, pool.texts, template), total=total, description=stage.name

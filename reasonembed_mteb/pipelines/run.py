@@ -151,6 +151,8 @@ class Pipeline:
         *,
         max_price: float | None = None,
         retry_errors: bool = False,
+        batch_requests: Path | None = None,
+        batch_answers: Sequence[Path] = (),
         say: Callable[[str], None] = logger.info,
     ) -> list[PipelineOutcome]:
         """Score the pipeline on tasks; one that fails does not stop the others, a spent budget does.
@@ -163,6 +165,8 @@ class Pipeline:
             options: How to run.
             max_price: What may be spent on endpoints, in place of the file's own limit.
             retry_errors: Ask again where requests failed for good in an earlier run.
+            batch_requests: Ask nothing; write requests into this folder, in OpenAI's batch format.
+            batch_answers: Files of a batch's answers, to be read first.
             say: Takes one line at a time about what happens.
 
         Returns:
@@ -177,7 +181,8 @@ class Pipeline:
             raise ReasonEmbedError(msg)
         limit = self.config.max_price if max_price is None else max_price
         budget = None if limit is None else Budget(max_cost=limit, strict=True)
-        model = _PipelineModel(self, chosen, budget, retry_errors=retry_errors, say=say)
+        model = _PipelineModel(self, chosen, budget, retry_errors=retry_errors, batch=batch_requests, say=say)
+        model.take_answers(batch_answers)
         outcomes: list[PipelineOutcome] = []
         for task in tasks:
             if model.stopped is not None:
@@ -236,6 +241,7 @@ class _PipelineModel:
         budget: Budget | None,
         *,
         retry_errors: bool,
+        batch: Path | None,
         say: Callable[[str], None],
     ) -> None:
         self._pipeline, self._config, self._options, self._say = pipeline, pipeline.config, options, say
@@ -250,6 +256,7 @@ class _PipelineModel:
             self._load,
             retry_errors=retry_errors,
             progress=options.progress,
+            batch=batch,
         )
         self.mteb_model_meta = self._make_meta()
         self.stopped: BudgetExceeded | None = None
@@ -266,6 +273,19 @@ class _PipelineModel:
                     "set price_in and price_out"
                 )
                 raise ReasonEmbedError(msg)
+
+    def take_answers(self, files: Sequence[Path]) -> None:
+        """Put the answers of a batch among those on disk."""
+        if not files:
+            return
+        from reasonembed_mteb.llm.batch import BatchFiles
+
+        # Each answer names its request; which endpoint was asked stands there.
+        for endpoint in list(self._config.endpoints.values())[:1]:
+            with BatchFiles(
+                endpoint, self._tools.answers, self._tools.answers / "requests.jsonl", files
+            ) as batch:
+                self._say(f"{batch.usage.requests:,} answers read")
 
     def _settle_revisions(self) -> None:
         """Load the models whose revision nobody knows before that."""

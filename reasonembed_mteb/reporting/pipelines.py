@@ -215,7 +215,8 @@ def _chapter(summaries: Sequence[PipelineSummary]) -> Chapter:
         own = [one for one in summaries if one.benchmark == benchmark]
         grids.append(_cost_grid(benchmark, own))
         grids += [_stage_grid(one) for one in own]
-        if any(one.price is not None for one in own):
+        # One point says no more than the table.
+        if sum(one.price is not None for one in own) > 1:
             pictures[f"price-{number}"] = partial(price_plot, own)
         pictures |= {f"waterfall-{number}-{place}": partial(waterfall, one) for place, one in enumerate(own)}
     grids.append(_published_grid())

@@ -30,7 +30,8 @@ class Reranker(Protocol):
     """Scores how well documents serve queries, each pair by itself; a higher score is a better document.
 
     Implementations: `CrossEncoderReranker` (a model in this process), `EndpointReranker` (a server's rerank
-    API), `GradingReranker` (a language model that grades from 1 to 5).
+    API), `GradingReranker` (a language model that grades from 1 to 5), `GradeReranker` (from 0 to 5, expected
+    by log-probabilities), `LoadedReranker` (a cross-encoder that MTEB loads).
     """
 
     @property
