@@ -16,6 +16,7 @@ from reasonembed_mteb.evaluation.limits import asked_as, limit_task, own_copy
 from reasonembed_mteb.evaluation.record import find_causes
 from reasonembed_mteb.evaluation.resolving import resolve_model
 from reasonembed_mteb.evaluation.runner import RunOptions, run
+from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.retrieval.beir_task import beir_task
 from reasonembed_mteb.robustness.tasks import count_varied, query_texts, vary_task
 from reasonembed_mteb.robustness.variations import Variation
@@ -120,6 +121,26 @@ def test_a_run_files_it_apart_with_the_same_prefix(bert: Path, tmp_path: Path) -
     assert named == [f"{BIOLOGY}.shuffle-5_predictions.json", f"{BIOLOGY}_predictions.json"]
     again = run([resolve_model(str(bert), template=TEMPLATE)], tasks, options)
     assert [one.cached for one in again] == [True, True]
+
+
+@pytest.mark.usefixtures("data")
+def test_a_prompt_of_the_tasks_name_goes_before_varied_queries(
+    prompted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[str | None] = []
+    encode = ReasonEmbed.encode
+
+    def collect(self: ReasonEmbed, inputs: Any, **kwargs: Any) -> Any:
+        prompts.append(kwargs.get("prompt"))
+        return encode(self, inputs, **kwargs)
+
+    monkeypatch.setattr(ReasonEmbed, "encode", collect)
+    options = RunOptions(tmp_path / "out", device="cpu", progress=False)
+    (outcome,) = run([resolve_model(str(prompted))], [vary_task(mteb.get_task(BIOLOGY), SHUFFLE)], options)
+    assert outcome.error is None
+    # The directory has one for queries of this task, and another for all other tasks.
+    assert "cell " in prompts
+    assert "leaf " not in prompts
 
 
 def test_mtebs_own_tasks_and_beir_folders_are_varied(tmp_path: Path) -> None:
