@@ -1,9 +1,10 @@
-"""A report over 50 models and 28 tasks with scores by query: time, memory and size of the page.
+"""A report over 50 models and 28 tasks, or over a suite: time, memory, size of the page.
 
 Results are drawn from a seed in MTEB's own layout, with the scores by query that `reasonembed run` keeps;
 every command runs in a fresh process, imports included. Prints one line a command.
 
     python benchmarks/report.py --models 50 --hits 100
+    python benchmarks/report.py --models 3 --suite "RIR(ReasonEmbed)"
 """
 
 from __future__ import annotations
@@ -34,27 +35,32 @@ CHECKPOINTS = (
     "hanhainebula/reason-embed-llama-3.1-8b-0928",
     "hanhainebula/reason-embed-basic-qwen3-8b-0928",
 )
+# Of one task; MIRB's largest has 25,116.
+MOST_QUERIES = 500
 # What must hold.
 SECONDS, MEGABYTES, PAGE_BYTES = 15, 2_000, 5_000_000
 
 
-def make_results(folder: Path, models: int, hits: int, seed: int = 0) -> int:
+def make_results(folder: Path, models: int, hits: int, suite: str | None = None, seed: int = 0) -> int:
     """Write results, records and scores by query of many models; return how many results.
 
     Args:
         folder: Output folder.
         models: How many; the first are named as published ones.
         hits: Documents kept a query.
+        suite: Its tasks, in place of those of `BENCHMARKS`.
         seed: Of every score.
     """
     import numpy as np
 
-    from reasonembed_mteb.retrieval.rows import benchmarks
+    from reasonembed_mteb.plugin import register
+    from reasonembed_mteb.retrieval.rows import benchmark_rows
 
+    register()
     draw = np.random.default_rng(seed)
-    tasks = [row for name in BENCHMARKS for row in benchmarks()[name]]
+    tasks = [row for name in ([suite] if suite else BENCHMARKS) for row in benchmark_rows(name)]
     names = [*CHECKPOINTS, *(f"synthetic/retriever-with-a-long-name-{i:02d}" for i in range(models))][:models]
-    hardness = {row.name: 0.9 * draw.standard_normal(QUERIES[row.subset]) for row in tasks}
+    hardness = {row.name: 0.9 * draw.standard_normal(queries_of(row)) for row in tasks}
     level = {row.name: draw.normal(0.3, 0.8) for row in tasks}
     for place, name in enumerate(names):
         skill = 0.7 - 0.04 * place + 0.1 * draw.standard_normal()
@@ -63,11 +69,16 @@ def make_results(folder: Path, models: int, hits: int, seed: int = 0) -> int:
         meta = {"name": name, "revision": f"{place:040x}", "embed_dim": size, "experiment_kwargs": None}
         _write(folder / "results" / place_of / "model_meta.json", meta)
         for row in tasks:
-            noise = draw.standard_normal(QUERIES[row.subset])
+            noise = draw.standard_normal(queries_of(row))
             logits = skill - level[row.name] + hardness[row.name] + noise - 0.7
             scores = np.round(1 / (1 + np.exp(-2 * logits)), 4)
             _write_task(folder, place_of, row, scores, size, hits, draw)
     return len(names) * len(tasks)
+
+
+def queries_of(row: Any) -> int:  # noqa: ANN401 - TaskRow
+    """Return how many queries are drawn for a task."""
+    return QUERIES.get(row.subset) or min(row.queries or 100, MOST_QUERIES)
 
 
 def _write_task(
@@ -79,16 +90,22 @@ def _write_task(
     hits: int,
     draw: Any,  # noqa: ANN401 - Generator
 ) -> None:
+    import mteb
+
     from reasonembed_mteb.evaluation.scores import write_scores
 
+    task = mteb.get_task(row.name)
     metrics = [f"{name}_at_{k}" for name in ("ndcg", "recall", "map", "mrr") for k in (1, 10, 100, 1000)]
+    metrics += [name for name in (row.main_score, *row.measures) if name not in metrics]
     score = round(float(scores.mean()), 5)
-    entry = dict.fromkeys(metrics, score) | {"main_score": score, "hf_subset": "default"}
+    entry = dict.fromkeys(metrics, score) | {"main_score": score, "languages": ["eng-Latn"]}
     content = {
         "dataset_revision": row.revision,
         "task_name": row.name,
         "mteb_version": "2.26.24",
-        "scores": {row.split: [entry | {"languages": ["eng-Latn"]}]},
+        "scores": {
+            split: [entry | {"hf_subset": subset} for subset in task.hf_subsets] for split in task.eval_splits
+        },
         "evaluation_time": 12.5,
         "kg_co2_emissions": None,
     }
@@ -101,8 +118,8 @@ def _write_task(
     _write(folder / "records" / place / f"{row.name}.json", record)
     queries = [
         {
-            "split": row.split,
-            "subset": "default",
+            "split": task.eval_splits[0],
+            "subset": task.hf_subsets[0],
             "query_id": str(query),
             "gold_ids": [f"document {query}"],
             "document_ids": [f"document {query + hit}" for hit in range(hits)],
@@ -138,12 +155,13 @@ def main() -> None:
     )
     parser.add_argument("--models", type=int, default=50)
     parser.add_argument("--hits", type=int, default=100, help="documents kept a query")
+    parser.add_argument("--suite", help="its tasks, not BRIGHT's and R2MED's")
     parser.add_argument("--folder", type=Path, help="keep the results here; those that are there are used")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "results").is_dir():
-            print(f"{make_results(folder, options.models, options.hits):,} results made")
+            print(f"{make_results(folder, options.models, options.hits, options.suite):,} results made")
         page = Path(temporary) / "report.html"
         commands = {
             "table": ("--format", "table"),
@@ -160,7 +178,8 @@ def main() -> None:
         }
         for name, arguments in commands.items():
             seconds, cpu, megabytes = measure("report", str(folder), *arguments)
-            fits = seconds < SECONDS and megabytes < MEGABYTES
+            # Of the processor: a busy machine adds to the other.
+            fits = cpu < SECONDS and megabytes < MEGABYTES
             over = "" if fits else "  OVER THE LIMIT"
             print(f"{name:32} {seconds:6.1f} s {cpu:6.1f} s CPU {megabytes:8,.0f} MB{over}")
         size = page.stat().st_size

@@ -26,7 +26,8 @@ from reasonembed_mteb.distributed.search import SearchQueries, groups, search_co
 from reasonembed_mteb.store.corpora import CorpusFolder, EncodedBlock, open_stored, read_block, write_corpus
 from reasonembed_mteb.store.places import Place
 
-ROWS = 1 << 16
+# Of a block, as `reasonembed encode` writes them at most.
+ROWS = 1 << 13
 
 
 def make(folder: Path, vectors: int, dimensions: int, dtype: str) -> None:

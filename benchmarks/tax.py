@@ -43,7 +43,7 @@ def halves(queries: list[str]) -> tuple[set[str], set[str]]:
 def load(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return each set's texts, labels and halves."""
     from reasonembed_mteb.retrieval.beir import read_folder
-    from reasonembed_mteb.retrieval.labels import load_split
+    from reasonembed_mteb.retrieval.layouts import load_split
     from reasonembed_mteb.retrieval.sources import read_split, splits_of
 
     found = {}

@@ -27,7 +27,7 @@ def main(cluster: str, source: str, model: str, store: str, log: str) -> None:
             time.sleep(0.05)
             return super()._encoded(block)
 
-    job = EncodeJob(ModelChoice(model), Speed(device="cpu"), store, block_tokens=1000)
+    job = EncodeJob(ModelChoice(model), Speed(device="cpu"), store, block_tokens=500)
     with RayMachines(ClusterChoice(cluster, workers=2, threads=1)) as machines:
         encode_corpus(source, job, machines, name="c", worker=Noting)
 

@@ -126,6 +126,7 @@ def test_our_own_error_is_found_within_others() -> None:
     assert own_error(RuntimeError("x")) is None
 
 
+@pytest.mark.slow
 def test_nothing_of_ray_is_imported_without_a_cluster() -> None:
     code = (
         "import sys, reasonembed_mteb.distributed.encode, reasonembed_mteb.distributed.search, "
@@ -212,32 +213,24 @@ def test_killed_workers_and_drivers_change_nothing(
 ) -> None:
     store, log = tmp_path / "ray", tmp_path / "log"
     plain = EncodeJob(
-        ModelChoice(str(qwen3_dir)), Speed(device="cpu"), str(tmp_path / "plain"), block_tokens=1000
+        ModelChoice(str(qwen3_dir)), Speed(device="cpu"), str(tmp_path / "plain"), block_tokens=500
     )
     whole = encode_corpus(str(texts), plain, Processes(1, 1), name="c")
     assert whole.documents == 2000
     driver = [sys.executable, str(Path(__file__).with_name("ray_driver.py")), cluster, str(texts)]
     driver += [str(qwen3_dir), str(store), str(log)]
     kills = 0
-    # Workers and drivers in turn, always in the midst of a block.
-    while kills < 10:
+    for _ in range(2):
         running = subprocess.Popen(driver, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(4):
-            _wait(partial(further, log, len(computed(log)) + 1, running), 120)
-            if kills == 10 or running.poll() is not None:
-                break
-            os.kill(int(computed(log)[-1][0]), signal.SIGKILL)
+        for _ in range(5):
+            # In the midst of a block, and not the first of a worker's alone.
+            _wait(partial(further, log, len(computed(log)) + 1, running), 180)
+            assert running.poll() is None, "it ended before it could be killed"
             kills += 1
-        if kills < 10 and running.poll() is None:
-            running.kill()
-            kills += 1
-            assert running.wait(60) == -signal.SIGKILL
-        elif kills < 10:
-            assert running.wait() == 0, running.stderr.read().decode() if running.stderr else ""
-            break
-    # Killed often enough, or all done before.
-    assert kills == 10
-    assert running.wait(120) == 0, running.stderr.read().decode() if running.stderr else ""
+            os.kill(int(computed(log)[-1][0]) if kills % 5 else running.pid, signal.SIGKILL)
+        assert running.wait(60) == -signal.SIGKILL
+    last = subprocess.run(driver, capture_output=True, text=True, timeout=300, check=False)
+    assert (last.returncode, kills) == (0, 10), last.stderr
     names = {name: content for name, content in blocks_in(store).items() if name.startswith("block-")}
     assert names == {n: c for n, c in blocks_in(tmp_path / "plain").items() if n.startswith("block-")}
     manifest = "manifest-c.json"

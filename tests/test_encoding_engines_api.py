@@ -129,6 +129,25 @@ def test_no_list_of_models_is_needed(connect: Any, model: Any) -> None:
     assert encoder.model.engine.identity["version"] == "1.2.3"
 
 
+@pytest.mark.parametrize(
+    ("pages", "said"),
+    [
+        ({"/info": {"version": "2.0", "model_id": "m"}}, "2.0"),
+        ({"/props": {"build_info": "b1-abc"}}, "b1-abc"),
+        ({"/v1/openapi.json": {"info": {"version": "0.0.78"}}}, "0.0.78"),
+        ({"/version": ["no", "object"], "/info": {"version": 3}}, "unknown"),
+        ({}, "unknown"),
+    ],
+)
+def test_a_version_is_found_where_servers_say_it(pages: dict[str, object], said: str) -> None:
+    from reasonembed_mteb.encoding.engines.probing import server_version
+    from reasonembed_mteb.endpoints.endpoint import Endpoint
+
+    with serving(lambda _: failure(500, "not asked"), pages=pages) as server:
+        assert server_version(Endpoint(server.base_url, "m")) == said
+        assert server.total == 0
+
+
 def test_mtebs_client_gets_the_same_vectors(connect: Any, model: Any) -> None:
     from mteb import TaskMetadata  # noqa: F401 - the package must be whole
     from mteb.models import OpenAIAPIEncodeWrapper
@@ -297,19 +316,27 @@ def test_texts_that_are_cut_without_a_word_are_found(
             encode(encoder)
 
 
-def test_a_context_that_is_too_short_is_named(connect: Any, model: Any) -> None:
-    served = Served(model)
+@pytest.mark.parametrize("takes_tokens", [True, False])
+def test_a_context_that_is_too_short_is_named(
+    connect: Any, model: Any, expected: Any, takes_tokens: bool
+) -> None:
+    served = Served(model, takes_tokens=takes_tokens)
+    most = LENGTH
 
     def script(seen: Seen) -> Reply:
-        ids = [
-            one if isinstance(one, list) else model.tokenizer(one)["input_ids"] for one in seen.body["input"]
-        ]
-        if max(map(len, ids)) > 96:
-            return failure(400, "This model's maximum context length is 96 tokens.")
+        inputs = seen.body["input"]
+        ids = [one if isinstance(one, list) else model.tokenizer(one)["input_ids"] for one in inputs]
+        if max(map(len, ids)) > most:
+            return failure(400, f"This model's maximum context length is {most} tokens.")
         return served(seen)
 
-    with serving(script) as server, pytest.raises(EngineError, match=f"takes no text of {LENGTH} tokens"):
-        encode(connect(server))
+    with serving(script) as server:
+        # One that is just long enough will do: no known text is longer.
+        whole = expected[1] <= LENGTH
+        np.testing.assert_allclose(encode(connect(server))[whole], expected[0][whole], atol=1e-6)
+        most = LENGTH - 4
+        with pytest.raises(EngineError, match=f"takes no text of {LENGTH} tokens"):
+            encode(connect(server))
 
 
 def test_other_special_tokens_are_said(connect: Any, model: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -393,3 +420,13 @@ def test_an_endpoint_that_dies_is_gone_on_with(connect: Any, model: Any, tmp_pat
     # What was stored is not asked for again: at most one chunk twice.
     assert len(asked) <= len(texts) + 8
     np.testing.assert_allclose(found.numpy(), model.encode(texts, show_progress_bar=False), atol=1e-6)
+
+
+def test_what_is_missing_is_named(connect: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from reasonembed_mteb.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with serving(Served(model)) as server, pytest.raises(MissingExtraError, match=r"reasonembed-mteb\[api\]"):
+        connect(server)

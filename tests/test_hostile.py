@@ -249,6 +249,7 @@ COMMANDS: dict[str, Callable[[World], list[Any]]] = {
     ],
     "train with an unknown key": lambda w: ["train", w.recipe, "--data", w.rows, "--set", w.word],
     "plot-training": lambda w: ["plot-training", w.metrics, "--output", "out/plot.png"],
+    "poison with an unknown attack": lambda w: ["poison", "-m", "bm25", "-t", "SciFact", "--attack", w.word],
     "doctor": lambda w: ["doctor"],
     "tasks": lambda w: ["tasks", "-b", w.word],
     "models": lambda w: ["models"],

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -214,3 +215,43 @@ def test_a_real_server_gives_our_vectors_and_scores(
         scores.setdefault((record["engine"] or {}).get("name", "torch"), {})[file.stem] = record["main_score"]
     assert len(scores["torch"]) == 3
     assert scores["torch"] == scores["api"]
+
+
+def test_models_of_mtebs_registry_have_engines_too(bert: Path) -> None:
+    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+    from sentence_transformers import SentenceTransformer
+
+    from reasonembed_mteb.models.engines import EngineLoader, own_loader
+
+    loaded = SentenceTransformer(str(bert), device="cpu")
+    with serving(Served(loaded)) as server:
+        choice = EngineChoice("api", server.base_url, "small")
+        loader = EngineLoader(choice, InstructSentenceTransformerModel)
+        encoder = loader(str(bert), None, instruction_template="Instruct: {instruction}\nQuery: ")
+        found = encoder.model.encode(["a cell", "leaf"], show_progress_bar=False)
+        encoder.model.engine.close()
+    assert abs(found - loaded.encode(["a cell", "leaf"])).max() < 1e-6
+    # Plans and MTEB's files go by the model's own loader.
+    assert loader.__name__ == "InstructSentenceTransformerModel"
+    assert own_loader(SimpleNamespace(loader=loader)) is InstructSentenceTransformerModel
+
+
+def test_what_no_engine_can_compute_is_said(qwen3_dir: Path, cross: Path) -> None:
+    from reasonembed_mteb.models.engines import EngineLoader, _empty_model
+
+    choice = EngineChoice("api", "http://127.0.0.1:9")
+    own = EngineLoader(choice, lambda name, revision, **_: SimpleNamespace(model=None))
+    with pytest.raises(ReasonEmbedError, match="loaded by code of its own"):
+        own(str(qwen3_dir))
+    with pytest.raises(ReasonEmbedError, match="no whole model in PyTorch's format"):
+        _empty_model(None, "an adapter", "feature-extraction", None, "torch", True)
+
+
+def test_a_plan_is_the_same_for_every_engine(command: Command, qwen3_dir: Path) -> None:
+    arguments = ("run", "-m", str(qwen3_dir), "-t", "ReasonMiniBiology", "--dry-run")
+    status, plain, _ = command(*arguments)
+    assert status == 0
+    status, served, _ = command(*arguments, "--engine", "api", "--base-url", "http://127.0.0.1:9")
+    assert status == 0
+    assert "(engine=api)" in served
+    assert served.replace(" (engine=api)", "").split() == plain.split()

@@ -150,6 +150,7 @@ def test_every_context_is_read_and_one_position_is_among_them(measured: Compress
         assert one.cross_entropy > 0
         assert one.seconds > 0
     assert measured.latents == COUNT
+    assert measured.model.endswith("__latent")
     assert measured.encode_seconds > 0
     assert measured.reasoning_seconds > 0
     assert measured.vector_bytes == 32 * 4

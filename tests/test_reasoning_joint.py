@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -336,8 +337,11 @@ def test_labels_are_left_as_they_were(model: Any) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("joint_ranks.py"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path), str(folder)], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(rank), "2", str(tmp_path), str(folder)], env=environment, stderr=subprocess.PIPE
+        )
         for rank in range(2)
     ]
     errors = [rank.communicate(timeout=300)[1] for rank in ranks]

@@ -211,6 +211,17 @@ def test_counts_and_identity_know_the_latents(made: Path) -> None:
     assert object_revision(model) != whole
 
 
+def test_a_dry_run_counts_the_latents(made: Path) -> None:
+    from reasonembed_mteb.evaluation.plan import load_tokenizer
+    from reasonembed_mteb.models.zoo import local_meta
+
+    counts = [
+        len(load_tokenizer(local_meta(made / name))("red sky")["input_ids"])
+        for name in ("qwen2", "qwen2-latents")
+    ]
+    assert counts[1] - counts[0] == COUNT
+
+
 @pytest.mark.parametrize("count", [0, -1, 5000])
 def test_a_count_that_is_none(count: int, made: Path, tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match=f"{count} latent tokens: give at least 1"):
@@ -232,6 +243,11 @@ def test_an_encoder(tmp_path: Path) -> None:
     make_encoder(tmp_path / "parts").save_pretrained(str(tmp_path / "bert"))
     with pytest.raises(ReasonEmbedError, match="is no decoder"):
         add_latents(str(tmp_path / "bert"), 2, tmp_path / "made")
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ReasonEmbedError, match=r"cannot load \./none \(.*\): give a directory"):
+        add_latents("./none", 2, tmp_path / "made")
 
 
 def test_another_pooling(made: Path, tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ def test_the_picture_has_every_point() -> None:
     measured, published = figure.axes
     named = {text.get_text() for text in measured.texts} - {""}
     assert len(named) == 3
-    points = [tuple(one.get_offsets()[0]) for one in measured.collections]
+    points = [tuple(one.get_offsets()[0]) for one in measured.collections if len(one.get_offsets())]
+    points = points[-3:]
+    spans = [high - low for low, high in (measured.get_xlim(), measured.get_ylim())]
+    assert spans[0] == pytest.approx(spans[1])
     assert points == [pytest.approx(one) for one in ((50, 20), (30, 40), (30, 25))]
     assert len(published.collections) == 9

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("registered")
 CALL = ("robustness", "-m", "bm25", "-t", BIOLOGY, "--output-folder", "out")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_profile_is_printed_and_kept(command: Command, tmp_path: Path) -> None:
     folder = write_dictionary(tmp_path / "wordnet", "npm")
@@ -74,6 +75,7 @@ def test_geometry_of_a_model_without_vectors_fails_alone(
         (("--paraphrase-url", "http://localhost:1/v1"), "--paraphrase-model go together"),
         (("--paraphrases", "p", "--paraphrase-url", "http://localhost:1/v1"), "leave one out"),
         (("--instruction", "Find"), "--instruction goes with --beir"),
+        (("--instruction-template", "Query: "), "MTEB's entry of bm25 sets its own instructions"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(command: Command, options: tuple[str, ...], said: str) -> None:

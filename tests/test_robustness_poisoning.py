@@ -116,11 +116,21 @@ def test_an_interrupted_search_ends_with_the_same_bytes(encoder: Any, tmp_path: 
     assert read_state(whole, "key") is None
 
 
-def test_only_usable_tokens_are_taken(search: GradientSearch, encoder: Any, tmp_path: Path) -> None:
-    state = search.run(search.begin(first(encoder)), tmp_path / "search.json", "key")
+def test_the_gradient_names_every_usable_token_and_no_other(encoder: Any) -> None:
+    search = made_search(encoder, replace(SIZE, candidates=10_000))
+    current = np.array(first(encoder))
+    gradients = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    named = search._named(current, np.array([1, 3]), gradients)
+    table = encoder[0].auto_model.get_input_embeddings().weight.detach()
+    usable = set(np.flatnonzero(usable_tokens(encoder.tokenizer, len(table))))
+    for number, place in enumerate((1, 3)):
+        assert set(named[number]) == usable - {current[number, place]}
+        gains = (table @ gradients[number, place])[named[number]]
+        assert (gains[:-1] >= gains[1:]).all()
+
+
+def test_usable_tokens_are_text(encoder: Any) -> None:
     special = set(encoder.tokenizer.all_special_ids) | {0, 1, 2, 3, 4}
-    taken = {token for one in state.best for token in one}
-    assert not taken & special
     usable = usable_tokens(encoder.tokenizer, 1000)
     assert not usable[list(special)].any()
     # Part of a character, and rows beyond the vocabulary, are no text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,8 @@ def test_a_bad_step_is_left_out_and_the_run_goes_on(
     assert (output / "model").is_dir()
     assert caplog.text.count("it is left out") == 3
     assert "2 of at most 2 in a row" in caplog.text
+    assert json.loads((output / "run.json").read_text())["left_out_steps"] == 3
+    assert "3 of these steps were left out" in (output / "model" / "README.md").read_text()
 
 
 def test_weights_that_one_step_spoils_are_not_saved(

@@ -40,6 +40,13 @@ def test_the_loss_is_that_of_the_steps(weighted: int, tag: str, words: str) -> N
     assert "- loss:infonce" in made({"weighted_steps": 0}, loss={"kind": "infonce"})
 
 
+def test_steps_that_were_left_out_are_said() -> None:
+    assert "3 of these steps were left out, the loss or the gradient not being finite." in made(
+        {"left_out_steps": 3}
+    )
+    assert "left out" not in made({"left_out_steps": 0})
+
+
 def test_the_reasoning_that_was_cut_is_said() -> None:
     assert "cut away by its length, mean of the rows: biology 12.5%." in made(
         {"reasoning_cut": {"biology": 0.125}}

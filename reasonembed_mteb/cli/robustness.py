@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +51,19 @@ def robustness(
         str | None,
         typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
     ] = None,
+    instruction_template: Annotated[
+        str | None,
+        typer.Option(
+            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None,
+    no_instruction: Annotated[
+        bool,
+        typer.Option(
+            "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
@@ -156,6 +168,7 @@ def robustness(
     """Measure what variations of the queries cost a model: misspelling, reordering, synonyms and more."""
     connect(debug)
     from reasonembed_mteb.evaluation import resolving, runner
+    from reasonembed_mteb.prompts import unescape_template
     from reasonembed_mteb.robustness.profile import PROFILE, ProfileSettings, robustness_profile
     from reasonembed_mteb.robustness.variations import SEEDS
 
@@ -163,7 +176,8 @@ def robustness(
     kinds = _kinds(variation or list(PROFILE), asked=asked)
     share = _share(strength)
     tasks = resolving.resolve_tasks(benchmark, task, resolving.BeirFolders(beir, None, instruction))
-    metas = resolving.resolve_models(model)
+    template = unescape_template(instruction_template) if instruction_template is not None else None
+    metas = resolving.resolve_models(model, template=template, no_instruction=no_instruction)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,
@@ -260,13 +274,10 @@ def _paraphrases(
     for own in map(own_copy, tasks):
         own.load_data()
         texts += list(query_texts(own, options.limit))
-    with ExitStack() as stack:
-        client = LLMClient(
-            Endpoint(url, model, api_key_env=key),
-            options.output / "answers",
-            show_progress=None if options.progress else False,
-        )
-        return ask_paraphrases(texts, stack.enter_context(client))
+    endpoint = Endpoint(url, model, api_key_env=key)
+    show_progress = None if options.progress else False
+    with LLMClient(endpoint, options.output / "answers", show_progress=show_progress) as client:
+        return ask_paraphrases(texts, client)
 
 
 def _measure(

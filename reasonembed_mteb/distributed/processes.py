@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -184,6 +186,9 @@ _made: dict[str, Any] = {}
 
 
 def _start(make: Callable[[], Any]) -> None:
+    # One process shows how far all are; what libraries want of their callers is said there.
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.filterwarnings("ignore", category=FutureWarning)
     _made["make"] = make
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from reasonembed_mteb.encoding.loop import prefetched
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, plain_queries, plain_scores
 from reasonembed_mteb.store.corpora import read_block
@@ -225,8 +226,10 @@ def search_group(queries: SearchQueries, k: int, threads: int, mapped: bool, gro
 
     best = [Best(len(batch), k, ids_at) for batch in batches]
     start = 0
-    for block in group.blocks:
-        data = read_block(group.folder, block, mapped=mapped)
+    read = (read_block(group.folder, block, mapped=mapped) for block in group.blocks)
+    # What is not mapped is fetched while the block before is searched.
+    ahead = read if mapped and group.folder.local is not None else prefetched(read)
+    for block, data in zip(group.blocks, ahead, strict=True):
         names.append(data.ids)
         for batch, one in zip(batches, best, strict=True):
             asked = queries.ids[batch.start : batch.stop]

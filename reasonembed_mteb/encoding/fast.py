@@ -313,6 +313,9 @@ class FastSentenceTransformer(SentenceTransformer):
         if output_value != "sentence_embedding":
             msg = f"output_value={output_value!r} is not handed on: call use_pool(None) first"
             raise ReasonEmbedError(msg)
+        if not inputs:
+            # As the library's own pools.
+            return torch.empty(0)
         found, counts, done = self._elsewhere.encode(list(inputs), self.max_seq_length, options)
         self.last_token_counts = counts
         self.encoding_stats.add(done)

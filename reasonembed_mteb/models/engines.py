@@ -172,9 +172,7 @@ def with_engine(meta: ModelMeta, choice: EngineChoice) -> ModelMeta:
         kind = ", ".join(meta.model_type or ["unknown"])
         msg = f"--engine {choice.name} is for dense models, and {meta.name} is {kind}: leave it out"
         raise ReasonEmbedError(msg)
-    chosen = dict(meta.experiment_kwargs or {}) | {ENGINE_OPTION: choice.name}
-    loader: Any = EngineLoader(choice, meta.loader)
-    return meta.model_copy(update={"loader": loader, "experiment_kwargs": chosen})
+    return _filed_apart(meta, choice, loader=EngineLoader(choice, meta.loader))
 
 
 def own_loader(meta: ModelMeta) -> Any:  # noqa: ANN401 - any callable
@@ -253,9 +251,15 @@ def attach_engine(
         raise ReasonEmbedError(msg)
     fast: Any = accelerate(inner[0])
     fast.engine = make_engine(model_facts(fast, source, revision), choice)
-    meta = model.mteb_model_meta
+    meta = getattr(model, "mteb_model_meta", None)
+    # Some of MTEB's loaders leave them to `ModelMeta.load_model`, which then gives its own.
+    if meta is not None:
+        model.mteb_model_meta = _filed_apart(meta, choice)
+
+
+def _filed_apart(meta: ModelMeta, choice: EngineChoice, **changed: Any) -> ModelMeta:
     chosen = dict(meta.experiment_kwargs or {}) | {ENGINE_OPTION: choice.name}
-    model.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": chosen})
+    return meta.model_copy(update={"experiment_kwargs": chosen, **changed})
 
 
 def model_facts(model: FastSentenceTransformer, name: str, revision: str | None) -> ModelFacts:

@@ -186,7 +186,7 @@ def evaluate_compression(
     encode_seconds = (time.perf_counter() - started) / len(texts)
     readings = _Readings(compressor, examples, sum(tokens) / len(tokens), options)
     return CompressionRun(
-        model=_short(name),
+        model=_name(name),
         revision=compressor.model_hash,
         latents=memory.positions,
         data=file.name,
@@ -253,7 +253,7 @@ def _held(
     """Return what was measured before of the same model, examples and lengths."""
     from reasonembed_mteb.reasoning.compression import LatentCompressor
 
-    wanted = (_short(name), content_hash([file]), examples, options.max_new_tokens, options.note)
+    wanted = (_name(name), content_hash([file]), examples, options.max_new_tokens, options.note)
     for held in chapter_files(output, COMPRESSION_CHAPTER):
         try:
             run = read_compression_run(held)
@@ -279,10 +279,11 @@ def _check_options(options: CompressionOptions) -> None:
             raise ReasonEmbedError(msg)
 
 
-def _short(name: str) -> str:
-    """Return a hub name, or a directory's own name without the folders of this machine."""
-    path = Path(name)
-    return path.resolve().name if path.exists() else name
+def _name(name: str) -> str:
+    """Return the name of a hub model, or that under which results of a directory are filed."""
+    from reasonembed_mteb.models.folders import local_name
+
+    return local_name(Path(name)) if Path(name).exists() else name
 
 
 class _Readings:

@@ -131,7 +131,7 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
     _check_count(count)
-    model = ReasonEmbed(name, device="cpu")
+    model = _load(name)
     _check_model(model, name)
     generator = load_head(name, device_map="cpu")
     transformer: Any = model[0]
@@ -148,6 +148,17 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
             keep_head(part, generator)
         _check_written(part, LatentTokens(ids))
     return ReasonEmbed(str(output), device="cpu")
+
+
+def _load(name: str) -> ReasonEmbed:
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
+
+    try:
+        return ReasonEmbed(name, device="cpu")
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        msg = f"cannot load {name} ({reason}): give a directory that holds a decoder, or a hub name, online"
+        raise ReasonEmbedError(msg) from error
 
 
 def _check_count(count: int) -> None:

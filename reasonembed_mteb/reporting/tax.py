@@ -25,6 +25,8 @@ _STUDY = "arXiv 2604.16576 (robustness study)"
 _PUBLISHED_AXES = ("BRIGHT(ReasonEmbed)", "BEIR")
 # The backbone family whose embedder the study sets beside ReasonEmbed.
 _FROM, _TO = "qwen3", "bge_reasoner"
+# Points of an axis of the picture, at least.
+_LEAST_SPAN = 10.0
 _NOTES = (
     "The difference is the model's macro mean less the baseline's, its interval by bootstrap over queries, "
     "paired. Over all queries every query counts once.",
@@ -104,8 +106,11 @@ def tax_plot(records: Sequence[TaxRecord]) -> Figure:
     points = {first.baseline: (100 * first.reasoning.baseline_mean, 100 * first.general.baseline_mean)}
     points |= {one.model: (100 * one.reasoning.mean, 100 * one.general.mean) for one in records}
     arrows = [(first.baseline, one.model) for one in records]
+    for one in records:
+        _add_intervals(measured, one)
     _scatter(measured, points, arrows, "#2a6fd6")
-    measured.set_title(figure_text(f"measured, against {first.baseline}"), fontsize=10, loc="left")
+    title = f"measured, against {first.baseline} (bars: 95 % of the difference)"
+    measured.set_title(figure_text(title), fontsize=10, loc="left")
     measured.set_ylabel("reasoning suite, macro mean, %")
     measured.set_xlabel("general suite, macro mean, %")
     _scatter(published, published_points(), [(_FROM, _TO)], "#c2621f")
@@ -115,6 +120,16 @@ def tax_plot(records: Sequence[TaxRecord]) -> Figure:
     return figure
 
 
+def _add_intervals(axes: Any, record: TaxRecord) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """Draw how far a model's point may lie from where it is, the baseline's staying in place."""
+    ends = []
+    for side in (record.general, record.reasoning):
+        mean, low, high = (100 * one for one in side.difference)
+        ends.append([[mean - low], [high - mean]])
+    x, y = 100 * record.general.mean, 100 * record.reasoning.mean
+    axes.errorbar(x, y, xerr=ends[0], yerr=ends[1], ecolor="#9ca3af", elinewidth=1, fmt="none")
+
+
 def _scatter(
     axes: Any,  # noqa: ANN401 - matplotlib's Axes
     points: dict[str, tuple[float, float]],
@@ -122,20 +137,42 @@ def _scatter(
     color: str,
 ) -> None:
     """Draw named points, the general suite to the right, the reasoning suite upwards."""
-    from reasonembed_mteb.escaping import figure_text
-
     axes.spines[["top", "right"]].set_visible(False)
     for start, end in arrows:
         (y0, x0), (y1, x1) = points[start], points[end]
         style = {"arrowstyle": "->", "color": "#6b7280", "linewidth": 0.8}
         axes.annotate("", (x1, y1), (x0, y0), arrowprops=style)
-    for name, (reasoning, general) in points.items():
+    for reasoning, general in points.values():
         axes.scatter(general, reasoning, 40, color=color, edgecolor="white")
-        place = {"textcoords": "offset points", "fontsize": 8}
-        axes.annotate(figure_text(name), (general, reasoning), (5, 4), **place)
-    axes.margins(0.18)
+    _equal_spans(axes)
+    _name_points(axes, points)
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(b=True)
+
+
+def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:  # noqa: ANN401
+    """Write each name beside its point: above, or below where another name is just above."""
+    from reasonembed_mteb.escaping import figure_text
+
+    left, right = axes.get_xlim()
+    near = (right - left) / 12
+    named: list[tuple[float, float]] = []
+    for name, (y, x) in sorted(points.items(), key=lambda one: -one[1][0]):
+        crowded = any(abs(x - other) < 2 * near and above - y < near for above, other in named)
+        beyond = right - x < 3 * near
+        place = (-6 if beyond else 6, -10 if crowded else 4)
+        aside: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+        axes.annotate(figure_text(name), (x, y), place, ha="right" if beyond else "left", **aside)
+        named.append((y, x))
+
+
+def _equal_spans(axes: Any) -> None:  # noqa: ANN401 - matplotlib's Axes
+    """Let a point be as long on both axes, and a difference of one point look small."""
+    ends = [axes.get_xlim(), axes.get_ylim()]
+    span = max(_LEAST_SPAN, *(high - low for low, high in ends)) * 1.15
+    for (low, high), limit in zip(ends, (axes.set_xlim, axes.set_ylim), strict=True):
+        middle = (low + high) / 2
+        limit(middle - span / 2, middle + span / 2)
 
 
 def published_tax_grid() -> Grid:

@@ -315,8 +315,13 @@ def _searched(
     state = read_state(file, key)
     if state is None or state.iteration > size.iterations:
         if file.exists():
-            say(f"{file} is of another search: this one begins anew")
+            why = (
+                "is of another search" if state is None else f"is {state.iteration:,} iterations far already"
+            )
+            say(f"{file} {why}: this one begins anew")
         state = search.begin(first)
+    elif state.iteration == size.iterations:
+        say(f"the search was finished before: its passages are taken from {file}")
     elif state.iteration:
         say(f"the search goes on after {state.iteration:,} of {size.iterations:,} iterations")
     return search.run(state, file, key, show_progress=options.progress)

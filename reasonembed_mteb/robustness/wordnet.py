@@ -187,14 +187,15 @@ class WordNet:
         Raises:
             DataError: If a synset cannot be read.
         """
-        lowered = word.lower()
-        key = (lowered, restored)
+        key = (word, restored)
         if key not in self._known:
-            found = self._found(lowered, restored)
-            self._known[key] = tuple(sorted(found - {lowered}))
-        if not restored:
-            return tuple(one for one in self._known[key] if one != word)
-        return sorted({_in_case(one, word) for one in self._known[key]} - {word})
+            lowered = word.lower()
+            if restored and word != lowered:
+                found = {_in_case(one, word) for one in self.synonyms(lowered)}
+            else:
+                found = self._found(lowered, restored)
+            self._known[key] = tuple(sorted(found - {word, lowered}))
+        return self._known[key]
 
     def _found(self, word: str, restored: bool) -> set[str]:
         found = set()

@@ -98,10 +98,6 @@ class Words:
         """The words of `spans`."""
         return [self.text[start:end] for start, end in self.spans]
 
-    def gaps(self) -> Iterator[tuple[int, int]]:
-        """Yield begin and end of what lies between protected pieces, empty pieces left out."""
-        return _gaps(self.protected, len(self.text))
-
 
 def split_words(text: str, *, official: bool = False) -> Words:
     """Return a query's words.

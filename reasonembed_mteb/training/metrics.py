@@ -33,7 +33,8 @@ METRICS = (
 CUT = "reasoning_cut"
 # The divergence from graded labels, of a loss that has it.
 GRADED = "loss_grades"
-# Runs of earlier versions have no such columns.
+# 1 where the step was left out, its loss or gradient not being finite; empty elsewhere.
+LEFT_OUT = "left_out"
 # The terms of a joint loss, and the rows that have a target of each.
 JOINT = (
     "loss_representation",
@@ -42,7 +43,8 @@ JOINT = (
     "rows_with_generation",
     "rows_with_compression",
 )
-NEWER = (CUT, GRADED, *JOINT)
+# Runs of earlier versions have no such columns.
+NEWER = (CUT, GRADED, LEFT_OUT, *JOINT)
 COLUMNS = (
     *("step", "epoch", "subset", "queries", "documents", "tokens"),
     *(*METRICS, *NEWER, "learning_rate", "seconds"),
@@ -161,10 +163,12 @@ class RunSummary:
     Attributes:
         weighted: Steps in which queries were weighted by reasoning intensity.
         cut: Mean share of the reasoning that was cut away, by subset; NaN where none was read.
+        left_out: Steps that were left out, their loss or gradient not being finite.
     """
 
     weighted: int
     cut: dict[str, float]
+    left_out: int = 0
 
 
 def summarise(file: Path) -> RunSummary:
@@ -182,7 +186,9 @@ def summarise(file: Path) -> RunSummary:
         cuts.setdefault(row["subset"], []).append(row.get(CUT, math.nan))
     means = {name: [value for value in values if not math.isnan(value)] for name, values in cuts.items()}
     weighted = {row["step"] for row in rows if not math.isnan(row["ri_mean"])}
-    return RunSummary(len(weighted), {n: sum(v) / len(v) if v else math.nan for n, v in means.items()})
+    left_out = {row["step"] for row in rows if row.get(LEFT_OUT) == 1}
+    shares = {name: sum(held) / len(held) if held else math.nan for name, held in means.items()}
+    return RunSummary(len(weighted), shares, len(left_out))
 
 
 class Window:

@@ -85,8 +85,8 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
 
     Args:
         recipe: What was trained, and how.
-        run: The run's record: ``counts``, ``steps``, ``weighted_steps``, ``reasoning_cut``, ``world_size``,
-            ``versions``, ``scores``.
+        run: The run's record: ``counts``, ``steps``, ``weighted_steps``, ``left_out_steps``,
+            ``reasoning_cut``, ``world_size``, ``versions``, ``scores``.
         prompts: The model's prompts.
 
     Returns:
@@ -113,7 +113,7 @@ def card(recipe: Recipe, run: Mapping[str, Any], prompts: Mapping[str, str | Non
     parts = [
         f"# {shown}, trained with the recipe {markdown(recipe.name)}",
         f"{shown}, trained with {_loss(recipe, weighted, made)} on {run['world_size']} process(es)."
-        f"{_chosen(run)}",
+        f"{_left_out(run)}{_chosen(run)}",
         "## Use",
         _usage(recipe, prompts),
         "## Data",
@@ -141,6 +141,13 @@ def _loss(recipe: Recipe, weighted: int, steps: int) -> str:
         if recipe.loss.kind == "redapter":
             rest = " (the recipe asks for Redapter, but no step was weighted by reasoning intensity)"
     return f"{name} (arXiv 2510.08252) in {steps:,} steps{rest}"
+
+
+def _left_out(run: Mapping[str, Any]) -> str:
+    """Say how many steps changed nothing, their loss or gradient not being finite."""
+    count = run.get("left_out_steps", 0)
+    steps = "One step was" if count == 1 else f"{count:,} of these steps were"
+    return f" {steps} left out, the loss or the gradient not being finite." if count else ""
 
 
 def _chosen(run: Mapping[str, Any]) -> str:

@@ -125,7 +125,11 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
         merge_adapters(model)
     summary = summarise(output / "metrics.csv")
     record |= {"finished": True, "scores": _scores(output / "evaluation.csv")}
-    record |= {"weighted_steps": summary.weighted, "reasoning_cut": plain_numbers(summary.cut)}
+    record |= {
+        "weighted_steps": summary.weighted,
+        "left_out_steps": summary.left_out,
+        "reasoning_cut": plain_numbers(summary.cut),
+    }
     with replacing_folder(output / MODEL, replace=True) as folder:
         model.save_pretrained(str(folder), create_model_card=False)
         recipe_kind(recipe).finish(model, recipe, folder)

@@ -16,7 +16,7 @@ from reasonembed_mteb.training.adapters import has_adapters, load_adapter_weight
 from reasonembed_mteb.training.checkpoints import keep_newest, mark_whole
 from reasonembed_mteb.training.divergence import DivergedError, DivergenceGuard, check_weights
 from reasonembed_mteb.training.evaluator import same_random_numbers
-from reasonembed_mteb.training.metrics import METRICS, NEWER, Window
+from reasonembed_mteb.training.metrics import LEFT_OUT, METRICS, NEWER, Window
 from reasonembed_mteb.training.progress import Progress
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
 
@@ -199,6 +199,8 @@ class RedapterTrainer(SentenceTransformerTrainer):
         scaler = self.accelerator.scaler
         mine = torch.tensor(float(self.guard.is_bad(scaler)), device=self.args.device)
         bad = bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+        for row in self._pending if bad else ():
+            row[LEFT_OUT] = 1.0
         if bad and scaler is None and self.optimizer is not None:
             # Without gradients an optimiser changes nothing; a scaler leaves such a step out by itself.
             self.optimizer.zero_grad()
