@@ -144,6 +144,21 @@ def test_a_spent_budget_stops_before_it_is_passed_and_goes_on_later(go: Go) -> N
 
 
 @pytest.mark.usefixtures("data")
+def test_an_endpoint_that_is_down_stops_every_task(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, stage("rewrite") + retrieve("bm25"))
+    text = file.read_text(encoding="utf-8").replace("timeout", "max_attempts = 1\ntimeout")
+    file.write_text(text, encoding="utf-8")
+    options = runner.RunOptions(output=tmp_path / "out", progress=False)
+    said: list[str] = []
+    tasks = resolving.resolve_tasks([], [BIOLOGY, ECONOMICS])
+    first, second = Pipeline.from_toml(file).run(tasks, options, say=said.append)
+    assert "127.0.0.1:9" in str(first.outcome.error)
+    assert second.outcome.error == first.outcome.error
+    # The other one was not tried.
+    assert not [line for line in said if ECONOMICS in line]
+
+
+@pytest.mark.usefixtures("data")
 def test_a_budget_needs_prices(go: Go) -> None:
     stages = stage("rewrite", endpoint="free") + retrieve("bm25")
     table = '[endpoints.free]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "stub"\n'

@@ -83,13 +83,15 @@ class StageCost:
 
 
 def add_costs(costs: Iterable[StageCost]) -> StageCost:
-    """Return the sum of costs; its price is None only where every one's is.
+    """Return the sum of costs; its price is None where that of any requests is not known, or there are none.
 
     Args:
         costs: Any number.
     """
     held = list(costs)
     prices = [one.price for one in held if one.price is not None]
+    if any(one.calls and one.price is None for one in held):
+        prices = []
     sums = {
         name: sum(getattr(one, name) for one in held)
         for name in ("calls", "cached", "prompt_tokens", "completion_tokens", "seconds")

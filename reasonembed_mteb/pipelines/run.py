@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.endpoints.endpoint import EndpointError
 from reasonembed_mteb.endpoints.limits import Budget, BudgetExceeded
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.escaping import file_name
@@ -155,7 +156,9 @@ class Pipeline:
         batch_answers: Sequence[Path] = (),
         say: Callable[[str], None] = logger.info,
     ) -> list[PipelineOutcome]:
-        """Score the pipeline on tasks; one that fails does not stop the others, a spent budget does.
+        """Score the pipeline on tasks; one that fails does not stop the others.
+
+        A spent budget, or an endpoint that cannot be used, stops all that would follow.
 
         Every stage's output is kept by what decides it: a killed run goes on where it was, and a changed
         stage runs again with those after it.
@@ -259,7 +262,8 @@ class _PipelineModel:
             batch=batch,
         )
         self.mteb_model_meta = self._make_meta()
-        self.stopped: BudgetExceeded | None = None
+        # What would stop every other task too.
+        self.stopped: ReasonEmbedError | None = None
         self._corpus: Any = None
         self._task: Any = None
         self._traces: list[_Trace] = []
@@ -399,7 +403,7 @@ class _PipelineModel:
         trace = _Trace(len(pool.texts), [])
         try:
             state = self._through(pool, trace)
-        except BudgetExceeded as error:
+        except (BudgetExceeded, EndpointError) as error:
             self.stopped = error
             raise
         self._traces.append(trace)
