@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -192,7 +193,8 @@ def test_dry_run_encodes_nothing(command: Command, tmp_path: Path, monkeypatch: 
 
 def test_dry_run_of_a_suite_needs_no_data(command: Command, bert: Path) -> None:
     status, out, err = command("run", "-m", bert, "-b", "RIR(ReasonEmbed, light)", "--dry-run")
-    assert (status, err) == (0, "")
+    # Where datasets has not read ReasonMini before, it shows that, if tqdm was imported for a terminal.
+    assert (status, re.sub(r"(\r|\\r)Generating[^\n]*\n", "", err)) == (0, "")
     assert "132 tasks, at least 5," in out
     assert "in 60 of 132 tasks" in out
     assert "MM-BRIGHT 27" in out
@@ -367,6 +369,7 @@ def test_options_of_run_stand_in_panels() -> None:
         "Variants of the models",
         "Output",
         "Speed",
+        "Engine",
     }
 
 

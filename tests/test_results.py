@@ -86,7 +86,7 @@ def test_a_folder_of_the_first_version_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), beside.with_suffix(".parquet"))
     (found,) = read_results([tmp_path]).found
     assert found.record is not None
-    assert asdict(found.record) == old | {"causes": causes, "result": found.record.result}
+    assert asdict(found.record) == old | {"causes": causes, "result": found.record.result, "engine": None}
     assert (found.seconds, found.limit, found.model.options) == (7.5, 7, "reranks the top 50")
     assert read_scores_by_query(found) == {"q1": 0.25}
     assert read_rankings(found, ["q1"])["q1"].hits == [("d1", 0.5), ("d2", 0.25)]

@@ -49,8 +49,6 @@ def train(
 ) -> None:
     """Train an embedder; on several GPUs by `torchrun --nproc-per-node N -m reasonembed_mteb train ...`."""
     set_up_logging(debug)
-    # Imported for the recipes of models with latent tokens.
-    import reasonembed_mteb.reasoning.training  # noqa: F401
     from reasonembed_mteb.training.recipes import load_recipe, model_name
 
     loaded = load_recipe(recipe, changes)

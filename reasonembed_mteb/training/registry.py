@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,8 @@ class RecipeKind:
 
 _PLAIN = RecipeKind()
 _KINDS: list[RecipeKind] = []
+# Modules that register kinds, by name: training imports no room above it, these when a recipe is read.
+_HOMES = ("reasonembed_mteb.reasoning.training",)
 
 
 def register_kind(kind: RecipeKind) -> None:
@@ -139,7 +142,9 @@ def register_kind(kind: RecipeKind) -> None:
 
 
 def registered_kinds() -> list[RecipeKind]:
-    """Return the kinds that were registered, in their order."""
+    """Return this package's kinds and those that were registered, in their order."""
+    for home in _HOMES:
+        importlib.import_module(home)
     return list(_KINDS)
 
 
@@ -149,7 +154,7 @@ def recipe_kind(recipe: Recipe) -> RecipeKind:
     Args:
         recipe: Of any kind.
     """
-    return next((kind for kind in _KINDS if type(recipe) is kind.recipe), _PLAIN)
+    return next((kind for kind in registered_kinds() if type(recipe) is kind.recipe), _PLAIN)
 
 
 def recipe_class(content: Mapping[str, Any]) -> type[Recipe]:
@@ -158,5 +163,6 @@ def recipe_class(content: Mapping[str, Any]) -> type[Recipe]:
     Args:
         content: Its TOML table.
     """
-    own = ((kind.recipe, kind.recipe.model_fields.keys() - Recipe.model_fields.keys()) for kind in _KINDS)
+    kinds = registered_kinds()
+    own = ((kind.recipe, kind.recipe.model_fields.keys() - Recipe.model_fields.keys()) for kind in kinds)
     return next((recipe for recipe, sections in own if sections & content.keys()), Recipe)
