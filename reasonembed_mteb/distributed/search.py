@@ -18,7 +18,7 @@ import torch
 from reasonembed_mteb.encoding.loop import prefetched
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.retrieval.topk import ExcludedPairs, plain_queries, plain_scores
-from reasonembed_mteb.store.corpora import read_block
+from reasonembed_mteb.store.corpora import BlockData, read_block
 from reasonembed_mteb.store.places import StoreError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.distributed.processes import Machines
     from reasonembed_mteb.distributed.worker import ModelChoice, Speed
-    from reasonembed_mteb.store.corpora import BlockData, BlockFile, StoredCorpus
+    from reasonembed_mteb.store.corpora import BlockFile, StoredCorpus
     from reasonembed_mteb.store.places import Place
 
 logger = logging.getLogger(__name__)
@@ -179,12 +179,8 @@ class Best:
         self._cut = cut
         self._rows, self._documents, self._scores = rows[kept], documents[kept], scores[kept]
 
-    def hits(self, ids: pa.Array) -> Hits:
-        """Return what was found, equal scores by id descending.
-
-        Args:
-            ids: Of all documents by their places.
-        """
+    def hits(self) -> Hits:
+        """Return what was found, equal scores by id descending."""
         self._merge()
         starts = np.searchsorted(self._rows, np.arange(self._queries + 1))
         again = np.flatnonzero((np.diff(self._rows) == 0) & (np.diff(self._scores) == 0))
@@ -199,7 +195,7 @@ class Best:
         columns = np.arange(len(self._rows)) - starts[self._rows]
         scores[self._rows, columns] = self._scores
         documents[self._rows, columns] = places
-        return Hits(scores, documents, ids.take(pa.array(used)))
+        return Hits(scores, documents, pa.array(self._ids(used), pa.large_string()))
 
 
 def search_group(queries: SearchQueries, k: int, threads: int, mapped: bool, group: Group) -> Hits:
@@ -218,37 +214,69 @@ def search_group(queries: SearchQueries, k: int, threads: int, mapped: bool, gro
     torch.set_num_threads(threads)
     prepared = plain_queries(queries.function, queries.vectors)
     batches = [range(s, min(s + _QUERIES, len(prepared))) for s in range(0, len(prepared), _QUERIES)]
-    names: list[pa.Array] = []
-
-    def ids_at(places: NDArray[np.int64]) -> list[str]:
-        found: list[str] = pa.chunked_array(names).take(pa.array(places)).to_pylist()
-        return found
-
-    best = [Best(len(batch), k, ids_at) for batch in batches]
+    # One for all chunks: large tensors that come and go leave holes that small ones settle in.
+    scratch = torch.empty(_CHUNK_ROWS, prepared.shape[1])
+    named = _Names()
+    best = [Best(len(batch), k, named) for batch in batches]
     start = 0
     read = (read_block(group.folder, block, mapped=mapped) for block in group.blocks)
     # What is not mapped is fetched while the block before is searched.
-    ahead = read if mapped and group.folder.local is not None else prefetched(read)
+    stays = mapped and group.folder.local is not None
+    ahead = read if stays else prefetched(read)
     for block, data in zip(group.blocks, ahead, strict=True):
-        names.append(data.ids)
+        named.add(data if stays else _ids_alone(data), block.rows)
         for batch, one in zip(batches, best, strict=True):
             asked = queries.ids[batch.start : batch.stop]
             pairs = ExcludedPairs(queries.excluded, asked, data.ids) if queries.excluded else None
-            for first, scores in _scored(queries.function, prepared[batch.start : batch.stop], data, block):
+            for first, scores in _scored(
+                queries.function, prepared[batch.start : batch.stop], data, block, scratch
+            ):
                 if pairs is not None:
                     pairs.mask(scores, first)
                 one.add(scores, start + first)
         start += block.rows
-    every = pa.chunked_array(names).combine_chunks()
-    return _stacked([one.hits(every) for one in best])
+    return _stacked([one.hits() for one in best])
+
+
+def _ids_alone(data: BlockData) -> BlockData:
+    """Return a block without its vectors, which lie in the same piece of memory."""
+    return BlockData({name: data.tensors[name].clone() for name in ("ids", "id_ends")})
+
+
+class _Names:
+    """The ids of a group's documents by their places, taken out of blocks when they are asked for.
+
+    Arrays that were made meanwhile would lie between large ones that come and go, and hold their memory.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[BlockData] = []
+        self._starts = [0]
+
+    def add(self, block: BlockData, rows: int) -> None:
+        """Take the next block."""
+        self._blocks.append(block)
+        self._starts.append(self._starts[-1] + rows)
+
+    def __call__(self, places: NDArray[np.int64]) -> list[str]:
+        """Return the ids of documents."""
+        found = [""] * len(places)
+        held = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(held).tolist():
+            at = np.flatnonzero(held == number)
+            names = self._blocks[number].ids.take(pa.array(places[at] - self._starts[number])).to_pylist()
+            for place, name in zip(at.tolist(), names, strict=True):
+                found[place] = name
+        return found
 
 
 def _scored(
-    function: str, queries: torch.Tensor, data: BlockData, block: BlockFile
+    function: str, queries: torch.Tensor, data: BlockData, block: BlockFile, scratch: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield scores chunk by chunk, each with the place of its first document in the block."""
     for first in range(0, block.rows, _CHUNK_ROWS):
-        yield first, plain_scores(function, queries, data.full(first, min(first + _CHUNK_ROWS, block.rows)))
+        part = data.full(first, min(first + _CHUNK_ROWS, block.rows), scratch)
+        yield first, plain_scores(function, queries, part)
 
 
 def _stacked(parts: Sequence[Hits]) -> Hits:
@@ -280,7 +308,7 @@ def merged(parts: Iterable[Hits], queries: int, k: int) -> Hits:
         for one, offset in ((held, 0), (part, len(held.ids))):
             rows, columns = np.nonzero(one.documents >= 0)
             best.take(rows, one.documents[rows, columns] + offset, one.scores[rows, columns])
-        held = best.hits(names)
+        held = best.hits()
     return held
 
 

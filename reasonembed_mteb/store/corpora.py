@@ -318,14 +318,16 @@ class BlockData:
         """``(N, dim)``, in the dtype that is stored."""
         return self.tensors["vectors"]
 
-    def full(self, start: int, stop: int) -> torch.Tensor:
+    def full(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return some vectors in float32, ``(stop - start, dim)``.
 
         Args:
             start: The first.
             stop: Behind the last.
+            out: Where to, ``(at least stop - start, dim)``; None makes a new tensor.
         """
-        part = self.vectors[start:stop].float()
+        held = torch.empty(stop - start, self.vectors.shape[1]) if out is None else out[: stop - start]
+        part = held.copy_(self.vectors[start:stop])
         steps = self.tensors.get("steps")
         return part if steps is None else part.mul_(steps[start:stop, None])
 
