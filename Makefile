@@ -31,6 +31,7 @@ test-all: $(VENV)/.installed  ## Run every test that needs neither a GPU nor the
 
 server:  ## Install infinity, a server of embeddings that a slow test asks, into build/infinity
 	$(PYTHON) -m venv --clear build/infinity
+	build/infinity/bin/python -m pip install --quiet $(TORCH)
 	build/infinity/bin/python -m pip install --quiet "infinity-emb[torch,server]==0.0.78"
 
 test-lowest:  ## Run the fast tests with the lowest versions that setup.cfg allows, in $(VENV)-lowest
