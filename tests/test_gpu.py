@@ -100,6 +100,7 @@ def test_everything_runs_on_tiny_models(tmp_path: Path) -> None:
     assert found["memory"][0]["least_cosine"] > 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_and_named(
     report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

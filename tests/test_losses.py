@@ -573,6 +573,7 @@ def test_two_devices_are_one_batch(cache: str, name: str, two_ranks: list[dict[A
         assert expected["metrics"]["documents_masked"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", loss_ranks.CACHES)
 @pytest.mark.parametrize("name", loss_ranks.SETTINGS)
 def test_two_devices_apart_are_averaged(cache: str, name: str, two_ranks: list[dict[Any, Any]]) -> None:

@@ -236,6 +236,7 @@ def test_push_to_hub_uploads_the_whole_directory(model: ReasonEmbed, monkeypatch
     assert {"modules.json", "model.safetensors", "README.md"} <= seen["files"]
 
 
+@pytest.mark.slow
 def test_without_this_package_mteb_scores_it_the_same(saved: Path, tmp_path: Path) -> None:
     code = """
 import sys

@@ -59,7 +59,7 @@ def gradients(folder: Path, loss: str, *, packed: bool, recompute: bool) -> tupl
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", pytest.param("llama", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_padded_texts(family: str, loss: str, recompute: bool, tmp_path: Path) -> None:
     folder = save_decoder(tmp_path, family)
     expected, wanted = gradients(folder, "plain", packed=False, recompute=False)
@@ -70,6 +70,7 @@ def test_gradients_are_those_of_padded_texts(family: str, loss: str, recompute: 
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12 * max(1, gradient.abs().max()))
 
 
+@pytest.mark.slow
 def test_a_run_counts_the_same_and_ends_alike(qwen3_dir: Path, tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data", biology=8)
     runs = {}

@@ -112,6 +112,7 @@ def test_training_stops_and_the_best_checkpoint_is_the_model(
     assert "It is the checkpoint of step 2, the best by Sky." in card
 
 
+@pytest.mark.slow
 def test_a_killed_run_stops_where_it_would_have(
     qwen3_dir: Path, folder: Path, tmp_path: Path, scored: list[int]
 ) -> None:
@@ -148,7 +149,7 @@ def test_what_chooses_the_model_cannot_change_on_the_way(qwen3_dir: Path, tmp_pa
         _check_same(held, mixed, tmp_path)
 
 
-@pytest.mark.parametrize(("by", "best"), [("mean", 1), ("Sky", 5)])
+@pytest.mark.parametrize(("by", "best"), [pytest.param("mean", 1, marks=pytest.mark.slow), ("Sky", 5)])
 def test_the_best_is_by_one_task_or_all(
     qwen3_dir: Path, folder: Path, tmp_path: Path, scored: list[int], by: str, best: int
 ) -> None:
@@ -179,7 +180,8 @@ def test_settings_that_need_others_say_so(part: dict[str, Any], message: str) ->
         check_recipe(tiny_recipe("any", evaluation=part), "tiny")
 
 
-@pytest.mark.parametrize("rank", [4, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [4, 0])
 def test_the_last_checkpoints_are_averaged(qwen3_dir: Path, folder: Path, tmp_path: Path, rank: int) -> None:
     lora = {"rank": rank, "alpha": 8}
     training = {"save_steps": 1, "keep": 4}

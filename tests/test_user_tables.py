@@ -116,6 +116,7 @@ def test_mteb_knows_it_through_the_hook_and_scores_its_data(folder: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_register_takes_a_folder_after_mteb(folder: Path) -> None:
     done = run(
         f"""
