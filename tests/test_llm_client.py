@@ -607,13 +607,29 @@ def test_requests_are_taken_as_they_are_needed(tmp_path: Path) -> None:
     assert 200 < max(ahead) <= 16 * 16
 
 
+def client_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith(("llm-client", "answers"))}
+
+
+def test_a_closed_client_ends_what_was_left_half_way(tmp_path: Path) -> None:
+    before = client_threads()
+    with StubServer() as server:
+        with LLMClient(endpoint(server), tmp_path) as client:
+            run = client.run(map(ask, range(200)), description="Testing")
+            next(run)
+            assert client_threads() > before
+        assert client_threads() <= before
+        run.close()
+
+
 def test_a_run_that_is_left_keeps_its_answers_and_ends_its_thread(tmp_path: Path) -> None:
+    before = client_threads()
     with StubServer(delay=0.01) as server, LLMClient(endpoint(server), tmp_path) as client:
         run = client.run(map(ask, range(500)), description="Testing")
         for _ in range(20):
             next(run)
         run.close()
-        assert not [t for t in threading.enumerate() if t.name.startswith(("llm-client", "answers"))]
+        assert client_threads() <= before
         with AnswerCache(tmp_path) as cache:
             assert len(cache) == client.usage.requests >= 20
 

@@ -82,6 +82,13 @@ class LLMClient(KeepsAnswers):
         self._cache = AnswerCache(cache_folder, retry_errors=retry_errors)
         self._bar_off = None if show_progress is None else not show_progress
         self._counts = Counts()
+        self._flows: set[_Flow] = set()
+
+    def close(self) -> None:
+        """End runs that were left half-way, and close the answers on disk."""
+        for flow in list(self._flows):
+            flow.close()
+        super().close()
 
     @property
     def usage(self) -> Usage:
@@ -122,6 +129,8 @@ class LLMClient(KeepsAnswers):
 
         flow = _Flow(requests, self.endpoint, self._service, self._cache, self.budget, self._counts, ahead)
         bar = tqdm(total=total, desc=description, unit="answer", disable=self._bar_off)
+        # A caller that fails between two answers may never come back here.
+        self._flows.add(flow)
         try:
             for answer in flow:
                 bar.update()
@@ -129,6 +138,7 @@ class LLMClient(KeepsAnswers):
         finally:
             bar.close()
             flow.close()
+            self._flows.discard(flow)
 
 
 class _Flow:
@@ -214,6 +224,7 @@ class _Flow:
         return self._sender
 
     def close(self) -> None:
-        """End the sender."""
-        if self._sender is not None:
-            self._sender.close()
+        """End the sender; a second time there is none."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
