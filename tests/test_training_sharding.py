@@ -12,8 +12,11 @@ from training_data import tiny_recipe
 
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
 from reasonembed_mteb.training.adapters import load_model
+from reasonembed_mteb.training.data import TrainingData
+from reasonembed_mteb.training.failures import explained
 from reasonembed_mteb.training.plan import SubsetTokens, TrainingPlan, estimate_memory
 from reasonembed_mteb.training.recipes import check_recipe, load_recipe
+from reasonembed_mteb.training.run import _check_same
 from reasonembed_mteb.training.sampling import SubsetPlan
 from reasonembed_mteb.training.sharding import (
     check_sharding_devices,
@@ -132,6 +135,32 @@ def test_deepspeed_is_told_what_transformers_fills_in() -> None:
     away = sharding_arguments(load_recipe(ZERO3, ["sharding.cpu_offload=true"]), None)
     assert HfDeepSpeedConfig(away["deepspeed"]).is_offload()
     assert sharding_arguments(load_recipe("qwen3-8b"), None) == {}
+
+
+def test_parts_of_a_checkpoint_need_as_many_processes(tmp_path: Path) -> None:
+    record = {"recipe": load_recipe(ZERO3).model_dump(), "data": "x", "world_size": 4}
+    _check_same(record, record, tmp_path)
+    with pytest.raises(ReasonEmbedError, match=r"begun on 4 processes.* and 2 run now: start 4, or name"):
+        _check_same(record, record | {"world_size": 2}, tmp_path)
+    # FSDP's checkpoints are whole, and how weights are let go changes none of them.
+    other = record | {"recipe": load_recipe(FSDP).model_dump()}
+    kept = load_recipe(FSDP, ["sharding.reshard=false"]).model_dump()
+    _check_same(other, other | {"world_size": 2, "recipe": kept}, tmp_path)
+    with pytest.raises(ReasonEmbedError, match=r"sharding\.kind was 'fsdp' and is 'none'"):
+        _check_same(
+            other, other | {"recipe": load_recipe(FSDP, ["sharding.kind=none"]).model_dump()}, tmp_path
+        )
+
+
+def test_too_little_memory_is_answered_by_more_processes(tmp_path: Path) -> None:
+    memory = {"weights": 2.0, "optimizer": 8.0, "activations": 30.0, "total": 40.0}
+    plan = TrainingPlan([], {}, {}, 9, 9, 8, memory=memory, token_memory=1e-3)
+    words = r"40.0 GiB a device: start more processes, --set sharding\.cpu_offload=true"
+    with (
+        pytest.raises(ReasonEmbedError, match=words),
+        explained(load_recipe(FSDP), TrainingData({}, {}), plan, tmp_path),
+    ):
+        raise torch.OutOfMemoryError
 
 
 def test_layers_are_the_models_own(full: SentenceTransformer, encoder: SentenceTransformer) -> None:

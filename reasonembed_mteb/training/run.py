@@ -389,7 +389,15 @@ def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> N
     if held["data"] != record["data"]:
         msg = f"the run in {output} was begun with other data: give the same files, or another folder"
         raise ReasonEmbedError(msg)
-    if held["world_size"] != record["world_size"]:
+    alike = held["world_size"] == record["world_size"]
+    if not alike and record["recipe"]["sharding"]["kind"] == "zero3":
+        msg = (
+            f"the run in {output} was begun on {held['world_size']} processes, each of which has a part of "
+            f"the checkpoint, and {record['world_size']} run now: start {held['world_size']}, or name another "
+            "folder"
+        )
+        raise ReasonEmbedError(msg)
+    if not alike:
         logger.warning(
             "the run in %s was begun on %d processes and goes on with %d: equal but for rounding and dropout",
             output,
