@@ -393,8 +393,8 @@ def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> N
     if not alike and record["recipe"]["sharding"]["kind"] == "zero3":
         msg = (
             f"the run in {output} was begun on {held['world_size']} processes, each of which has a part of "
-            f"the checkpoint, and {record['world_size']} run now: start {held['world_size']}, or name another "
-            "folder"
+            f"the checkpoint, and {record['world_size']} run now: start {held['world_size']}, or name "
+            "another folder"
         )
         raise ReasonEmbedError(msg)
     if not alike:
