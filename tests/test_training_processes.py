@@ -156,6 +156,73 @@ def test_processes_stop_together_where_one_diverges(work: Path) -> None:
         )
 
 
+# accelerate shares weights out on GPUs alone: the processes say that they are some, and speak by gloo.
+KINDS = ["fsdp", "zero3"]
+
+
+def train_every_weight(work: Path, name: str, kind: str, *options: str) -> subprocess.CompletedProcess[str]:
+    content = json.loads((work / "dry.json").read_text())
+    content |= {"lora": {"rank": 0}, "sharding": {"kind": kind}}
+    content["training"] |= {"learning_rate": 1e-3, "save_steps": 4, "checkpointing": kind != "none"}
+    if kind == "zero3":
+        pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+        content["training"]["retries"] = 0
+    (work / f"every-{kind}.json").write_text(json.dumps(content))
+    return torchrun(work, name, *options, recipe=f"every-{kind}")
+
+
+@pytest.fixture(scope="module")
+def every(work: Path) -> Path:
+    done = train_every_weight(work, "every", "none")
+    assert done.returncode == 0, done.stderr
+    return work / "every"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_out_weights_train_as_whole_ones(kind: str, every: Path, work: Path) -> None:
+    done = train_every_weight(work, kind, kind, "--as-gpus")
+    assert done.returncode == 0, done.stderr
+    shared = work / kind
+    held, own = (load_file(run / "model" / "model.safetensors") for run in (every, shared))
+    assert held.keys() == own.keys()
+    for key, value in held.items():
+        torch.testing.assert_close(own[key], value, rtol=0, atol=1e-6)
+    begun = load_file(
+        Path(json.loads((work / "dry.json").read_text())["model"]["name"]) / "model.safetensors"
+    )
+    assert any((begun[f"model.{key}"] - value).abs().max() > 1e-3 for key, value in held.items())
+    for row, other in zip(metrics(every), metrics(shared), strict=True):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+    # A plain directory, as of a run that shares nothing out; checkpoints are such directories too.
+    names = {path.relative_to(every / "model") for path in (every / "model").rglob("*")}
+    assert names == {path.relative_to(shared / "model") for path in (shared / "model").rglob("*")}
+    for name in ("config.json", "modules.json", "config_sentence_transformers.json"):
+        assert (every / "model" / name).read_text() == (shared / "model" / name).read_text()
+    last = load_file(shared / "checkpoints" / "checkpoint-14" / "model.safetensors")
+    assert all(torch.equal(last[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_out_weights_go_on_exactly(kind: str, work: Path) -> None:
+    name = f"half-{kind}"
+    killed = train_every_weight(work, name, kind, "--as-gpus", "--kill", "between", "9")
+    assert killed.returncode != 0
+    assert not (work / name / "model").exists()
+    resumed = train_every_weight(work, name, kind, "--as-gpus", "--resume")
+    assert '"resumed": 8' in resumed.stdout, resumed.stderr
+    # Made by the test above.
+    held, own = (load_file(work / run / "model" / "model.safetensors") for run in (kind, name))
+    assert all(torch.equal(held[key], own[key]) for key in held)
+    assert metrics(work / name) == metrics(work / kind)
+
+
+def test_processes_on_cpus_do_not_share_out(work: Path) -> None:
+    done = train_every_weight(work, "refused", "fsdp")
+    assert done.returncode != 0
+    assert "sharding.kind=fsdp needs GPUs, and there are none here" in done.stderr
+    assert not (work / "refused").exists()
+
+
 # On CPUs accelerate starts several processes by MPI only.
 @pytest.mark.parametrize(
     ("launcher", "processes"), [("torch.distributed.run", 2), ("accelerate.commands.launch", 1)]

@@ -1,7 +1,7 @@
 """A training run in a process of its own, which can be killed at a chosen moment.
 
 python tests/training_process.py RECIPE.json DATA OUTPUT CACHE [--resume] [--kill WHERE STEP] [--spoil STEP]
-    [--say-saves]
+    [--say-saves] [--as-gpus]
 """
 
 from __future__ import annotations
@@ -72,6 +72,20 @@ def say_saves() -> None:
     ReasonEmbed.save = save  # type: ignore[method-assign,assignment]
 
 
+def as_gpus() -> None:
+    """Have accelerate take CPU processes for GPUs, on which alone it shares weights out."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    from reasonembed_mteb.training import building, run
+
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    # The processes still speak by gloo; what comes after is what runs on GPUs.
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    building.on_cpu = run.on_cpu = lambda: False  # type: ignore[attr-defined]
+    run.check_sharding_devices = lambda *_: None  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Run."""
     recipe, data, output, cache, *options = sys.argv[1:]
@@ -80,6 +94,8 @@ def main() -> None:
         arm(options[index + 1], int(options[index + 2]))
     if "--spoil" in options:
         spoil(int(options[options.index("--spoil") + 1]))
+    if "--as-gpus" in options:
+        as_gpus()
     if "--say-saves" in options:
         say_saves()
     content = json.loads(Path(recipe).read_text(encoding="utf-8"))

@@ -154,7 +154,8 @@ def _show_plan(plan: TrainingPlan, recipe: Recipe, data: TrainingData) -> None:
         shown = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory.items())
         show(f"memory a device, estimated, GiB: {shown}")
         cached = plan.cached_memory()
-        if cached is not None and cached < plan.memory["total"] / 2:
+        shared = recipe.sharding.kind != "none"
+        if cached is not None and not shared and cached < plan.memory["total"] / 2:
             show(f"with --set loss.mini_batch_tokens={SMALL_BATCH} and the same result: {cached:.2f}")
 
 

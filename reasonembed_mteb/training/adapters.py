@@ -114,7 +114,8 @@ def load_model(recipe: Recipe) -> SentenceTransformer:
     if recipe.lora.rank or tokens_too:
         add_adapters(model, recipe.lora, kind.tokens(model) if tokens_too else ())
     kind.prepare(model, recipe)
-    if recipe.training.checkpointing:
+    # FSDP recomputes by itself, layer by layer as it gathers them.
+    if recipe.training.checkpointing and recipe.sharding.kind != "fsdp":
         recompute_activations(model)
     return model
 

@@ -10,6 +10,7 @@ from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.training.metrics import MetricsFile
 from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.schema import LOG_WARMUP
+from reasonembed_mteb.training.sharding import fsdp_precision, sharding_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,9 +82,11 @@ def build_trainer(
 
     # Before the model: its adapters are drawn.
     set_seed(recipe.training.seed)
+    # And before the arguments: after DeepSpeed's, weights would be shared out as they are read, and the probe
+    # that tells a bare decoder's kind would run on parts of them.
     model = load_model(recipe)
     evaluator = _evaluator(recipe, output)
-    arguments = _arguments(recipe, output, plan, _best_score(recipe, evaluator))
+    arguments = training_arguments(recipe, output, plan, _best_score(recipe, evaluator), model)
     if recipe.training.packed:
         if recipe.training.attention:
             msg = (
@@ -224,15 +227,28 @@ def _best_score(recipe: Recipe, evaluator: TaskEvaluator | None) -> str | None:
     raise unknown_name("task", by, [*named, "mean"])
 
 
-def _arguments(
-    recipe: Recipe, output: Path, plan: TrainingPlan, best: str | None
+def training_arguments(
+    recipe: Recipe,
+    output: Path,
+    plan: TrainingPlan,
+    best: str | None,
+    model: SentenceTransformer | None = None,
 ) -> SentenceTransformerTrainingArguments:
+    """Translate a recipe into the library's training arguments.
+
+    Args:
+        recipe: What is to be trained, and how.
+        output: Folder of the run.
+        plan: Its batches.
+        best: The evaluator's name of the score that chooses the model; None for the last one.
+        model: The model, where FSDP is to share it out by its layers.
+    """
     import torch
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     part, steps = recipe.training, recipe.evaluation.steps
     default = SentenceTransformerTrainingArguments
-    return SentenceTransformerTrainingArguments(
+    made = SentenceTransformerTrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         # Only a nominal size: each subset has its own.
         per_device_train_batch_size=max(one.queries for one in plan.subsets),
@@ -275,4 +291,8 @@ def _arguments(
         # With adapters every trained weight takes part in each step.
         ddp_find_unused_parameters=not recipe.lora.rank,
         disable_tqdm=True,
+        **sharding_arguments(recipe, model),
     )
+    if made.fsdp_plugin_args is not None and part.half:
+        made.fsdp_plugin_args["mixed_precision_policy"] = fsdp_precision()
+    return made

@@ -7,8 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.training.sharding import own_share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -94,12 +97,13 @@ class DivergenceGuard:
         )  # fmt: skip
 
 
-def check_weights(model: nn.Module, step: int) -> None:
+def check_weights(model: nn.Module, step: int, anywhere: Callable[[bool], bool] = bool) -> None:
     """Refuse weights that are not finite: a checkpoint of them would push a good one out.
 
     Args:
-        model: The model, the same on every process.
+        model: The model, or this process' share of it.
         step: Steps made.
+        anywhere: Says whether something holds on any process, where each has a share.
 
     Raises:
         DivergedError: If a trained weight is not finite.
@@ -107,7 +111,8 @@ def check_weights(model: nn.Module, step: int) -> None:
     import torch
 
     trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-    broken = next((name for name, weight in trained if not torch.isfinite(weight).all()), None)
-    if broken is not None:
-        msg = f"the training diverged: after step {step} the weight {broken} is not finite. {_ADVICE}"
+    broken = next((name for name, weight in trained if not torch.isfinite(own_share(weight)).all()), None)
+    if anywhere(broken is not None):
+        named = broken or "of another process' share"
+        msg = f"the training diverged: after step {step} the weight {named} is not finite. {_ADVICE}"
         raise DivergedError(msg)

@@ -109,6 +109,11 @@ def _no_memory(recipe: Recipe, data: TrainingData, plan: TrainingPlan, error: Ba
         measure(plan, recipe, data)
     known = "" if not plan.memory else f", estimated at {plan.memory['total']:.1f} GiB a device"
     said = one_line(error)[:_SHOWN]
+    if recipe.sharding.kind != "none":
+        return (
+            f"out of memory{known}: start more processes, --set sharding.cpu_offload=true, or lower "
+            f"batch.queries ({said})"
+        )
     tokens = plan.fitting_tokens(device_memory())
     held = recipe.loss.mini_batch_tokens
     if held:

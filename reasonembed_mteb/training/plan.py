@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets import Dataset
+    from torch import nn
 
     from reasonembed_mteb.training.data import TrainingData
     from reasonembed_mteb.training.schema import Recipe
@@ -335,9 +336,10 @@ def _tokens(
 def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str, float]:  # noqa: ANN401
     """Estimate the memory of a device at the largest batch, in GiB; an estimate, not a promise.
 
-    Counted are weights, what AdamW keeps of the trained ones, and activations: with checkpointing the input
-    of each layer and one layer's inside, else every layer's inside; of all tokens with a gradient, or of a
-    mini-batch where gradients are cached.
+    Counted are weights (where they are shared out, those that a device gathers, and beside them its share),
+    what AdamW keeps of the trained ones, and activations: with checkpointing the input of each layer and one
+    layer's inside, else every layer's inside; of all tokens with a gradient, or of a mini-batch where
+    gradients are cached.
 
     Args:
         plan: With tokens.
@@ -360,12 +362,30 @@ def estimate_memory(plan: TrainingPlan, recipe: Recipe, config: Any) -> dict[str
         layers = [p for n, p in model.named_modules() if n.rpartition(".")[2] in recipe.lora.targets]
         sizes = [p.in_features + p.out_features for p in layers if isinstance(p, nn.Linear)]
         trained = recipe.lora.rank * sum(sizes)
+    if recipe.sharding.kind != "none":
+        found = _shared_bytes(model, recipe, plan.world_size)
+        found["activations"] = _activation_bytes(plan, recipe, config)
+        found = {name: size / _GIB for name, size in found.items()}
+        return found | {"total": sum(found.values())}
     beneath = _QUANTIZED_BYTES if recipe.lora.quantize else 2 if recipe.training.half else 4
     kept = _TRAINED_BYTES_8BIT if recipe.training.optimizer == "adamw_8bit" else _TRAINED_BYTES
     frozen = weights * beneath if adapts else 0
     found = {"weights": frozen / _GIB, "optimizer": trained * kept / _GIB}
     found["activations"] = _activation_bytes(plan, recipe, config) / _GIB
     return found | {"total": sum(found.values())}
+
+
+def _shared_bytes(model: nn.Module, recipe: Recipe, processes: int) -> dict[str, float]:
+    """Count what a device has of weights that are shared out: layers it gathered, and its own share."""
+    # A plan that is made by one process is for as many as the recipe is meant for.
+    shares = processes if processes > 1 else recipe.batch.devices
+    sizes = [sum(p.numel() for p in part.parameters()) for part in model.children()]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in getattr(model, "layers", ())]
+    # Two layers at a time, the next being fetched, and what is outside of them; or all of it.
+    whole = sum(sizes)
+    gathered = whole - sum(layers) + 2 * max(layers, default=0) if recipe.sharding.reshard else whole
+    held = 0 if recipe.sharding.cpu_offload else whole * _TRAINED_BYTES / shares
+    return {"weights": float(gathered * (2 if recipe.training.half else 4)), "optimizer": float(held)}
 
 
 def _activation_bytes(plan: TrainingPlan, recipe: Recipe, config: Any) -> float:  # noqa: ANN401

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.prompts import PLACE, TemplateError, check_template
+from reasonembed_mteb.training.combinations import check_sharding
 from reasonembed_mteb.training.registry import recipe_class, recipe_kind, registered_kinds
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _check_together(recipe: Recipe) -> None:
             f"recipe {recipe.name}: lora.quantize is for weights beneath adapters: set lora.rank, 32 for one"
         )
         raise ReasonEmbedError(msg)
+    check_sharding(recipe)
     part = recipe.evaluation
     if part.best and not (part.tasks and part.steps):
         msg = (

@@ -24,12 +24,14 @@ from reasonembed_mteb.training.plan import plan_training, sample_rows
 from reasonembed_mteb.training.registry import recipe_kind
 from reasonembed_mteb.training.requirements import check_processes, check_requirements
 from reasonembed_mteb.training.schema import Recipe
+from reasonembed_mteb.training.sharding import check_sharding_devices, saved_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.data import TrainingData
@@ -46,6 +48,7 @@ _HARMLESS = {
     "loss": ("mini_batch_size", "mini_batch_tokens"),
     "training": ("save_steps", "keep", "retries", "log_steps", "workers", "report_to", "checkpointing"),
     "evaluation": ("tasks", "steps"),
+    "sharding": ("reshard", "cpu_offload"),
 }
 _PACKAGES = ("reasonembed-mteb", "sentence-transformers", "transformers", "torch", "peft", "accelerate")
 
@@ -94,7 +97,13 @@ def _subset_prefixes(recipe: Recipe, subset: str, rows: Dataset) -> set[str]:
     return {recipe.model.prefix(instruction) for instruction in given}
 
 
-def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any], output: Path) -> Path | None:
+def save_run(
+    model: SentenceTransformer,
+    recipe: Recipe,
+    record: dict[str, Any],
+    output: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path | None:
     """Write the adapters, the merged model and the record, each whole.
 
     Args:
@@ -102,6 +111,7 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
         recipe: What was trained, and how.
         record: The run's record.
         output: Folder of the run.
+        weights: The whole weights of a model that is shared out over processes.
 
     Returns:
         The folder of the adapters, or None.
@@ -131,7 +141,8 @@ def save_run(model: SentenceTransformer, recipe: Recipe, record: dict[str, Any],
         "reasoning_cut": plain_numbers(summary.cut),
     }
     with replacing_folder(output / MODEL, replace=True) as folder:
-        model.save_pretrained(str(folder), create_model_card=False)
+        with saved_whole(model, weights):
+            model.save_pretrained(str(folder), create_model_card=False)
         recipe_kind(recipe).finish(model, recipe, folder)
         (folder / "README.md").write_text(card(recipe, record, model.prompts), encoding="utf-8")
     write_whole(output / RECORD, json.dumps(record, indent=1))
@@ -234,6 +245,7 @@ def train(
 
     state = PartialState(cpu=on_cpu())
     check_processes(state.num_processes, recipe.training.precision)
+    check_sharding_devices(recipe, state.num_processes)
     data = read_data(recipe, sources, cache)
     plan = plan_training(recipe, data, state.num_processes)
     record = _record(recipe, data, plan)
@@ -256,10 +268,10 @@ def train(
         if recipe.evaluation.tasks and not recipe.evaluation.steps:
             trainer.evaluate()
         state.wait_for_everyone()
-        adapter = None
+        adapter, weights = None, trainer.whole_weights()
         if state.is_main_process:
             record |= _best(recipe, trainer)
-            adapter = save_run(trainer.model, recipe, record, output)
+            adapter = save_run(trainer.model, recipe, record, output, weights)
         state.wait_for_everyone()
     # Only after a run that ended well: after an error the others may never come to leave.
     atexit.register(_leave_group)
@@ -377,7 +389,15 @@ def _check_same(held: dict[str, Any], record: dict[str, Any], output: Path) -> N
     if held["data"] != record["data"]:
         msg = f"the run in {output} was begun with other data: give the same files, or another folder"
         raise ReasonEmbedError(msg)
-    if held["world_size"] != record["world_size"]:
+    alike = held["world_size"] == record["world_size"]
+    if not alike and record["recipe"]["sharding"]["kind"] == "zero3":
+        msg = (
+            f"the run in {output} was begun on {held['world_size']} processes, each of which has a part of "
+            f"the checkpoint, and {record['world_size']} run now: start {held['world_size']}, or name "
+            "another folder"
+        )
+        raise ReasonEmbedError(msg)
+    if not alike:
         logger.warning(
             "the run in %s was begun on %d processes and goes on with %d: equal but for rounding and dropout",
             output,

@@ -311,6 +311,22 @@ class TrainingPart(RecipeSection):
         return self.precision != "fp32"
 
 
+class ShardingPart(RecipeSection):
+    """How the weights of full fine-tuning are shared out over the devices; see docs/training.md.
+
+    Attributes:
+        kind: ``none``: every device holds all; ``fsdp``: PyTorch's FSDP2; ``zero3``: DeepSpeed's ZeRO-3,
+            which needs ``deepspeed``. Weights, gradients and AdamW's moments are shared out by decoder layer.
+        reshard: Whether a layer's whole weights are let go between its forward and its backward pass;
+            false is faster and holds all of them in between. ZeRO-3 always lets them go.
+        cpu_offload: Whether shares wait in the host's memory.
+    """
+
+    kind: Literal["none", "fsdp", "zero3"] = "none"
+    reshard: bool = True
+    cpu_offload: bool = False
+
+
 class EvaluationPart(RecipeSection):
     """Scores during training.
 
@@ -344,4 +360,5 @@ class Recipe(RecipeSection):
     data: DataPart = Field(default_factory=DataPart)
     batch: BatchPart = Field(default_factory=BatchPart)
     training: TrainingPart = Field(default_factory=TrainingPart)
+    sharding: ShardingPart = Field(default_factory=ShardingPart)
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart)

@@ -19,6 +19,7 @@ from reasonembed_mteb.training.evaluator import same_random_numbers
 from reasonembed_mteb.training.metrics import LEFT_OUT, METRICS, NEWER, Window
 from reasonembed_mteb.training.progress import Progress
 from reasonembed_mteb.training.sampling import SubsetBatchSampler
+from reasonembed_mteb.training.sharding import load_whole, saved_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -197,8 +198,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
             DivergedError: If too many steps in a row had to be left out.
         """
         scaler = self.accelerator.scaler
-        mine = torch.tensor(float(self.guard.is_bad(scaler)), device=self.args.device)
-        bad = bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+        bad = self._anywhere(self.guard.is_bad(scaler))
         for row in self._pending if bad else ():
             row[LEFT_OUT] = 1.0
         if bad and scaler is None and self.optimizer is not None:
@@ -209,6 +209,22 @@ class RedapterTrainer(SentenceTransformerTrainer):
         except DivergedError:
             self.end_step()
             raise
+
+    def _anywhere(self, here: bool) -> bool:
+        """Say whether something holds on any process."""
+        mine = torch.tensor(float(here), device=self.args.device)
+        return bool(self.accelerator.reduce(mine, reduction="sum") > 0)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """Gather weights that are shared out; to be called by every process.
+
+        Returns:
+            The weights by name, on the CPU of the first process; None where every process has all of them.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return weights
 
     def end_step(self) -> None:
         """Write the metrics of the step that has just ended."""
@@ -253,7 +269,7 @@ class RedapterTrainer(SentenceTransformerTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - transformers' own
         # No process writes a part of a checkpoint that the others would not.
-        check_weights(self.model, self.state.global_step)
+        check_weights(self.model, self.state.global_step, self._anywhere)
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -266,14 +282,23 @@ class RedapterTrainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # sentence-transformers lets every process write the same files at once, and read another's half.
         if self.args.should_save:
-            super()._save(output_dir, state_dict)
+            with saved_whole(self.model, state_dict):
+                super()._save(output_dir)
 
     def _load_best_model(self) -> None:
         # The library's way only logs an error, and would leave the last step's weights as the best.
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         self._load_from_checkpoint(str(folder))
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+    def _load_from_checkpoint(
+        self,
+        checkpoint_path: str,
+        model: nn.Module | None = None,
+    ) -> None:
+        del model
+        if self.is_fsdp_enabled:
+            load_whole(self, Path(checkpoint_path))
+            return
         if has_adapters(self.model):
             # The library's way loads the base once more and rounds the adapters to its dtype.
             load_adapter_weights(self.model, Path(checkpoint_path))
