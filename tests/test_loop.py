@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -367,6 +368,20 @@ def test_several_devices_keep_their_processes_until_the_length_changes(qwen3_dir
     assert model._kept_pool is not kept
     model.use_devices(None)
     assert model._kept_pool is None
+
+
+def test_a_worker_that_misses_the_signal_is_killed(qwen3_dir: Path) -> None:
+    heeds, misses = (
+        MagicMock(**{"is_alive.return_value": False}),
+        MagicMock(**{"is_alive.return_value": True}),
+    )
+    pool = {"processes": [heeds, misses], "input": MagicMock(), "output": MagicMock()}
+    ReasonEmbed(str(qwen3_dir), device="cpu").stop_multi_process_pool(pool)
+    heeds.kill.assert_not_called()
+    misses.kill.assert_called_once_with()
+    for process in (heeds, misses):
+        process.terminate.assert_called()
+        process.close.assert_called_once_with()
 
 
 LENGTHS = np.random.default_rng(0).lognormal(5, 1, 500).astype(np.int64) + 1

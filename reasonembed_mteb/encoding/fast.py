@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # sentence-transformers' own largest share of a process pool's work.
 _POOL_CHUNK = 5000
+# Seconds that a worker has to tidy up.
+_ENDS_WITHIN = 5.0
 
 
 class TextPool(Protocol):
@@ -132,6 +134,22 @@ class FastSentenceTransformer(SentenceTransformer):
             pool: What encodes; None ends it.
         """
         self._elsewhere = pool
+
+    @staticmethod
+    def stop_multi_process_pool(pool: Any) -> None:  # noqa: ANN401 - the library's pool
+        """Stop the processes of a pool, as the library does; one that misses the signal is killed.
+
+        Args:
+            pool: As `start_multi_process_pool` gave it.
+        """
+        for process in pool["processes"]:
+            process.terminate()
+        for process in pool["processes"]:
+            # The signal may come just before a worker waits for its next chunk, and be heeded after it alone.
+            process.join(_ENDS_WITHIN)
+            if process.is_alive():
+                process.kill()
+        SentenceTransformer.stop_multi_process_pool(pool)
 
     def _stop_kept_pool(self) -> None:
         if self._kept_pool is not None:
