@@ -351,6 +351,17 @@ def options() -> Iterator[tuple[str, Any]]:
             yield from ((f"{path} {name}".strip(), parameter) for parameter in found.params)
 
 
+def test_every_command_takes_a_template_in_one_way() -> None:
+    asking = {name: one for name, one in options() if one.name == "instruction_template"}
+    assert asking.keys() == {"run", "robustness", "poison", "tax", "mine", "encode"}
+    for name, one in asking.items():
+        with typer.main.get_command(cli.app).make_context(
+            "reasonembed", [], resilient_parsing=True
+        ) as context:
+            found = one.process_value(context, r"Instruct: {instruction}\nQuery: ")
+        assert found == "Instruct: {instruction}\nQuery: ", name
+
+
 def test_help_shows_what_it_says() -> None:
     """Rich takes square brackets for markup and leaves them out."""
     texts = [(name, getattr(one, "help", None)) for name, one in options()]

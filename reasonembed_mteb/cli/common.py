@@ -32,6 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _with_line_breaks(template: str | None) -> str | None:
+    """Let a shell user write the line break of a template as a backslash and an n."""
+    from reasonembed_mteb.prompts import unescape_template
+
+    return unescape_template(template) if template is not None else None
+
+
 Models = Annotated[
     list[str],
     typer.Option(
@@ -47,6 +55,57 @@ Benchmarks = Annotated[
 ]
 Tasks = Annotated[
     list[str], typer.Option("--task", "-t", help="Task; repeatable.", rich_help_panel=MODELS_AND_TASKS)
+]
+BeirTasks = Annotated[
+    list[Path], typer.Option(help="A BEIR folder, as a task; repeatable.", rich_help_panel=MODELS_AND_TASKS)
+]
+BeirInstruction = Annotated[
+    str | None,
+    typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
+]
+InstructionTemplate = Annotated[
+    str | None,
+    typer.Option(
+        help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
+        callback=_with_line_breaks,
+        rich_help_panel=PROTOCOL,
+    ),
+]
+NoInstruction = Annotated[
+    bool,
+    typer.Option(
+        "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL)
+]
+RunFile = Annotated[
+    str | None,
+    typer.Option(
+        help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Run again whatever is cached.", rich_help_panel=OUTPUT)
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Tokens of an encoding batch.", show_default="the device's own", rich_help_panel=SPEED
+    ),
+]
+Devices = Annotated[
+    str | None, typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED)
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
+]
+NoStore = Annotated[
+    bool, typer.Option("--no-store", help="Compute every vector anew.", rich_help_panel=SPEED)
 ]
 OutputFolder = Annotated[
     Path, typer.Option("--output-folder", help="MTEB's result cache.", rich_help_panel=OUTPUT)

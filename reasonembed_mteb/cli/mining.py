@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, app, connect, say
+from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, say
 from reasonembed_mteb.cli.show import show_table
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
@@ -67,9 +67,7 @@ def mine(
         int | None, typer.Option(help="Stop cleanly once the server has counted so many tokens.")
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="For queries that have none of their own.")] = None,
-    instruction_template: Annotated[
-        str | None, typer.Option(help="Where it goes, for models that MTEB does not know.")
-    ] = None,
+    instruction_template: InstructionTemplate = None,
     store: Annotated[
         Path | None, typer.Option(help="Embedding store to use and to keep; by default none is kept.")
     ] = None,

@@ -10,13 +10,17 @@ import typer
 
 from reasonembed_mteb.cli.common import (
     FAILED,
-    MODELS_AND_TASKS,
     OUTPUT,
     PROTOCOL,
-    SPEED,
+    BatchSize,
+    BeirTasks,
     Benchmarks,
     Debug,
+    Devices,
+    Limit,
     OutputFolder,
+    RunFile,
+    Store,
     Tasks,
     app,
     connect,
@@ -35,14 +39,8 @@ def pipeline(
     file: Annotated[Path, typer.Argument(help="TOML file; examples/pipeline-*.toml show every key.")],
     benchmark: Benchmarks = [],  # noqa: B006 - typer reads the default
     task: Tasks = [],  # noqa: B006
-    beir: Annotated[
-        list[Path],
-        typer.Option(help="A BEIR folder, as a task; repeatable.", rich_help_panel=MODELS_AND_TASKS),
-    ] = [],  # noqa: B006
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
-    ] = None,
+    beir: BeirTasks = [],  # noqa: B006
+    limit: Limit = None,
     max_price: Annotated[
         float | None,
         typer.Option(min=0, help="Stop before endpoints cost more than this.", rich_help_panel=PROTOCOL),
@@ -71,30 +69,16 @@ def pipeline(
         ),
     ] = False,
     output_folder: OutputFolder = Path("results"),
-    run_file: Annotated[
-        str | None,
-        typer.Option(
-            help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    run_file: RunFile = None,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite", help="Score again; stages that are kept are read.", rich_help_panel=OUTPUT
         ),
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
-    ] = None,
+    batch_size: BatchSize = None,
+    device: Devices = None,
+    store: Store = None,
     debug: Debug = False,
 ) -> None:
     """Score a pipeline: rewrite, retrieve, fuse, rerank, iterate, with what each stage adds and costs."""

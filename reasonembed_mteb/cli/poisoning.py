@@ -9,10 +9,14 @@ import typer
 
 from reasonembed_mteb.cli.common import (
     MODELS_AND_TASKS,
-    PROTOCOL,
     SPEED,
+    BatchTokens,
+    BeirInstruction,
     Debug,
+    InstructionTemplate,
+    NoStore,
     OutputFolder,
+    Store,
     app,
     connect,
     say,
@@ -68,17 +72,8 @@ def poison(
             rich_help_panel=MODELS_AND_TASKS,
         ),
     ] = [],  # noqa: B006 - typer reads the default
-    instruction: Annotated[
-        str | None,
-        typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
-    ] = None,
-    instruction_template: Annotated[
-        str | None,
-        typer.Option(
-            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None,
+    instruction: BeirInstruction = None,
+    instruction_template: InstructionTemplate = None,
     attack: Annotated[
         list[str],
         typer.Option(
@@ -138,19 +133,9 @@ def poison(
     output_folder: OutputFolder = Path("results"),
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0.", rich_help_panel=SPEED)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)] = 32,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens of a batch.", show_default="the device's own", rich_help_panel=SPEED
-        ),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
-    ] = None,
-    no_store: Annotated[
-        bool, typer.Option("--no-store", help="Compute every vector anew.", rich_help_panel=SPEED)
-    ] = False,
+    batch_tokens: BatchTokens = None,
+    store: Store = None,
+    no_store: NoStore = False,
     debug: Debug = False,
 ) -> None:
     """Measure how easily passages that are made to be retrieved get into a model's results."""
@@ -160,7 +145,7 @@ def poison(
 
     from reasonembed_mteb.evaluation.chapter_files import chapter_file
     from reasonembed_mteb.evaluation.poisoning_record import KIND, write_poisoning
-    from reasonembed_mteb.evaluation.resolving import resolve_model, resolve_models
+    from reasonembed_mteb.evaluation.resolving import resolve_beside, resolve_model
     from reasonembed_mteb.reporting.formats import as_table
     from reasonembed_mteb.reporting.poisoning import poisoning_grid
     from reasonembed_mteb.robustness.attacks import ATTACKS
@@ -185,7 +170,7 @@ def poison(
     options.check()
     attacked, makers = _tasks(task, beir, beir_split, making_split, instruction)
     meta = resolve_model(model, template=instruction_template)
-    others = resolve_models(transfer)
+    others = [resolve_beside(one, instruction_template) for one in dict.fromkeys(transfer)]
     records = []
     for one in seeds:
         chosen = replace(options, size=replace(size, seed=one))

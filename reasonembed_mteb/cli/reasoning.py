@@ -12,10 +12,10 @@ import typer
 from reasonembed_mteb.cli.common import (
     FAILED,
     OUTPUT,
-    PROTOCOL,
     SPEED,
     Benchmarks,
     Debug,
+    Limit,
     Models,
     OutputFolder,
     Tasks,
@@ -108,10 +108,7 @@ def reason_run(
             "--retry-errors", help="Ask again where requests failed for good.", rich_help_panel=_SERVER
         ),
     ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
-    ] = None,
+    limit: Limit = None,
     output_folder: OutputFolder = Path("results"),
     note: Annotated[
         str, typer.Option(help="What tells these scores from results.", rich_help_panel=OUTPUT)

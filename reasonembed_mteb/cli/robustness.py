@@ -10,14 +10,20 @@ import typer
 
 from reasonembed_mteb.cli.common import (
     FAILED,
-    MODELS_AND_TASKS,
-    OUTPUT,
-    PROTOCOL,
-    SPEED,
+    BatchSize,
+    BatchTokens,
+    BeirInstruction,
+    BeirTasks,
     Benchmarks,
     Debug,
+    Devices,
+    InstructionTemplate,
+    Limit,
     Models,
+    NoInstruction,
     OutputFolder,
+    Overwrite,
+    Store,
     Tasks,
     app,
     connect,
@@ -43,31 +49,11 @@ def robustness(
     model: Models,
     benchmark: Benchmarks = [],  # noqa: B006 - typer reads the default
     task: Tasks = [],  # noqa: B006
-    beir: Annotated[
-        list[Path],
-        typer.Option(help="A BEIR folder, as a task; repeatable.", rich_help_panel=MODELS_AND_TASKS),
-    ] = [],  # noqa: B006
-    instruction: Annotated[
-        str | None,
-        typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
-    ] = None,
-    instruction_template: Annotated[
-        str | None,
-        typer.Option(
-            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None,
-    no_instruction: Annotated[
-        bool,
-        typer.Option(
-            "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
-        ),
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
-    ] = None,
+    beir: BeirTasks = [],  # noqa: B006
+    instruction: BeirInstruction = None,
+    instruction_template: InstructionTemplate = None,
+    no_instruction: NoInstruction = False,
+    limit: Limit = None,
     variation: Annotated[
         list[str],
         typer.Option(
@@ -139,36 +125,16 @@ def robustness(
         ),
     ] = 100_000,
     output_folder: OutputFolder = Path("results"),
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Run again whatever is cached.", rich_help_panel=OUTPUT),
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of an encoding batch.",
-            show_default="the device's own",
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
-    ] = None,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = None,
+    batch_tokens: BatchTokens = None,
+    device: Devices = None,
+    store: Store = None,
     debug: Debug = False,
 ) -> None:
     """Measure what variations of the queries cost a model: misspelling, reordering, synonyms and more."""
     connect(debug)
     from reasonembed_mteb.evaluation import resolving, runner
-    from reasonembed_mteb.prompts import unescape_template
     from reasonembed_mteb.robustness.profile import PROFILE, ProfileSettings, robustness_profile
     from reasonembed_mteb.robustness.variations import SEEDS
 
@@ -176,8 +142,7 @@ def robustness(
     kinds = _kinds(variation or list(PROFILE), asked=asked)
     share = _share(strength)
     tasks = resolving.resolve_tasks(benchmark, task, resolving.BeirFolders(beir, None, instruction))
-    template = unescape_template(instruction_template) if instruction_template is not None else None
-    metas = resolving.resolve_models(model, template=template, no_instruction=no_instruction)
+    metas = resolving.resolve_models(model, template=instruction_template, no_instruction=no_instruction)
     options = runner.RunOptions(
         output=output_folder,
         batch_size=batch_size,

@@ -18,10 +18,22 @@ from reasonembed_mteb.cli.common import (
     PROTOCOL,
     SPEED,
     VARIANTS,
+    BatchSize,
+    BatchTokens,
+    BeirInstruction,
+    BeirTasks,
     Benchmarks,
     Debug,
+    Devices,
+    InstructionTemplate,
+    Limit,
     Models,
+    NoInstruction,
+    NoStore,
     OutputFolder,
+    Overwrite,
+    RunFile,
+    Store,
     Tasks,
     app,
     connect,
@@ -69,10 +81,7 @@ def run(
     model: Models,
     benchmark: Benchmarks = [],  # noqa: B006 - typer reads the default
     task: Tasks = [],  # noqa: B006
-    beir: Annotated[
-        list[Path],
-        typer.Option(help="A BEIR folder, as a task; repeatable.", rich_help_panel=MODELS_AND_TASKS),
-    ] = [],  # noqa: B006
+    beir: BeirTasks = [],  # noqa: B006
     beir_split: Annotated[
         str | None,
         typer.Option(
@@ -87,27 +96,10 @@ def run(
             help="File a local directory's results under this org/name.", rich_help_panel=MODELS_AND_TASKS
         ),
     ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(help="With --beir: the sentence put before each query.", rich_help_panel=PROTOCOL),
-    ] = None,
-    instruction_template: Annotated[
-        str | None,
-        typer.Option(
-            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None,
-    no_instruction: Annotated[
-        bool,
-        typer.Option(
-            "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
-        ),
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run over the first N queries.", rich_help_panel=PROTOCOL),
-    ] = None,
+    instruction: BeirInstruction = None,
+    instruction_template: InstructionTemplate = None,
+    no_instruction: NoInstruction = False,
+    limit: Limit = None,
     rerank_from: Annotated[
         Path | None,
         typer.Option(help="Saved predictions of a first stage, to rerank.", rich_help_panel=PROTOCOL),
@@ -148,17 +140,8 @@ def run(
             help="Save predictions here (several models: a folder for each).", rich_help_panel=OUTPUT
         ),
     ] = None,
-    run_file: Annotated[
-        str | None,
-        typer.Option(
-            help="Write TREC runs: out.trec.gz, or 'runs/{model}-{task}.trec' for several.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Run again whatever is cached.", rich_help_panel=OUTPUT),
-    ] = False,
+    run_file: RunFile = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -175,22 +158,9 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of an encoding batch.",
-            show_default="the device's own",
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED),
-    ] = None,
+    batch_size: BatchSize = None,
+    batch_tokens: BatchTokens = None,
+    device: Devices = None,
     attn: Annotated[
         str,
         typer.Option(
@@ -201,13 +171,8 @@ def run(
         str,
         typer.Option("--compile", help="Compile decoder layers: auto, on or off.", rich_help_panel=SPEED),
     ] = "auto",
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
-    ] = None,
-    no_store: Annotated[
-        bool, typer.Option("--no-store", help="Compute every vector anew.", rich_help_panel=SPEED)
-    ] = False,
+    store: Store = None,
+    no_store: NoStore = False,
     store_dtype: Annotated[
         str,
         typer.Option(
@@ -291,7 +256,7 @@ def run(
     metas = resolving.resolve_models(
         model,
         filed_as=name,
-        template=_unescaped(instruction_template),
+        template=instruction_template,
         no_instruction=no_instruction,
         variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
         engine=computes,
@@ -336,13 +301,6 @@ def _show_dry_run(
             say(f"FAILED {label} on {line}")
     if any(errors for _, errors in plans):
         raise typer.Exit(FAILED)
-
-
-def _unescaped(template: str | None) -> str | None:
-    """Let a shell user write the line break of a template as a backslash and an n."""
-    from reasonembed_mteb.prompts import unescape_template
-
-    return unescape_template(template) if template is not None else None
 
 
 def _finish(

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonembed_mteb.cli.common import OUTPUT, PROTOCOL, SPEED, Debug, app, connect, say
+from reasonembed_mteb.cli.common import (
+    OUTPUT,
+    PROTOCOL,
+    SPEED,
+    Debug,
+    InstructionTemplate,
+    NoInstruction,
+    app,
+    connect,
+    say,
+)
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -137,16 +147,8 @@ def encode(
     task: Annotated[
         str, typer.Option(help="MTEB task whose lengths and prompts hold.", rich_help_panel=PROTOCOL)
     ] = "",
-    instruction_template: Annotated[
-        str | None,
-        typer.Option(help="For models that MTEB does not know, kept for search.", rich_help_panel=PROTOCOL),
-    ] = None,
-    no_instruction: Annotated[
-        bool,
-        typer.Option(
-            "--no-instruction", help="For models MTEB does not know: no prompt.", rich_help_panel=PROTOCOL
-        ),
-    ] = False,
+    instruction_template: InstructionTemplate = None,
+    no_instruction: NoInstruction = False,
     max_length: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a text.", show_default="the model's", rich_help_panel=PROTOCOL),

@@ -11,13 +11,19 @@ import typer
 from reasonembed_mteb.cli.common import (
     FAILED,
     MODELS_AND_TASKS,
-    OUTPUT,
     PROTOCOL,
-    SPEED,
+    BatchSize,
+    BatchTokens,
     Benchmarks,
     Debug,
+    Devices,
+    InstructionTemplate,
+    Limit,
     Models,
+    NoStore,
     OutputFolder,
+    Overwrite,
+    Store,
     Tasks,
     app,
     connect,
@@ -89,44 +95,15 @@ def tax(
         str | None,
         typer.Option(help="The same for the general suite's.", rich_help_panel=PROTOCOL),
     ] = None,
-    instruction_template: Annotated[
-        str | None,
-        typer.Option(
-            help="For models MTEB does not know, such as 'Instruct: {instruction}\\nQuery: '.",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Smoke run over the first N queries of a task.", rich_help_panel=PROTOCOL),
-    ] = None,
+    instruction_template: InstructionTemplate = None,
+    limit: Limit = None,
     output_folder: OutputFolder = Path("results"),
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Run again whatever is cached.", rich_help_panel=OUTPUT),
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a batch.", rich_help_panel=SPEED)
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of an encoding batch.",
-            show_default="the device's own",
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:0, or cuda:0,cuda:1 for both.", rich_help_panel=SPEED)
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Keep vectors here.", show_default="OUTPUT_FOLDER/vectors", rich_help_panel=SPEED),
-    ] = None,
-    no_store: Annotated[
-        bool, typer.Option("--no-store", help="Compute every vector anew.", rich_help_panel=SPEED)
-    ] = False,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = None,
+    batch_tokens: BatchTokens = None,
+    device: Devices = None,
+    store: Store = None,
+    no_store: NoStore = False,
     debug: Debug = False,
 ) -> None:
     """Score models on a reasoning and a general suite, and take their differences from a baseline.
@@ -138,7 +115,7 @@ def tax(
     from reasonembed_mteb.cli.show import failure_lines
     from reasonembed_mteb.evaluation import runner
     from reasonembed_mteb.evaluation.chapter_files import chapter_file
-    from reasonembed_mteb.evaluation.resolving import BeirFolders, resolve_model, resolve_models
+    from reasonembed_mteb.evaluation.resolving import BeirFolders, resolve_beside, resolve_models
     from reasonembed_mteb.evaluation.tax_record import KIND, write_tax
     from reasonembed_mteb.reporting.formats import as_table
     from reasonembed_mteb.reporting.tax import tax_grid
@@ -166,7 +143,9 @@ def tax(
     reasoning = _suite(benchmark, task, folders, REASONING_DEFAULT)
     general = _suite(general_benchmark, general_task, others, GENERAL_DEFAULT)
     metas = resolve_models(model, template=instruction_template)
-    records, outcomes = specialisation_tax(metas, resolve_model(baseline), reasoning, general, options, say)
+    records, outcomes = specialisation_tax(
+        metas, resolve_beside(baseline, instruction_template), reasoning, general, options, say
+    )
     results = runner.output_folder(options)
     for record in records:
         write_tax(chapter_file(results, KIND, tax_name(record)), record)

@@ -188,6 +188,22 @@ def resolve_models(
     return (variants or Variants()).of(found)
 
 
+def resolve_beside(name: str, template: str | None) -> ModelMeta:
+    """Return MTEB metadata of a model that others are compared with.
+
+    Args:
+        name: See `resolve_model`.
+        template: That of the others: given to one that MTEB does not know too, and to no other.
+
+    Raises:
+        ReasonEmbedError: See `resolve_model`.
+    """
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    knows = _SHORT_NAMES.get(name, name) in MODEL_REGISTRY
+    return resolve_model(name, template=None if knows else template)
+
+
 def resolve_model(
     name: str, *, filed_as: str | None = None, template: str | None = None, no_instruction: bool = False
 ) -> ModelMeta:
