@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 from reporting_data import write_all
 
 from reasonembed_mteb.errors import MissingExtraError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file, chapter_files
+from reasonembed_mteb.evaluation.chapter_files import (
+    chapter_file,
+    chapter_files,
+    read_chapter,
+    read_chapters,
+    write_chapter,
+)
 from reasonembed_mteb.reporting.chapters import Chapter, chapter_grids, drawn_pictures, find_chapters
 from reasonembed_mteb.reporting.formats import Grid
 from reasonembed_mteb.reporting.page import render_page
@@ -45,6 +52,31 @@ def test_records_of_a_kind_lie_in_its_folder(tmp_path: Path) -> None:
     chapter_file(tmp_path, "other", "a/one")
     assert chapter_files(tmp_path, "loss") == [file]
     assert chapter_files(tmp_path, "other") == []
+
+
+@dataclass(frozen=True)
+class Loss:
+    model: str
+    drop: float
+
+
+def read_loss(file: Path) -> Loss:
+    return read_chapter(file, lambda content: Loss(**content), "losses", "reasonembed lose")
+
+
+def test_records_have_one_writer_and_one_reader(tmp_path: Path) -> None:
+    good, damaged, later = (chapter_file(tmp_path, "loss", name) for name in "abc")
+    write_chapter(good, Loss("a/one", 0.5))
+    damaged.write_text("{")
+    later.write_text(json.dumps({"format": 99, "model": "a/one", "drop": 0.5}))
+    # A folder that is named twice counts once.
+    records, problems = read_chapters([tmp_path, tmp_path], "loss", read_loss)
+    assert records == [Loss("a/one", 0.5)]
+    assert [line.partition(" is no record of losses of this version")[0] for line in problems] == [
+        str(damaged),
+        str(later),
+    ]
+    assert all("run `reasonembed lose` again" in line for line in problems)
 
 
 def test_every_finder_is_asked() -> None:

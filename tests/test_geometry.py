@@ -189,4 +189,4 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         file.write_text(damage, encoding="utf-8")
         found, problems = read_geometries([tmp_path])
         assert found == []
-        assert "is no geometry of this version" in problems[0]
+        assert "is no record of geometry of this version" in problems[0]

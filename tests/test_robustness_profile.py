@@ -194,7 +194,7 @@ def test_a_damaged_record_is_left_out_and_named(options: RunOptions) -> None:
         file.write_text(damage, encoding="utf-8")
         found, problems = read_profiles([options.output])
         assert found == []
-        assert "is no robustness profile of this version" in problems[0]
+        assert "is no record of robustness of this version" in problems[0]
 
 
 def test_the_variations_of_a_profile_are_the_transforms_themselves() -> None:

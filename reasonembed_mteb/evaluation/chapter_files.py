@@ -1,15 +1,23 @@
-"""Where records that are no MTEB results lie in an output folder: ``chapters/KIND/NAME.json``."""
+"""Records that are no MTEB results, ``chapters/KIND/NAME.json``: one writer, one reader, one collector."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.escaping import file_name
+from reasonembed_mteb.files import json_text, read_json_object, write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+Record = TypeVar("Record")
+
 CHAPTERS = "chapters"
+# Of every record's file; a change of one kind's fields that older files lack raises it.
+FORMAT = 1
 
 
 def chapter_file(output: Path, kind: str, name: str) -> Path:
@@ -31,3 +39,54 @@ def chapter_files(output: Path, kind: str) -> list[Path]:
         kind: See `chapter_file`.
     """
     return sorted((output / CHAPTERS / kind).glob("*.json"))
+
+
+def write_chapter(file: Path, record: Any) -> None:  # noqa: ANN401 - any dataclass
+    """Write a record, whole or not at all.
+
+    Args:
+        file: See `chapter_file`.
+        record: A dataclass of what JSON can hold.
+    """
+    write_whole(file, json_text({"format": FORMAT, **asdict(record)}))
+
+
+def read_chapter(file: Path, make: Callable[[dict[str, Any]], Record], what: str, command: str) -> Record:
+    """Read a record.
+
+    Args:
+        file: Written by `write_chapter`.
+        make: Makes it of the file's content, and raises where that does not fit.
+        what: The record in words.
+        command: What writes it again.
+
+    Raises:
+        DataError: If the file is damaged or of another format.
+    """
+    content = read_json_object(file) or {}
+    try:
+        if content.pop("format") != FORMAT:
+            raise ValueError
+        return make(content)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        msg = f"{file} is no record of {what} of this version, or a damaged one; run `{command}` again, or delete it"
+        raise DataError(msg) from error
+
+
+def read_chapters(
+    folders: Sequence[Path], kind: str, read: Callable[[Path], Record]
+) -> tuple[list[Record], list[str]]:
+    """Return every record of a kind in some output folders, and a line for each file that was left out.
+
+    Args:
+        folders: Output folders; one that is named twice counts once.
+        kind: See `chapter_file`.
+        read: Reads a file; raises `DataError`.
+    """
+    found, problems = [], []
+    for file in dict.fromkeys(file for folder in folders for file in chapter_files(folder, kind)):
+        try:
+            found.append(read(file))
+        except DataError as error:
+            problems.append(str(error))
+    return found, problems

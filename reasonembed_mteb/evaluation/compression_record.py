@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file
-from reasonembed_mteb.files import fingerprint, is_number, json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, read_chapter, write_chapter
+from reasonembed_mteb.files import fingerprint, is_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +96,7 @@ def write_compression_run(file: Path, run: CompressionRun) -> None:
         file: Of `compression_file`.
         run: The record.
     """
-    write_whole(file, json_text(asdict(run)))
+    write_chapter(file, run)
 
 
 def read_compression_run(file: Path) -> CompressionRun:
@@ -109,19 +108,16 @@ def read_compression_run(file: Path) -> CompressionRun:
     Raises:
         DataError: If it is damaged.
     """
-    content = read_json_object(file)
-    try:
-        if content is None:
-            raise TypeError
-        readings = tuple(_reading(held) for held in content.pop("readings"))
-        run = CompressionRun(**content, readings=readings)
-        texts = (run.model, run.revision, run.data, run.data_hash, run.note)
-        numbers = [getattr(run, one.name) for one in fields(run) if one.type in ("int", "float")]
-        if not readings or not all(isinstance(one, str) for one in texts) or not all(map(is_number, numbers)):
-            raise TypeError
-    except (TypeError, KeyError, AttributeError) as error:
-        msg = f"{file} is no record of compression; run `reasonembed compress-eval` again, or delete it"
-        raise DataError(msg) from error
+    return read_chapter(file, _run, "compression", "reasonembed compress-eval")
+
+
+def _run(content: dict[str, Any]) -> CompressionRun:
+    readings = tuple(_reading(held) for held in content.pop("readings"))
+    run = CompressionRun(**content, readings=readings)
+    texts = (run.model, run.revision, run.data, run.data_hash, run.note)
+    numbers = [getattr(run, one.name) for one in fields(run) if one.type in ("int", "float")]
+    if not readings or not all(isinstance(one, str) for one in texts) or not all(map(is_number, numbers)):
+        raise TypeError
     return run
 
 

@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file, chapter_files
-from reasonembed_mteb.files import is_number, json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, read_chapter, read_chapters, write_chapter
+from reasonembed_mteb.files import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 KIND = "geometry"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def write_geometry(output: Path, geometry: Geometry) -> Path:
         The file.
     """
     file = chapter_file(output, KIND, f"{geometry.model}-{geometry.revision}-{geometry.task}")
-    write_whole(file, json_text({"format": FORMAT, **asdict(geometry)}))
+    write_chapter(file, geometry)
     return file
 
 
@@ -125,13 +124,7 @@ def read_geometries(folders: Sequence[Path]) -> tuple[list[Geometry], list[str]]
     Args:
         folders: Output folders.
     """
-    found, problems = [], []
-    for file in (file for folder in folders for file in chapter_files(folder, KIND)):
-        try:
-            found.append(read_geometry(file))
-        except DataError as error:
-            problems.append(str(error))
-    return found, problems
+    return read_chapters(folders, KIND, read_geometry)
 
 
 def read_geometry(file: Path) -> Geometry:
@@ -143,20 +136,17 @@ def read_geometry(file: Path) -> Geometry:
     Raises:
         DataError: If it is damaged, or of another format.
     """
-    content: dict[str, Any] = read_json_object(file) or {}
-    try:
-        if content.pop("format") != FORMAT:
-            raise ValueError
-        weights = content.pop("weights")
-        shape = VectorShape(**content.pop("shape"))
-        norms = WeightNorms(**weights) if weights is not None else None
-        found = Geometry(**content, shape=shape, weights=norms)
-        numbers = [*asdict(shape).values(), *(asdict(norms).values() if norms else ())]
-        if not all(value is None or is_number(value) for value in numbers):
-            raise ValueError
-        if not all(isinstance(text, str) for text in (found.model, found.task)):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{file} is no geometry of this version; run `reasonembed robustness --geometry` again"
-        raise DataError(msg) from error
+    return read_chapter(file, _geometry, "geometry", "reasonembed robustness --geometry")
+
+
+def _geometry(content: dict[str, Any]) -> Geometry:
+    weights = content.pop("weights")
+    shape = VectorShape(**content.pop("shape"))
+    norms = WeightNorms(**weights) if weights is not None else None
+    found = Geometry(**content, shape=shape, weights=norms)
+    numbers = [*asdict(shape).values(), *(asdict(norms).values() if norms else ())]
+    if not all(value is None or is_number(value) for value in numbers):
+        raise ValueError
+    if not all(isinstance(text, str) for text in (found.model, found.task)):
+        raise ValueError
     return found

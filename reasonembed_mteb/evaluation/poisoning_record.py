@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import read_chapter, write_chapter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KIND = "poisoning"
-FORMAT = 1
 # How a passage reaches the model.
 TEXT, IDS = "text", "ids"
 
@@ -80,7 +78,7 @@ def write_poisoning(file: Path, record: PoisoningRecord) -> None:
         file: See `reasonembed_mteb.evaluation.chapter_files.chapter_file`.
         record: What was measured.
     """
-    write_whole(file, json_text({"format": FORMAT} | asdict(record)))
+    write_chapter(file, record)
 
 
 def read_poisoning(file: Path) -> PoisoningRecord:
@@ -92,19 +90,16 @@ def read_poisoning(file: Path) -> PoisoningRecord:
     Raises:
         DataError: If it is damaged or of another format.
     """
-    content = read_json_object(file) or {}
-    try:
-        if content.pop("format") != FORMAT:
-            raise TypeError
-        outcomes = tuple(_outcome(one) for one in content.pop("outcomes"))
-        objective = content.pop("objective")
-        ends = None if objective is None else (float(objective[0]), float(objective[1]))
-        names = {one.name for one in fields(PoisoningRecord)} - {"outcomes", "objective"}
-        known = {name: content[name] for name in names}
-        return PoisoningRecord(**known, objective=ends, outcomes=outcomes)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        msg = f"{file} is no record of an attack, or a damaged one; run `reasonembed poison` again"
-        raise DataError(msg) from error
+    return read_chapter(file, _record, "an attack", "reasonembed poison")
+
+
+def _record(content: dict[str, Any]) -> PoisoningRecord:
+    outcomes = tuple(_outcome(one) for one in content.pop("outcomes"))
+    objective = content.pop("objective")
+    ends = None if objective is None else (float(objective[0]), float(objective[1]))
+    names = {one.name for one in fields(PoisoningRecord)} - {"outcomes", "objective"}
+    known = {name: content[name] for name in names}
+    return PoisoningRecord(**known, objective=ends, outcomes=outcomes)
 
 
 def _outcome(content: dict[str, Any]) -> PoisoningOutcome:

@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file, chapter_files
-from reasonembed_mteb.files import is_number, json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, read_chapter, read_chapters, write_chapter
+from reasonembed_mteb.files import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 KIND = "robustness"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def write_profile(output: Path, profile: Profile) -> Path:
     # None is there, or it is damaged.
     with contextlib.suppress(DataError):
         profile = _joined(read_profile(file), profile)
-    write_whole(file, json_text({"format": FORMAT, **asdict(profile)}))
+    write_chapter(file, profile)
     return file
 
 
@@ -140,13 +139,7 @@ def read_profiles(folders: Sequence[Path]) -> tuple[list[Profile], list[str]]:
     Args:
         folders: Output folders.
     """
-    found, problems = [], []
-    for file in (file for folder in folders for file in chapter_files(folder, KIND)):
-        try:
-            found.append(read_profile(file))
-        except DataError as error:
-            problems.append(str(error))
-    return found, problems
+    return read_chapters(folders, KIND, read_profile)
 
 
 def read_profile(file: Path) -> Profile:
@@ -158,18 +151,15 @@ def read_profile(file: Path) -> Profile:
     Raises:
         DataError: If it is damaged, or of another format.
     """
-    content = read_json_object(file) or {}
-    try:
-        if content.pop("format") != FORMAT:
-            raise ValueError
-        content["runs"] = tuple(_run(row) for row in content["runs"])
-        for name in ("queries", "clean"):
-            content[name] = tuple(content[name])
-        profile = Profile(**content)
-        _check(profile)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{file} is no robustness profile of this version; run `reasonembed robustness` again"
-        raise DataError(msg) from error
+    return read_chapter(file, _profile, "robustness", "reasonembed robustness")
+
+
+def _profile(content: dict[str, Any]) -> Profile:
+    content["runs"] = tuple(_run(row) for row in content["runs"])
+    for name in ("queries", "clean"):
+        content[name] = tuple(content[name])
+    profile = Profile(**content)
+    _check(profile)
     return profile
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file
-from reasonembed_mteb.files import fingerprint, is_number, json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, read_chapter, write_chapter
+from reasonembed_mteb.files import fingerprint, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ def write_reasoning_run(output: Path, run: ReasoningRun) -> Path:
         logger.warning("%s is damaged: it is written anew, with the tasks of this run alone", file)
         before = None
     tasks = (before.tasks if before is not None and same_system(before, run) else {}) | run.tasks
-    write_whole(file, json_text(asdict(replace(run, tasks=dict(sorted(tasks.items()))))))
+    write_chapter(file, replace(run, tasks=dict(sorted(tasks.items()))))
     return file
 
 
@@ -118,18 +118,15 @@ def read_reasoning_run(file: Path) -> ReasoningRun:
     Raises:
         DataError: If it is damaged.
     """
-    content = read_json_object(file)
-    try:
-        if content is None:
-            raise TypeError
-        tasks = {str(name): _task(held) for name, held in content.pop("tasks").items()}
-        run = ReasoningRun(**content, tasks=tasks)
-        texts = (run.base, run.base_revision, run.system, run.source, run.note)
-        if not all(isinstance(one, str) for one in texts) or not isinstance(run.latents, int):
-            raise TypeError
-    except (TypeError, KeyError, AttributeError) as error:
-        msg = f"{file} is no record of reasoning; run again, or delete it"
-        raise DataError(msg) from error
+    return read_chapter(file, _run, "reasoning", "reasonembed reason-run")
+
+
+def _run(content: dict[str, Any]) -> ReasoningRun:
+    tasks = {str(name): _task(held) for name, held in content.pop("tasks").items()}
+    run = ReasoningRun(**content, tasks=tasks)
+    texts = (run.base, run.base_revision, run.system, run.source, run.note)
+    if not all(isinstance(one, str) for one in texts) or not isinstance(run.latents, int):
+        raise TypeError
     return run
 
 

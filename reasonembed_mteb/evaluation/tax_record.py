@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.files import json_text, read_json_object, write_whole
+from reasonembed_mteb.evaluation.chapter_files import read_chapter, write_chapter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KIND = "tax"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def write_tax(file: Path, record: TaxRecord) -> None:
         file: See `reasonembed_mteb.evaluation.chapter_files.chapter_file`.
         record: What was measured.
     """
-    write_whole(file, json_text({"format": FORMAT} | asdict(record)))
+    write_chapter(file, record)
 
 
 def read_tax(file: Path) -> TaxRecord:
@@ -82,16 +80,13 @@ def read_tax(file: Path) -> TaxRecord:
     Raises:
         DataError: If it is damaged or of another format.
     """
-    content = read_json_object(file) or {}
-    try:
-        if content.pop("format") != FORMAT:
-            raise TypeError
-        suites: dict[str, Any] = {name: _suite(content.pop(name)) for name in ("reasoning", "general")}
-        names = {one.name for one in fields(TaxRecord)} - suites.keys()
-        return TaxRecord(**{name: content[name] for name in names}, **suites)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{file} is no record of the specialisation tax, or a damaged one; run `reasonembed tax` again"
-        raise DataError(msg) from error
+    return read_chapter(file, _record, "the specialisation tax", "reasonembed tax")
+
+
+def _record(content: dict[str, Any]) -> TaxRecord:
+    suites: dict[str, Any] = {name: _suite(content.pop(name)) for name in ("reasoning", "general")}
+    names = {one.name for one in fields(TaxRecord)} - suites.keys()
+    return TaxRecord(**{name: content[name] for name in names}, **suites)
 
 
 def _suite(content: dict[str, Any]) -> SideScore:

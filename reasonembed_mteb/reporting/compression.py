@@ -6,9 +6,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.escaping import figure_text
-from reasonembed_mteb.evaluation.chapter_files import chapter_files
+from reasonembed_mteb.evaluation.chapter_files import read_chapters
 from reasonembed_mteb.evaluation.compression_record import (
     COMPRESSION_CHAPTER,
     CUT_TEXT,
@@ -45,13 +44,7 @@ def compression_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[s
     Returns:
         At most one chapter, and a line for each file that was left out.
     """
-    runs: list[CompressionRun] = []
-    problems: list[str] = []
-    for file in (one for folder in folders for one in chapter_files(folder, COMPRESSION_CHAPTER)):
-        try:
-            runs.append(read_compression_run(file))
-        except DataError as error:
-            problems.append(str(error))
+    runs, problems = read_chapters(folders, COMPRESSION_CHAPTER, read_compression_run)
     return ([compression_chapter(runs)] if runs else []), problems
 
 

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_files
+from reasonembed_mteb.evaluation.chapter_files import read_chapters
 from reasonembed_mteb.evaluation.poisoning_record import KIND, TEXT, PoisoningRecord, read_poisoning
 from reasonembed_mteb.reporting.chapters import Chapter
 from reasonembed_mteb.reporting.formats import Grid
@@ -152,12 +151,7 @@ def poisoning_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str
     Args:
         folders: Output folders.
     """
-    records, problems = [], []
-    for file in dict.fromkeys(file for folder in folders for file in chapter_files(folder, KIND)):
-        try:
-            records.append(read_poisoning(file))
-        except DataError as error:
-            problems.append(str(error))
+    records, problems = read_chapters(folders, KIND, read_poisoning)
     if not records:
         return [], problems
     held = record_groups(records)

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.escaping import figure_text
-from reasonembed_mteb.evaluation.chapter_files import chapter_files
+from reasonembed_mteb.evaluation.chapter_files import read_chapters
 from reasonembed_mteb.evaluation.reasoning_record import REASONING_CHAPTER, read_reasoning_run
 from reasonembed_mteb.reporting.chapters import Chapter
 from reasonembed_mteb.reporting.formats import MISSING, Grid, percent
@@ -41,13 +40,7 @@ def reasoning_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str
     Returns:
         At most one chapter, and a line for each file that was left out.
     """
-    runs: list[ReasoningRun] = []
-    problems: list[str] = []
-    for file in (one for folder in folders for one in chapter_files(folder, REASONING_CHAPTER)):
-        try:
-            runs.append(read_reasoning_run(file))
-        except DataError as error:
-            problems.append(str(error))
+    runs, problems = read_chapters(folders, REASONING_CHAPTER, read_reasoning_run)
     if not runs:
         return [], problems
     said = dict.fromkeys(f"{run.system}: {run.note}" for run in runs if run.note)
