@@ -56,6 +56,8 @@ def test_records_of_a_kind_lie_in_its_folder(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Loss:
+    """A record."""
+
     model: str
     drop: float
 

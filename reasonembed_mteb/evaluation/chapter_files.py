@@ -69,7 +69,10 @@ def read_chapter(file: Path, make: Callable[[dict[str, Any]], Record], what: str
             raise ValueError
         return make(content)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        msg = f"{file} is no record of {what} of this version, or a damaged one; run `{command}` again, or delete it"
+        msg = (
+            f"{file} is no record of {what} of this version, or a damaged one; run `{command}` again, or "
+            "delete it"
+        )
         raise DataError(msg) from error
 
 
