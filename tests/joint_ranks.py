@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def main() -> None:
         loss.model = DistributedDataParallel(model, find_unused_parameters=True)
         results[cached] = run(loss, loss.model, columns)
     torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    # A reducer freed this soon can wait, with the interpreter's lock, for a thread of gloo that waits for it.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def main() -> None:
     except ReasonEmbedError as error:
         results["uneven"] = str(error)
     torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    # A reducer freed this soon can wait, with the interpreter's lock, for a thread of gloo that waits for it.
+    os._exit(0)
 
 
 if __name__ == "__main__":
