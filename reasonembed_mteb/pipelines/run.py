@@ -86,7 +86,8 @@ class Pipeline:
             config: See `reasonembed_mteb.pipelines.config.read_pipeline`.
 
         Raises:
-            ReasonEmbedError: If a template or a file that it names is not there, or does not fit.
+            ReasonEmbedError: If a template, a file or a rewritten set that it names is not there, or does not
+                fit.
         """
         self.config = config
         self.name = f"{PIPELINE}/{config.name}"
@@ -101,6 +102,7 @@ class Pipeline:
             for stage in config.stages
             if isinstance(stage, RewriteStage) and stage.queries is not None
         }
+        _check_sets(config)
 
     @classmethod
     def from_toml(cls, file: Path | str) -> Pipeline:
@@ -217,6 +219,14 @@ def _model_key(section: RetrieverSection | CrossEncoderStage) -> str:
     if isinstance(section, RetrieverSection):
         return f"retriever {section.label}"
     return f"stage {section.name}"
+
+
+def _check_sets(config: PipelineConfig) -> None:
+    from reasonembed_mteb.pipelines.rewrite import check_bright_set
+
+    for stage in config.stages:
+        if isinstance(stage, RewriteStage) and stage.bright is not None:
+            check_bright_set(stage.bright)
 
 
 def _content(file: Path, stage: str) -> str:
