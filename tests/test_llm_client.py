@@ -593,6 +593,13 @@ def test_a_cost_budget_needs_prices(tmp_path: Path) -> None:
         LLMClient(endpoint("http://localhost/v1"), tmp_path, Budget(max_cost=1.0))
 
 
+@pytest.mark.parametrize("limit", [-1.0, float("nan")])
+def test_a_limit_is_a_number_that_is_not_below_zero(limit: float) -> None:
+    # One that is no number would never be passed.
+    with pytest.raises(ReasonEmbedError, match=f"max_cost is {limit}: it must be a number"):
+        Budget(max_cost=limit, strict=True)
+
+
 def test_requests_are_taken_as_they_are_needed(tmp_path: Path) -> None:
     taken = 0
 

@@ -52,13 +52,21 @@ def test_defaults_and_names(tmp_path: Path) -> None:
         (stage("rewrite"), "retrieves nothing"),
         (retrieve("bm25", "other"), r"ends with 2 rankings \(bm25, other\)"),
         (retrieve("bm25", "other") + stage("iterate"), "takes one ranking and gets 2"),
-        (retrieve("bm25", "bm25"), "two retrievers are called 'bm25'"),
+        (retrieve("bm25", "bm25"), "two rankings are called 'bm25'"),
+        (
+            BM25 + stage("rerank", by="listwise", name="x") + BM25.replace('"bm25"', '"x"') + stage("fuse"),
+            "two rankings are called 'x'",
+        ),
+        (BM25 + 'name = "original queries: bm25"\n', "is how measurements are called"),
+        (BM25 + "queries = 'again'\n" + stage("iterate", name="again"), "unknown queries 'again'"),
         (
             retrieve("bm25", "other") + stage("fuse", weights=[1.0]),
             r"1 weights for 2 rankings \(bm25, other\)",
         ),
         (retrieve("bm25", "other") + stage("fuse", weights=[0.0, 0.0]), "all weights are 0"),
+        (retrieve("bm25", "o") + '[[stage]]\nkind = "fuse"\nweights = [1.0, inf]\n', "finite number"),
         (retrieve("bm25", "o") + stage("fuse", weights=[1.0, 1.0], grid=0.1), "leave one out"),
+        (retrieve(*"abcdefg") + stage("fuse", grid=0.05), "tries 230,230 weights of 7 rankings"),
         (stage("rewrite", name="a") + stage("rewrite", name="a") + BM25, "two stages are called 'a'"),
         (stage("rewrite", name="original") + BM25, "'original'"),
         (stage("rewrite", queries="x.jsonl", samples=2) + BM25, "samples: nobody is asked"),
@@ -98,6 +106,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_pipeline(tmp_path / "bad.toml")
     with pytest.raises(ReasonEmbedError, match=r"no file .*none.jsonl"):
         Pipeline.from_toml(write_pipeline(tmp_path, stage("rewrite", queries="none.jsonl") + BM25))
+
+
+def test_later_stages_may_ask_for_what_an_iteration_wrote(tmp_path: Path) -> None:
+    later = stage("iterate", name="again") + stage("rerank", by="listwise", queries="again")
+    assert read_pipeline(write_pipeline(tmp_path, BM25 + later)).stages[2].queries == "again"
+
+
+def test_rewritten_sets_are_looked_up_before_anything_runs(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, stage("rewrite", bright="gpt4") + BM25)
+    with pytest.raises(ReasonEmbedError, match=r"did you mean 'gpt4_reason'\?"):
+        Pipeline.from_toml(file)
 
 
 def test_the_address_decides_nothing(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import itertools
 import random
 import statistics
 from fractions import Fraction
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from reasonembed_mteb.evaluation.stages import Ranked
-from reasonembed_mteb.pipelines.fuse import fused_query, normalised, weight_grid
+from reasonembed_mteb.pipelines.config import FuseStage, grid_size
+from reasonembed_mteb.pipelines.fuse import fuse, fused_query, normalised, weight_grid
+from reasonembed_mteb.pipelines.pool import Pool, State
 
 
 def ranked(**scores: float) -> Ranked:
@@ -99,3 +102,25 @@ def test_grids_hold_every_weight_once() -> None:
     assert all(sum(weights) == pytest.approx(1) for weights in found)
     assert set(weight_grid(1, 0.5)) == {(1.0,)}
     assert {(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)} == set(weight_grid(2, 0.5))
+    for count, step in ((1, 0.5), (2, 0.01), (3, 0.25), (4, 0.3)):
+        assert grid_size(count, step) == len(list(weight_grid(count, step)))
+
+
+def test_a_grid_is_chosen_by_the_measure_that_is_reported() -> None:
+    # The first ranking has the gold document second, behind the one that is the query itself.
+    one, two = ranked(q=3.0, gold=2.0, x=1.0), ranked(x=3.0, gold=2.0, q=1.0)
+    queries = {"id": ["q"], "text": ["why?"]}
+    state = State(rankings={"one": {"q": one}, "two": {"q": two}})
+    stage = FuseStage(kind="fuse", name="fuse", method="min-max", grid=0.5)
+    for ignores, first in ((True, "q"), (False, "x")):
+        pool = Pool(
+            queries, None, cast("Any", None), {}, 8, labels={"q": {"gold": 1}}, ignores_own_id=ignores
+        )
+        output, note = fuse(stage, pool, state)
+        best = {
+            name: pool.scores({"q": fused_query([one, two], "min-max", name, 60)})
+            for name in weight_grid(2, 0.5)
+        }
+        chosen = tuple(note.chosen["weights"])
+        assert best[chosen]["ndcg_at_10"] == max(own["ndcg_at_10"] for own in best.values())
+        assert output.rankings["fuse"]["q"].documents[0] == first

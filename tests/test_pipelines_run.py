@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import mteb
 import pytest
 from evaluation_data import BIOLOGY, ECONOMICS
 from pipeline_script import answer, retrieve, run_pipeline, stage, write_pipeline
-from stub_server import Reply, Seen, StubServer, chat, failure
+from stub_server import CHAT, Reply, Seen, StubServer, chat, failure
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.evaluation import resolving, runner
@@ -142,6 +143,33 @@ def test_a_spent_budget_stops_before_it_is_passed_and_goes_on_later(go: Go) -> N
         assert done.outcome.error is None
         assert max(server.counts.values()) == 1
         assert some < server.total <= 90
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    "stages",
+    [
+        stage("rewrite", samples=2) + retrieve("bm25"),
+        retrieve("bm25") + stage("iterate"),
+        retrieve("bm25") + stage("rerank", by="pointwise"),
+        retrieve("bm25") + stage("rerank", by="listwise", window=4, step=2),
+        retrieve("bm25") + stage("rerank", by="endpoint", documents=2),
+    ],
+    ids=["rewrite", "iterate", "pointwise", "listwise", "endpoint"],
+)
+def test_a_stage_that_is_stopped_leaves_no_thread_behind(go: Go, stages: str) -> None:
+    def script(seen: Seen) -> Any:
+        if server.total > 3:
+            return failure(401, "no")
+        if "documents" in seen.body:
+            scores = [{"index": n, "relevance_score": n} for n in range(len(seen.body["documents"]))]
+            return Reply(json.dumps({"results": scores}).encode())
+        return answer(seen)
+
+    with StubServer(script, paths=(CHAT, "/v1/rerank")) as server:
+        stopped = go(stages, server.base_url)
+        assert "refuses the key (401)" in str(stopped.outcome.error)
+        assert not [one.name for one in threading.enumerate() if one.name.startswith(("llm-", "answers"))]
 
 
 @pytest.mark.usefixtures("data")

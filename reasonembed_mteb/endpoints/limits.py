@@ -71,11 +71,12 @@ class Budget:
             strict: Never pass ``max_cost``.
 
         Raises:
-            ReasonEmbedError: If a limit is below 0.
+            ReasonEmbedError: If a limit is below 0 or no number.
         """
         for name, limit in (("max_cost", max_cost), ("max_tokens", max_tokens)):
-            if limit is not None and limit < 0:
-                msg = f"{name} is {limit}: it must not be below 0"
+            # What is no number would never be passed.
+            if limit is not None and not limit >= 0:
+                msg = f"{name} is {limit}: it must be a number and not below 0"
                 raise ReasonEmbedError(msg)
         self.max_cost, self.max_tokens, self.strict = max_cost, max_tokens, strict
         self.cost, self.tokens = 0.0, 0

@@ -8,7 +8,8 @@ its stages; it lies beside the result's own record, see `reasonembed_mteb.evalua
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,6 +139,32 @@ class StageRecord:
     note: StageNote
     tuned_on_test: bool
     outputs: tuple[str, ...]
+
+
+def joined_stage(seen: Sequence[StageRecord]) -> StageRecord:
+    """Return one stage over several pools or tasks: means of its scores, sums of its costs and counts.
+
+    Args:
+        seen: The same stage on each, one at least.
+    """
+    first = seen[0]
+    counts: Counter[str] = Counter()
+    for one in seen:
+        counts.update(one.note.counts)
+    note = replace(first.note, cost=add_costs(one.note.cost for one in seen), counts=dict(counts))
+    return replace(
+        first,
+        scores=_means([one.scores for one in seen]),
+        parts={name: _means([one.parts.get(name, {}) for one in seen]) for name in first.parts},
+        note=note,
+        outputs=tuple(file for one in seen for file in one.outputs),
+    )
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return means of measures; none where one lacks them."""
+    names = values[0] if all(values) else {}
+    return {name: sum(one[name] for one in values) / len(values) for name in names}
 
 
 @dataclass(frozen=True)
@@ -294,7 +321,7 @@ def read_output(file: Path, queries: Sequence[str] | None = None) -> StageOutput
             table[name].to_pylist() for name in ("name", "query_id", "texts", "document_ids", "scores")
         ]
     except (OSError, pa.ArrowException, KeyError) as error:
-        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the pipeline again"
+        msg = f"{file} cannot be read ({str(error).splitlines()[0]}); run the pipeline again with --overwrite"
         raise DataError(msg) from error
     output = StageOutput()
     # Ids repeat in every list; one string for each saves most of the memory.

@@ -58,7 +58,7 @@ def read_templates(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"cannot read the templates {file}: {error}; give a TOML file with [generate] and the like"
+        msg = f'cannot read the templates {file}: {error}; give a TOML file of tables with user = "..."'
         raise ReasonEmbedError(msg) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.evaluation.stages import BASELINE
 from reasonembed_mteb.llm.reranking import DOCUMENTS, SERVICES
 from reasonembed_mteb.llm.sections import (
     Count,
     EndpointTable,
+    Name,
     Section,
     Share,
     check_section,
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 EXAMPLE = "examples/pipeline-rewrites.toml"
 # The queries as they are, for `queries = "..."`.
 ORIGINAL = "original"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Weights that a grid may try: each fuses and scores every query.
+MOST_WEIGHTS = 10_000
 
 
 class PriceSection(Section):
@@ -151,7 +155,7 @@ class RetrieverSection(Section):
     Attributes:
         model: Whatever ``reasonembed run`` takes.
         name: As reports and fusions call it; the model by default.
-        queries: ``original``, or the name of a rewriting stage; by default the last one before.
+        queries: ``original``, or the name of a stage that writes queries; by default the last one before.
         instruction_template: For models that MTEB does not know.
     """
 
@@ -216,7 +220,7 @@ class RerankSection(StageSection):
 
     Attributes:
         depth: How many documents of each query are reranked; the others stay below them.
-        queries: ``original``, or the name of a rewriting stage, whose first text counts.
+        queries: ``original``, or the name of a stage that writes queries, whose first text counts.
         weight: Of the ranking before, against the reranker's; both are normalised per query (min-max).
         words: Documents are cut after so many words; they are left whole by default.
     """
@@ -522,8 +526,11 @@ def _take(stage: Any, seen: _Seen, where: str) -> None:  # noqa: ANN401 - any st
     if isinstance(stage, RetrieveStage):
         labels = [one.label for one in stage.retriever]
         for name in labels:
-            if labels.count(name) > 1 or name in seen.retrievers:
-                msg = f"{where}: two retrievers are called {name!r}; give each a name of its own"
+            if name.startswith(BASELINE):
+                msg = f"{where}: a retriever is called {name!r}; {BASELINE!r} is how measurements are called"
+                raise ReasonEmbedError(f"{msg}, give it another name")
+            if labels.count(name) > 1 or name in [*seen.retrievers, *seen.rankings]:
+                msg = f"{where}: two rankings are called {name!r}; give each retriever a name of its own"
                 raise ReasonEmbedError(msg)
         seen.retrievers += labels
         seen.rankings += labels
@@ -539,6 +546,8 @@ def _take(stage: Any, seen: _Seen, where: str) -> None:  # noqa: ANN401 - any st
             'write a stage with kind = "fuse" before it'
         )
         raise ReasonEmbedError(msg)
+    if isinstance(stage, IterateStage):
+        seen.rewritings.append(stage.name)
     seen.rankings = [stage.name]
 
 
@@ -549,6 +558,22 @@ def _check_weights(stage: FuseStage, rankings: Sequence[str], where: str) -> Non
             "give one for each, in this order"
         )
         raise ReasonEmbedError(msg)
+    if stage.grid is not None and (count := grid_size(len(rankings), stage.grid)) > MOST_WEIGHTS:
+        msg = (
+            f"{where}: grid = {stage.grid} tries {count:,} weights of {len(rankings)} rankings; "
+            f"{MOST_WEIGHTS:,} at most: take a larger step"
+        )
+        raise ReasonEmbedError(msg)
+
+
+def grid_size(count: int, step: float) -> int:
+    """Return how many weights a grid holds, see `reasonembed_mteb.pipelines.fuse.weight_grid`.
+
+    Args:
+        count: Rankings.
+        step: Between two values of one weight.
+    """
+    return math.comb(round(1 / step) + count - 1, count - 1)
 
 
 def stage_causes(stage: Any, config: PipelineConfig) -> dict[str, Any]:  # noqa: ANN401 - any stage

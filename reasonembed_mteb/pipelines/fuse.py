@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasonembed_mteb.evaluation.stages import Ranked, StageNote, StageOutput, stage_scores
+from reasonembed_mteb.evaluation.stages import Ranked, StageNote, StageOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,9 +129,9 @@ def fuse(stage: FuseStage, pool: Pool, state: State) -> tuple[StageOutput, Stage
         candidates = weight_grid(len(rankings), stage.grid)
         weights = max(
             candidates,
-            key=lambda one: stage_scores(
-                fuse_rankings(rankings, queries, stage.method, one, stage.rrf_k), pool.labels
-            )[CRITERION],
+            key=lambda one: pool.scores(fuse_rankings(rankings, queries, stage.method, one, stage.rrf_k))[
+                CRITERION
+            ],
         )
         chosen = {"weights": list(weights)}
     made = fuse_rankings(rankings, queries, stage.method, weights, stage.rrf_k)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.pipelines.config import (
     EndpointStage,
     IterateStage,
@@ -15,6 +14,7 @@ from reasonembed_mteb.pipelines.config import (
     needs_endpoint,
 )
 from reasonembed_mteb.pipelines.listwise import windows
+from reasonembed_mteb.pipelines.pool import check_task
 from reasonembed_mteb.pipelines.templates import stage_template
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """A task's size: queries, documents, and their mean lengths in characters."""
+    """A task's size: queries, documents of its largest pool, and their mean lengths in characters."""
 
     queries: int
     documents: int
@@ -95,9 +95,7 @@ def _sizes(task: Any, limit: int | None) -> _Sizes:  # noqa: ANN401 - AbsTaskRet
     from reasonembed_mteb.evaluation.limits import limit_task, own_copy
 
     own = own_copy(task)
-    if not hasattr(own, "convert_to_reranking"):
-        msg = f"{own.metadata.name} is no retrieval task: a pipeline cannot run on it, leave it out"
-        raise ReasonEmbedError(msg)
+    check_task(own)
     own.load_data()
     own.convert_v1_dataset_format_to_v2(num_proc=None)
     if limit is not None:
@@ -112,7 +110,7 @@ def _sizes(task: Any, limit: int | None) -> _Sizes:  # noqa: ANN401 - AbsTaskRet
     ]
     documents = [text for pool in pools for text in _sampled(pool["corpus"])]
     return _Sizes(
-        len(texts), min(len(pool["corpus"]) for pool in pools), _mean_length(texts), _mean_length(documents)
+        len(texts), max(len(pool["corpus"]) for pool in pools), _mean_length(texts), _mean_length(documents)
     )
 
 

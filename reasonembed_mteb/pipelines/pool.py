@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.evaluation.stages import stage_scores
 from reasonembed_mteb.pipelines.config import ORIGINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -63,6 +62,7 @@ class Pool:
         excluded: Documents that do not count, by query.
         top_ranked: The only documents that may be found, by query; None for all.
         labels: By query and document.
+        ignores_own_id: Whether a document with its query's id does not count.
     """
 
     queries: Any
@@ -73,6 +73,7 @@ class Pool:
     excluded: Mapping[str, Collection[str]] = field(default_factory=dict)
     top_ranked: Mapping[str, list[str]] | None = None
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ignores_own_id: bool = False
 
     @cached_property
     def texts(self) -> dict[str, str]:
@@ -82,6 +83,15 @@ class Pool:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {document: place for place, document in enumerate(self.corpus["id"][:])}
+
+    def scores(self, ranking: Ranking) -> dict[str, float]:
+        """Return the measures of a stage.
+
+        Args:
+            ranking: Of the pool's queries.
+        """
+        ignored = {query: query for query in self.texts} if self.ignores_own_id else None
+        return stage_scores(ranking, self.labels, ignored=ignored)
 
     def documents(self, ids: Collection[str]) -> dict[str, str]:
         """Return texts of documents by id, the title before the text as MTEB puts it.
@@ -140,16 +150,15 @@ class State:
             self.rankings = {**(self.rankings if adds else {}), **output.rankings}
 
 
-def check_finite(scores: Sequence[float], what: str) -> None:
-    """Refuse scores that cannot be sorted.
+def check_task(task: Any) -> None:  # noqa: ANN401 - AbsTask
+    """Refuse a task that no pipeline can run on.
 
     Args:
-        scores: Of one query.
-        what: Whose, for the message.
+        task: Any of MTEB's.
 
     Raises:
-        DataError: If one is NaN.
+        ReasonEmbedError: If it is no retrieval task.
     """
-    if np.isnan(np.asarray(scores, dtype=np.float64)).any():
-        msg = f"{what} scores documents as NaN; try another dtype"
-        raise DataError(msg)
+    if not hasattr(task, "convert_to_reranking"):
+        msg = f"{task.metadata.name} is no retrieval task: a pipeline cannot run on it, leave it out"
+        raise ReasonEmbedError(msg)

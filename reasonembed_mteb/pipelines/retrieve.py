@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.evaluation.stages import BASELINE, Ranked, StageNote, StageOutput
 from reasonembed_mteb.pipelines.config import ORIGINAL, RetrieveStage
 from reasonembed_mteb.pipelines.fuse import fuse_rankings
-from reasonembed_mteb.pipelines.pool import check_finite
 from reasonembed_mteb.retrieval.lengths import capped_length
 from reasonembed_mteb.retrieval.search import excluding_search
 
@@ -73,7 +73,9 @@ def _queries(pool: Pool, texts: Mapping[str, str]) -> Any:  # noqa: ANN401 - dat
 
 def _ranked(scores: Mapping[str, float], top_k: int, name: str) -> Ranked:
     """Sort as trec_eval does: in single precision, equal scores by id descending."""
-    check_finite(list(scores.values()), name)
+    if np.isnan(list(scores.values())).any():
+        msg = f"{name} scores documents as NaN; try another dtype"
+        raise DataError(msg)
     best = sorted(scores.items(), key=lambda hit: (np.float32(hit[1]), hit[0]), reverse=True)[:top_k]
     return Ranked(
         [document for document, _ in best], np.array([score for _, score in best], dtype=np.float64)

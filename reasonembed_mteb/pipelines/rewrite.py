@@ -180,6 +180,22 @@ def read_rewritings(file: Path) -> Texts:
     return found
 
 
+def check_bright_set(rewritten: str) -> None:
+    """Refuse a name that is none of BRIGHT's rewritten sets.
+
+    Args:
+        rewritten: Such as ``gpt4_reason``.
+
+    Raises:
+        UnknownNameError: If there is no such set; the nearest is named.
+    """
+    from reasonembed_mteb.retrieval.rows import load_rows
+
+    known = {row.rewritten for row in load_rows() if row.is_rewritten}
+    if rewritten not in known:
+        raise unknown_name("rewritten set", rewritten, known)
+
+
 def bright_row(task: str, rewritten: str) -> TaskRow:
     """Return the row of BRIGHT's rewriting of a task.
 
@@ -193,11 +209,9 @@ def bright_row(task: str, rewritten: str) -> TaskRow:
     """
     from reasonembed_mteb.retrieval.rows import load_rows, row_of_task
 
+    check_bright_set(rewritten)
     own = row_of_task(task)
-    rows = [row for row in load_rows() if row.is_rewritten]
-    if rewritten not in {row.rewritten for row in rows}:
-        raise unknown_name("rewritten set", rewritten, {row.rewritten for row in rows})
-    for row in rows:
+    for row in load_rows():
         if own is not None and (row.kind, row.subset, row.rewritten) == (own.kind, own.subset, rewritten):
             return row
     msg = f"{task} has no queries rewritten by {rewritten}; they are there for BRIGHT's short documents alone"

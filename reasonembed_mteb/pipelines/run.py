@@ -21,11 +21,10 @@ from reasonembed_mteb.evaluation.stages import (
     PipelineRecord,
     StageNote,
     StageRecord,
-    add_costs,
+    joined_stage,
     read_note,
     read_output,
     read_stages,
-    stage_scores,
     stages_path,
     strict_scores,
     write_output,
@@ -43,7 +42,7 @@ from reasonembed_mteb.pipelines.config import (
     read_pipeline,
     stage_causes,
 )
-from reasonembed_mteb.pipelines.pool import Pool, State, Tools
+from reasonembed_mteb.pipelines.pool import Pool, State, Tools, check_task
 from reasonembed_mteb.pipelines.templates import stage_template
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ class Pipeline:
             config: See `reasonembed_mteb.pipelines.config.read_pipeline`.
 
         Raises:
-            ReasonEmbedError: If a template or a file that it names is not there, or does not fit.
+            ReasonEmbedError: If a template, a file or a rewritten set that it names is not there, or does not
+                fit.
         """
         self.config = config
         self.name = f"{PIPELINE}/{config.name}"
@@ -102,6 +102,7 @@ class Pipeline:
             for stage in config.stages
             if isinstance(stage, RewriteStage) and stage.queries is not None
         }
+        _check_sets(config)
 
     @classmethod
     def from_toml(cls, file: Path | str) -> Pipeline:
@@ -220,6 +221,14 @@ def _model_key(section: RetrieverSection | CrossEncoderStage) -> str:
     return f"stage {section.name}"
 
 
+def _check_sets(config: PipelineConfig) -> None:
+    from reasonembed_mteb.pipelines.rewrite import check_bright_set
+
+    for stage in config.stages:
+        if isinstance(stage, RewriteStage) and stage.bright is not None:
+            check_bright_set(stage.bright)
+
+
 def _content(file: Path, stage: str) -> str:
     found = file_hash(file)
     if found is None:
@@ -329,9 +338,10 @@ class _PipelineModel:
         from reasonembed_mteb.evaluation.limits import own_copy
 
         name = task.metadata.name
-        if not hasattr(task, "convert_to_reranking"):
-            msg = f"{name} is no retrieval task: a pipeline cannot run on it, leave it out"
-            return PipelineOutcome(Outcome(self._pipeline.name, name, error=msg), None)
+        try:
+            check_task(task)
+        except ReasonEmbedError as error:
+            return PipelineOutcome(Outcome(self._pipeline.name, name, error=str(error)), None)
         self._task, self._traces = own_copy(task), []
         cache = ResultCache(output_folder(self._options))
         file = stages_path(record_path(cache, name, self.mteb_model_meta))
@@ -350,27 +360,12 @@ class _PipelineModel:
         return PipelineOutcome(outcome, read_stages(file))
 
     def _record(self, task: str) -> PipelineRecord:
-        stages = [self._stage_record(number) for number in range(len(self._config.stages))]
+        # Means over pools, as MTEB's are.
+        stages = [joined_stage(seen) for seen in zip(*(trace.stages for trace in self._traces), strict=True)]
         meta = self.mteb_model_meta
         queries = sum(trace.queries for trace in self._traces)
         return PipelineRecord(
             str(meta.name), str(meta.revision), task, queries, self._options.limit, tuple(stages)
-        )
-
-    def _stage_record(self, number: int) -> StageRecord:
-        """Return one stage's record over the task's pools; scores are means over pools, as MTEB's are."""
-        stage = self._config.stages[number]
-        seen = [trace.stages[number] for trace in self._traces]
-        counts: dict[str, int] = {}
-        for one in seen:
-            for name, count in one.note.counts.items():
-                counts[name] = counts.get(name, 0) + count
-        note = StageNote(add_costs(one.note.cost for one in seen), counts, seen[0].note.chosen)
-        parts = {name: _mean([one.parts.get(name, {}) for one in seen]) for name in seen[0].parts}
-        tuned = isinstance(stage, FuseStage) and stage.grid is not None
-        scores = _mean([one.scores for one in seen])
-        return StageRecord(
-            stage.name, stage.kind, scores, parts, note, tuned, tuple(one.output for one in seen)
         )
 
     # What MTEB calls.
@@ -399,6 +394,7 @@ class _PipelineModel:
             excluded=split.get("excluded_ids") or {},
             top_ranked=top_ranked,
             labels=split["relevant_docs"],
+            ignores_own_id=getattr(self._task, "ignore_identical_ids", False),
         )
         trace = _Trace(len(pool.texts), [])
         try:
@@ -441,8 +437,8 @@ class _PipelineModel:
             state.take(handed_on(output) if adds else output, adds=adds)
             # Requests that failed may be answered another time.
             key = fingerprint(key, file_hash(file))
-            trace.stages.append(self._seen(output, note, state, pool, file))
-            self._tell(pool, stage.name, trace.stages[-1])
+            trace.stages.append(self._seen(stage, output, note, state, pool, file))
+            self._tell(pool, trace.stages[-1])
         return state
 
     def _one(self, stage: Any, pool: Pool, state: State, file: Path) -> tuple[StageOutput, StageNote]:  # noqa: ANN401
@@ -462,21 +458,25 @@ class _PipelineModel:
         # As later runs read it.
         return output, note
 
-    def _seen(self, output: StageOutput, note: StageNote, state: State, pool: Pool, file: Path) -> _Seen:
+    def _seen(
+        self,
+        stage: Any,  # noqa: ANN401 - any stage
+        output: StageOutput,
+        note: StageNote,
+        state: State,
+        pool: Pool,
+        file: Path,
+    ) -> StageRecord:
         """Measure what a stage handed on."""
-        same = getattr(self._task, "ignore_identical_ids", False)
-        ignored = {query: query for query in pool.texts} if same else None
-        measured = {
-            name: stage_scores(ranking, pool.labels, ignored=ignored)
-            for name, ranking in output.rankings.items()
-        }
+        measured = {name: pool.scores(ranking) for name, ranking in output.rankings.items()}
         only = next(iter(state.rankings)) if len(state.rankings) == 1 and measured else None
-        scores = measured.get(only, {}) if only is not None else {}
-        parts = {name: own for name, own in measured.items() if name != only}
-        return _Seen(scores, parts, note, file.relative_to(self._options.output).as_posix())
+        scores = measured.pop(only, {}) if only is not None else {}
+        tuned = isinstance(stage, FuseStage) and stage.grid is not None
+        outputs = (file.relative_to(self._options.output).as_posix(),)
+        return StageRecord(stage.name, stage.kind, scores, measured, note, tuned, outputs)
 
-    def _tell(self, pool: Pool, stage: str, seen: _Seen) -> None:
-        told = f"{self._pipeline.name} on {pool.task.name}, {stage}:"
+    def _tell(self, pool: Pool, seen: StageRecord) -> None:
+        told = f"{self._pipeline.name} on {pool.task.name}, {seen.name}:"
         if seen.scores:
             told += f" nDCG@10 {100 * seen.scores['ndcg_at_10']:.2f},"
         cost, counts = seen.note.cost, seen.note.counts
@@ -486,21 +486,11 @@ class _PipelineModel:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a stage gave and cost on one pool."""
-
-    scores: dict[str, float]
-    parts: dict[str, dict[str, float]]
-    note: StageNote
-    output: str
-
-
-@dataclass(frozen=True)
 class _Trace:
     """The stages on one pool."""
 
     queries: int
-    stages: list[_Seen]
+    stages: list[StageRecord]
 
 
 def _pool_identity(pool: Pool) -> str:
@@ -529,9 +519,3 @@ def _is_readable(file: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return means of measures; none where a pool lacks them."""
-    names = values[0] if all(values) else {}
-    return {name: sum(one[name] for one in values) / len(values) for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from reasonembed_mteb.evaluation.stages import (
     StageCost,
     StageRecord,
     add_costs,
+    joined_stage,
     read_stages,
 )
 from reasonembed_mteb.reporting.chapters import Chapter
@@ -135,26 +136,12 @@ def _compared(benchmark: str, records: Sequence[PipelineRecord]) -> str:
 
 
 def _summary(name: str, benchmark: str, records: Sequence[PipelineRecord]) -> PipelineSummary:
-    stages = [_stage([record.stages[place] for record in records]) for place in range(len(records[0].stages))]
+    stages = [
+        joined_stage([record.stages[place] for record in records]) for place in range(len(records[0].stages))
+    ]
     tuned = any(record.tuned_on_test for record in records)
     queries = sum(record.queries for record in records)
     return PipelineSummary(name, benchmark, len(records), queries, tuple(stages), tuned)
-
-
-def _stage(seen: Sequence[StageRecord]) -> StageRecord:
-    """Return a stage over several tasks: means of its scores, sums of its costs and counts."""
-    first = seen[0]
-    counts: dict[str, int] = {}
-    for one in seen:
-        for kind, count in one.note.counts.items():
-            counts[kind] = counts.get(kind, 0) + count
-    parts = {name: _means([one.parts.get(name, {}) for one in seen]) for name in first.parts}
-    note = replace(first.note, cost=add_costs(one.note.cost for one in seen), counts=counts)
-    return replace(first, scores=_means([one.scores for one in seen]), parts=parts, note=note)
-
-
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(one[name] for one in values) / len(values) for name in values[0] if all(values)}
 
 
 @dataclass(frozen=True)

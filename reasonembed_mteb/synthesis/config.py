@@ -11,6 +11,7 @@ from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.llm.sections import (
     Count,
     EndpointTable,
+    Name,
     Section,
     Share,
     check_section,
@@ -37,7 +38,6 @@ LEVEL_WEIGHTS = {"high school": 1.0, "college": 2.0, "PhD": 2.0}
 GROUPS = {"leetcode": [2, 64], "pony": [64, 2]}
 OTHER_GROUP = [16, 8]
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Layout = Literal["bright", "beir", "jsonl"]
 
 
