@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
 _NAME = "<|latent_{}|>"
+_PROBE = "a"
 _PATTERN = re.compile(r"<\|latent_(\d+)\|>")
 # Spread of the noise on a new row, relative to the root mean square of EOS's row: the rows differ, and each
 # is still read much as EOS is.
@@ -106,6 +107,18 @@ def latent_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if (match := _PATTERN.fullmatch(token))
     }
     return tuple(numbered[number] for number in sorted(numbered))
+
+
+def text_frame(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401 - a transformers tokenizer
+    """Return the ids that a tokenizer puts before and after a text: BOS, and EOS or latents or both.
+
+    Args:
+        tokenizer: Any.
+    """
+    whole: list[int] = tokenizer(_PROBE)["input_ids"]
+    bare: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
 
 
 def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: float = NOISE) -> ReasonEmbed:
