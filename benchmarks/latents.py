@@ -139,7 +139,7 @@ def recipe(model: Path, options: argparse.Namespace) -> Any:  # noqa: ANN401 - a
 def trained(count: int, output: Path, options: argparse.Namespace) -> Path:
     """Return the folder of a trained model with so many latents, and its head; made if it is not there."""
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
-    from reasonembed_mteb.reasoning.heads import keep_head, load_generator
+    from reasonembed_mteb.reasoning.heads import keep_head, load_generator, on_backbone
     from reasonembed_mteb.reasoning.latents import add_latents
     from reasonembed_mteb.training.run import train
 
@@ -154,8 +154,7 @@ def trained(count: int, output: Path, options: argparse.Namespace) -> Path:
     run = output / f"run-{count}"
     train(recipe(start, options), [output / "data" / "topics.jsonl"], run)
     model: Any = ReasonEmbed(str(run / "model"), device="cpu")
-    generator = load_generator(str(start))
-    setattr(generator, generator.base_model_prefix, model[0].auto_model)
+    generator = on_backbone(load_generator(str(start)), model[0].auto_model)
     part = output / f".latents-{count}"
     model.save_pretrained(str(part))
     keep_head(part, generator)

@@ -46,9 +46,11 @@ def test_models_that_reason_have_tables_of_their_own(together: bool, tmp_path: P
 
 
 def test_a_suite_counts_single_models_alone(tmp_path: Path) -> None:
-    suite = next(iter(suites().values()))
+    suite = min(suites().values(), key=lambda one: sum(map(len, one.rows().values())))
     for row in [row for rows in suite.rows().values() for row in rows]:
         write_result(tmp_path, "reasoning/plain-itself-64", row.name, 0.4, metric=row.main_score)
         write_result(tmp_path, "org/plain", row.name, 0.3, metric=row.main_score)
-    for table in suite_tables(read_results([tmp_path])):
+    tables = suite_tables(read_results([tmp_path]))
+    assert tables
+    for table in tables:
         assert [row.model.name for row in table.rows] == ["org/plain"]

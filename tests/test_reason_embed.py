@@ -178,6 +178,21 @@ def test_truncation_keeps_the_eos_token(tmp_path: Path) -> None:
     assert ids[-1] == model.tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
 
+def test_the_length_of_the_last_call_is_not_saved(qwen3_dir: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    model = ReasonEmbed(str(qwen3_dir), device="cpu")
+    model.save_pretrained(str(tmp_path / "unused"), create_model_card=False)
+    model.max_seq_length = 8
+    model.preprocess(["The sky. " * 40, "short"])
+    model.max_seq_length = 64
+    model.save_pretrained(str(tmp_path / "used"), create_model_card=False)
+    files = [tmp_path / name / "tokenizer.json" for name in ("unused", "used")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert len(Tokenizer.from_file(str(files[1])).encode("The sky. " * 40).ids) > 64
+    assert len(model.preprocess(["The sky. " * 40])["input_ids"][0]) == 64
+
+
 def test_saved_prompts_hold_every_task(saved: Path) -> None:
     config = json.loads((saved / "config_sentence_transformers.json").read_text())
     for name, instruction in task_instructions().items():

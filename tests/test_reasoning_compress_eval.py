@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -247,6 +247,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         {"readings": []},
         {"readings": [{"context": "x"}]},
+        {"readings": [asdict(one) for one in record().readings if one.context != FULL_TEXT]},
         {"model": 1},
         {"latents": "one"},
         {"text_tokens": None},

@@ -228,6 +228,20 @@ def test_fewer_positions_are_the_last_ones(compressor: LatentCompressor, memory:
             memory.last(count)
 
 
+def _with_metadata(text: str) -> bytes:
+    from safetensors.torch import save
+
+    return save({}, metadata={"memory": text})
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"format": "other"}'])
+def test_metadata_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "memory.safetensors"
+    file.write_bytes(_with_metadata(text))
+    with pytest.raises(DataError, match=r"memory\.safetensors"):
+        LatentMemory.load(file)
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x02\0\0\0\0\0\0\0{}"])
 def test_a_file_that_is_no_memory_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "memory.safetensors"

@@ -11,10 +11,9 @@ import torch
 from conftest import save_decoder
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.reasoning.generation import (
-    ENDED,
-    FULL,
     Decoding,
     Generation,
     _Drawn,

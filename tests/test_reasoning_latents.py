@@ -239,6 +239,12 @@ def test_a_folder_that_is_there_already(made: Path) -> None:
         add_latents(str(made / "qwen3"), 2, made / "qwen2-latents")
 
 
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ReasonEmbedError, match="give a directory that holds a decoder"):
+        add_latents(str(tmp_path), 2, tmp_path / "made")
+
+
 def test_an_encoder(tmp_path: Path) -> None:
     make_encoder(tmp_path / "parts").save_pretrained(str(tmp_path / "bert"))
     with pytest.raises(ReasonEmbedError, match="is no decoder"):

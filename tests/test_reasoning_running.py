@@ -51,17 +51,25 @@ def records(output: Path) -> dict[str, Any]:
     return {run.system: run for run in found}
 
 
+@pytest.mark.slow
 def test_a_model_with_and_without_reasoning_are_two(folder: Path, tmp_path: Path) -> None:
     (plain,), _ = score(folder, tmp_path, None)
-    (outcome,), _ = score(folder, tmp_path, ReasoningPlan(Decoding(6)), note="a check")
-    assert plain.model.startswith("local/")
-    assert outcome.model == f"reasoning/{plain.model.rpartition('/')[2]}-itself-6"
-    assert outcome.score is not None
+    (outcome,), _ = score(folder, tmp_path, ReasoningPlan(Decoding(6)))
     held = records(tmp_path)
     alone, run = held[plain.model], held[outcome.model]
     assert (alone.source, alone.max_tokens, alone.latents) == ("none", 0, 2)
     assert alone.tasks[BIOLOGY].score == pytest.approx(plain.score)
     assert (run.base, run.base_revision, run.latents) == (plain.model, alone.base_revision, 2)
+
+
+def test_a_run_has_a_name_and_a_record_of_its_own(folder: Path, tmp_path: Path) -> None:
+    (outcome,), _ = score(folder, tmp_path, ReasoningPlan(Decoding(6)), note="a check")
+    base = resolving.resolve_model(str(folder))
+    assert str(base.name).startswith("local/")
+    assert outcome.model == f"reasoning/{str(base.name).rpartition('/')[2]}-itself-6"
+    assert outcome.score is not None
+    run = records(tmp_path)[outcome.model]
+    assert (run.base, run.base_revision, run.latents) == (base.name, base.revision, 2)
     assert (run.source, run.max_tokens, run.note) == ("itself", 6, "a check")
     task = run.tasks[BIOLOGY]
     assert task.score == pytest.approx(outcome.score)

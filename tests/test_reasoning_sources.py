@@ -11,8 +11,9 @@ from evaluation_data import BIOLOGY, ECONOMICS
 from stub_server import StubServer, failure
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL
 from reasonembed_mteb.llm.client import Budget, BudgetExceeded, Endpoint, LLMClient
-from reasonembed_mteb.reasoning.generation import ENDED, FULL, Decoding
+from reasonembed_mteb.reasoning.generation import Decoding
 from reasonembed_mteb.reasoning.sources import (
     AskedReasonings,
     Query,

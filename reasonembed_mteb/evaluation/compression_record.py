@@ -116,7 +116,9 @@ def _run(content: dict[str, Any]) -> CompressionRun:
     run = CompressionRun(**content, readings=readings)
     texts = (run.model, run.revision, run.data, run.data_hash, run.note)
     numbers = [getattr(run, one.name) for one in fields(run) if one.type in ("int", "float")]
-    if not readings or not all(isinstance(one, str) for one in texts) or not all(map(is_number, numbers)):
+    # A report compares each with the others.
+    whole = {one.context for one in readings} == {NO_TEXT, MEMORY, CUT_TEXT, FULL_TEXT}
+    if not whole or not all(isinstance(one, str) for one in texts) or not all(map(is_number, numbers)):
         raise TypeError
     return run
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REASONING_CHAPTER = "reasoning"
+# Who reasons, where it is not named: the embedder itself, or nobody.
+ITSELF, NONE = "itself", "none"
+# Why a reasoning ended: by the model's own end of text, or at the most tokens allowed.
+ENDED, FULL = "end", "length"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class ReasonedTask:
         metric: MTEB's name of it.
         queries: How many were reasoned about; 0 for a model without reasoning.
         tokens: Tokens that were generated for them, all together.
-        stops: How often each stop reason came.
+        stops: How often each stop reason came: `ENDED`, `FULL`, or ``given`` for what was written elsewhere.
         seconds: Time that reasoning took, all together.
         cut: Reasonings that were cut at the model's length.
     """
@@ -51,7 +55,7 @@ class ReasoningRun:
         base_revision: Its revision.
         system: Name under which the scores are filed; the base's own without reasoning.
         latents: How many latent tokens end its texts.
-        source: ``none``, ``itself``, or what the reasonings came from.
+        source: `NONE`, `ITSELF`, or what the reasonings came from.
         max_tokens: Most tokens that were generated for a query, N; None where they were given.
         decides: What else decides them, as JSON: prompt, decoding, source.
         note: What tells these scores from results; empty for results.
@@ -125,13 +129,16 @@ def _run(content: dict[str, Any]) -> ReasoningRun:
     tasks = {str(name): _task(held) for name, held in content.pop("tasks").items()}
     run = ReasoningRun(**content, tasks=tasks)
     texts = (run.base, run.base_revision, run.system, run.source, run.note)
-    if not all(isinstance(one, str) for one in texts) or not isinstance(run.latents, int):
+    numbers = (run.latents, 0 if run.max_tokens is None else run.max_tokens)
+    whole = all(isinstance(one, int) and is_number(one) for one in numbers)
+    if not whole or not all(isinstance(one, str) for one in texts) or not isinstance(run.decides, dict):
         raise TypeError
     return run
 
 
 def _task(held: Mapping[str, Any]) -> ReasonedTask:
     task = ReasonedTask(**{one.name: held[one.name] for one in fields(ReasonedTask)})
-    if not all(is_number(one) for one in (task.score, task.queries, task.tokens, task.seconds, task.cut)):
+    numbers = (task.score, task.queries, task.tokens, task.seconds, task.cut, *task.stops.values())
+    if not all(map(is_number, numbers)) or not isinstance(task.metric, str):
         raise TypeError
     return task

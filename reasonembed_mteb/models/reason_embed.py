@@ -272,9 +272,20 @@ class ReasonEmbed(FastSentenceTransformer):
         if not safe_serialization:
             msg = "only safetensors are written; leave safe_serialization at True"
             raise ReasonEmbedError(msg)
+        self._forget_last_call()
         super().save(path, model_name, create_model_card, train_datasets)
         if path is not None:
             add_older_forms(Path(path), self)
+
+    def _forget_last_call(self) -> None:
+        """Take the length and the padding of the last call out of the tokenizer, whose file would keep them.
+
+        transformers sets both at each call; whoever reads ``tokenizer.json`` alone would be cut there.
+        """
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if hasattr(backend, "no_truncation"):
+            backend.no_truncation()
+            backend.no_padding()
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         # The library encodes an example for the card, without an instruction.

@@ -17,7 +17,7 @@ from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.files import json_hash
 from reasonembed_mteb.reasoning.heads import load_generator
 from reasonembed_mteb.reasoning.joint import row_losses
-from reasonembed_mteb.reasoning.latents import find_latents
+from reasonembed_mteb.reasoning.latents import find_latents, text_frame
 from reasonembed_mteb.reasoning.masks import NOTHING, check_backbone, check_window
 from reasonembed_mteb.reasoning.memory import CACHE, HIDDEN, LatentMemory
 
@@ -78,6 +78,7 @@ class LatentCompressor:
                 "`reasonembed latents add MODEL --count 4 --output DIR`, and train them"
             )
             raise ReasonEmbedError(msg)
+        self._after = len(text_frame(tokenizer)[1])
         check_backbone(self.generator.base_model)
         limit = getattr(self.generator.config, "max_position_embeddings", None) or 1 << 30
         self.max_tokens = min(max_tokens or tokenizer.model_max_length, limit)
@@ -277,14 +278,13 @@ class LatentCompressor:
         )
 
     def text_tokens(self, text: str) -> list[int]:
-        """Return a text's tokens without its latents, and without the EOS that would end it.
+        """Return a text's tokens without its latents, and without what else would end it.
 
         Args:
             text: Any.
         """
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
-        ids = ids[: len(ids) - self.latents.count]
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+        return ids[: len(ids) - self._after]
 
     def _questions(self, memory: LatentMemory, questions: str | Sequence[str]) -> list[str]:
         if memory.model != self.model_hash:

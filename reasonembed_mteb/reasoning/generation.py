@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from reasonembed_mteb.encoding.packing import has_windows
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL
+from reasonembed_mteb.reasoning.heads import on_backbone
 from reasonembed_mteb.reasoning.latents import latent_ids
 
 if TYPE_CHECKING:
@@ -19,9 +28,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
     from transformers import PreTrainedModel
-
-# Why a reasoning ended: by the model's own end of text, or at the most tokens allowed.
-ENDED, FULL = "end", "length"
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Generation:
         self._tokenizer: Any = model.tokenizer
         self._backbone: Any = self._transformer.auto_model
         self._ending = list(ending)
-        self._generator: Any = _on_backbone(generator, self._backbone)
+        self._generator: Any = on_backbone(generator, self._backbone)
         self._ends = _ending_ids(generator, self._tokenizer)
         pad = self._tokenizer.pad_token_id
         self._pad: int = pad if pad is not None else self._ends[0]
@@ -144,9 +150,9 @@ class Generation:
     def _processors(self, decoding: Decoding, seeds: Sequence[int]) -> LogitsProcessorList:
         """Return what changes the scores of the next token; the highest is taken in the end."""
         # Read, never written.
-        chosen: list[LogitsProcessor] = [_Without(latent_ids(self._tokenizer))]
+        chosen: list[LogitsProcessor] = [SuppressTokensLogitsProcessor(latent_ids(self._tokenizer))]
         if decoding.temperature > 0:
-            chosen.append(_Tempered(decoding.temperature))
+            chosen.append(TemperatureLogitsWarper(float(decoding.temperature)))
             if decoding.top_p < 1:
                 chosen.append(TopPLogitsWarper(decoding.top_p))
             chosen.append(_Drawn(seeds))
@@ -226,15 +232,6 @@ def row_vectors(model: SentenceTransformer, rows: Sequence[Sequence[int]]) -> Te
         return Encoding(model, plan, request, compile_layers="off").run_rows(batch).float()
 
 
-def _on_backbone(generator: PreTrainedModel, backbone: Any) -> PreTrainedModel:  # noqa: ANN401
-    """Give a generator the embedder's backbone, so that there is one copy of the weights."""
-    setattr(generator, generator.base_model_prefix, backbone)
-    generator.tie_weights()
-    head: Any = generator.get_output_embeddings()  # type: ignore[no-untyped-call]
-    head.to(device=backbone.device, dtype=backbone.dtype)
-    return generator
-
-
 def _ending_ids(generator: PreTrainedModel, tokenizer: Any) -> list[int]:  # noqa: ANN401
     """Return the tokens at which a generation ends: the checkpoint's, and the tokenizer's EOS."""
     config: Any = generator.generation_config
@@ -250,27 +247,6 @@ def _ending_ids(generator: PreTrainedModel, tokenizer: Any) -> list[int]:  # noq
 def _stated(ends: list[int], pad: int) -> Any:  # noqa: ANN401 - GenerationConfig, whose class is untyped
     kind: Any = GenerationConfig
     return kind(eos_token_id=ends, pad_token_id=pad)
-
-
-class _Without(LogitsProcessor):
-    """Leaves tokens out."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self._ids = list(ids)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        ids = torch.tensor(self._ids, device=scores.device, dtype=torch.long)
-        return scores.index_fill(1, ids, -math.inf)
-
-
-class _Tempered(LogitsProcessor):
-    """Divides by the temperature."""
-
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores / self._temperature
 
 
 class _Drawn(LogitsProcessor):

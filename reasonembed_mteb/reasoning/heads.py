@@ -15,6 +15,7 @@ from reasonembed_mteb.files import read_json_object, write_whole
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
     from transformers import PreTrainedModel
 
 _INDEX = "model.safetensors.index.json"
@@ -66,6 +67,27 @@ def load_head(name: str, **options: Any) -> PreTrainedModel | None:
         return None
     found: PreTrainedModel = model.eval()
     return found
+
+
+def on_backbone(generator: PreTrainedModel, backbone: Any, head: nn.Module | None = None) -> PreTrainedModel:  # noqa: ANN401
+    """Put an embedder's backbone under a generator, so that there is one copy of the weights.
+
+    Args:
+        generator: The same decoder with its head; changed in place.
+        backbone: The embedder's transformers model, without a head.
+        head: Taken in place of the generator's own, one that was trained; None keeps its own, and a tied one
+            gets the backbone's embeddings.
+
+    Returns:
+        The generator.
+    """
+    if head is not None:
+        generator.set_output_embeddings(head)  # type: ignore[no-untyped-call]
+    setattr(generator, generator.base_model_prefix, backbone)
+    generator.tie_weights()
+    own: Any = generator.get_output_embeddings()  # type: ignore[no-untyped-call]
+    own.to(device=backbone.device, dtype=backbone.dtype)
+    return generator
 
 
 def keep_head(folder: Path, generator: PreTrainedModel) -> None:

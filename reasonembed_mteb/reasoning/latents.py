@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
 _NAME = "<|latent_{}|>"
+_PROBE = "a"
 _PATTERN = re.compile(r"<\|latent_(\d+)\|>")
 # Spread of the noise on a new row, relative to the root mean square of EOS's row: the rows differ, and each
 # is still read much as EOS is.
@@ -108,6 +109,18 @@ def latent_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(numbered[number] for number in sorted(numbered))
 
 
+def text_frame(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401 - a transformers tokenizer
+    """Return the ids that a tokenizer puts before and after a text: BOS, and EOS or latents or both.
+
+    Args:
+        tokenizer: Any.
+    """
+    whole: list[int] = tokenizer(_PROBE)["input_ids"]
+    bare: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]
+
+
 def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: float = NOISE) -> ReasonEmbed:
     """Write a model that reads its vector through latent tokens, as a plain sentence-transformers directory.
 
@@ -155,7 +168,9 @@ def _load(name: str) -> ReasonEmbed:
 
     try:
         return ReasonEmbed(name, device="cpu")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ReasonEmbedError):
+            raise
         reason = str(error).strip().splitlines()[0]
         msg = f"cannot load {name} ({reason}): give a directory that holds a decoder, or a hub name, online"
         raise ReasonEmbedError(msg) from error

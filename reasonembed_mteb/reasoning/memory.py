@@ -130,10 +130,10 @@ class LatentMemory:
             with safe_open(file, framework="pt") as held:
                 about = json.loads((held.metadata() or {}).get(_ABOUT, "{}"))
                 tensors = {name: held.get_tensor(name) for name in held.keys() if name in _TENSORS}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             msg = f"cannot read the memory {file} ({error}): give a file that LatentMemory.save wrote"
             raise DataError(msg) from error
-        if about.get("format") != _FORMAT or len(tensors) != len(_TENSORS):
+        if not isinstance(about, dict) or about.get("format") != _FORMAT or len(tensors) != len(_TENSORS):
             msg = f"{file} is no memory of ours ({_FORMAT}): give a file that LatentMemory.save wrote"
             raise DataError(msg)
         return cls(about["kind"], **tensors, model=about["model"])

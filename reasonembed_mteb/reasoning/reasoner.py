@@ -14,6 +14,7 @@ from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.reasoning.generation import Generation
 from reasonembed_mteb.reasoning.heads import load_generator
+from reasonembed_mteb.reasoning.latents import text_frame
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 # The query with its instruction, and what its reasoning follows. Our own wording.
 PROMPT = "{query}\nReasoning: "
 BATCH_SIZE = 16
-_PROBE = "a"
 
 
 class SelfReasoning:
@@ -68,7 +68,7 @@ class SelfReasoning:
         self._model, self._decoding, self._prompt = model, decoding, check_prompt(prompt)
         self._batch_size = batch_size
         self._tokenizer: Any = model.tokenizer
-        self._before, self._ending = _frame(self._tokenizer)
+        self._before, self._ending = text_frame(self._tokenizer)
         self._after = self._bare(prompt.partition(PLACE_OF_QUERY)[2])
         self._length = context_length(model)
         self._room(self._length)
@@ -193,11 +193,3 @@ def context_length(model: SentenceTransformer) -> int:
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     most = getattr(config, "max_position_embeddings", None)
     return min(one for one in (own, most, 1 << 30) if one is not None)
-
-
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401 - a transformers tokenizer
-    """Return the ids that a tokenizer puts before and after a text."""
-    whole: list[int] = tokenizer(_PROBE)["input_ids"]
-    bare: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:start], whole[start + len(bare) :]

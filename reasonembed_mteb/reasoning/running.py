@@ -12,6 +12,8 @@ from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.evaluation.chapter_files import chapter_files
 from reasonembed_mteb.evaluation.kinds import REASONING
 from reasonembed_mteb.evaluation.reasoning_record import (
+    ITSELF,
+    NONE,
     REASONING_CHAPTER,
     ReasonedTask,
     ReasoningRun,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.reasoning.generation import Decoding
     from reasonembed_mteb.reasoning.sources import ReasoningSource
 
-ITSELF, NONE = "itself", "none"
 # Where a run's reasonings lie in an output folder, besides the store of those that were generated.
 _FOLDER = "reasonings"
 
@@ -207,11 +208,12 @@ class ReasoningModel:
         return found
 
     def _is_recorded(self, output: Path, task: str) -> bool:
+        wanted = self._record("")
         for file in chapter_files(output, REASONING_CHAPTER):
             # A damaged record records nothing; it is written anew.
             with contextlib.suppress(DataError):
                 run = read_reasoning_run(file)
-                if same_system(run, self._record("")):
+                if same_system(run, wanted):
                     return task in run.tasks
         return False
 

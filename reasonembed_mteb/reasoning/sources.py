@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
+from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL
 from reasonembed_mteb.files import bytes_hash, fingerprint, read_json_lines
-from reasonembed_mteb.reasoning.generation import ENDED, FULL
 from reasonembed_mteb.reasoning.store import Reasoning
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from reasonembed_mteb.reasoning.masks import JointRow
@@ -95,30 +96,28 @@ class LatentCollator(GroupCollator):
         Returns:
             The batch, its queries laid out where the recipe gives one of their targets a weight.
         """
-        from reasonembed_mteb.reasoning.latents import find_latents
+        from reasonembed_mteb.reasoning.latents import find_latents, text_frame
         from reasonembed_mteb.reasoning.masks import lay_out
 
         batch = super().__call__(features)
         if not (self.part.generation_weight or self.part.compression_weight):
             return batch
         tokenizer: Any = self.tokenizer
-        latents = find_latents(tokenizer).ids
+        latents, after = find_latents(tokenizer).ids, text_frame(tokenizer)[1]
+        ending = after[: len(after) - len(latents)]
         masks = batch["query_attention_mask"].bool()
         ids = [row[mask].tolist() for row, mask in zip(batch["query_input_ids"], masks, strict=True)]
         rows = [
-            self._row(row, tokens[: len(tokens) - len(latents)])
+            self._row(row, tokens[: len(tokens) - len(after)], ending)
             for row, tokens in zip(features, ids, strict=True)
         ]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         made = lay_out(rows, latents, tokenizer.eos_token_id, pad)
         return batch | {f"query_{name}": value for name, value in made.items()}
 
-    def _row(self, row: Mapping[str, Any], source: list[int]) -> JointRow:
+    def _row(self, row: Mapping[str, Any], source: list[int], ending: list[int]) -> JointRow:
         from reasonembed_mteb.reasoning.masks import JointRow
 
-        eos = self.tokenizer.eos_token_id if self.tokenizer is not None else None
-        ending = [eos] if source and source[-1] == eos else []
-        source = source[: len(source) - len(ending)]
         part, found = self.part, self._target
         written, whole = found(row, GENERATION_TARGET, part.generation_tokens, part.generation_weight)
         question, _ = found(row, COMPRESSION_QUESTION, part.question_tokens, part.compression_weight)
@@ -221,37 +220,36 @@ class LatentKind(RecipeKind):
 
         from reasonembed_mteb.reasoning.heads import load_generator
 
-        backbone: Any = model.transformers_model
-        head = getattr(backbone, _HEAD, None)
+        with _without_head(model.transformers_model) as head:
+            yield
         if head is None:
-            yield
             return
-        delattr(backbone, _HEAD)
-        try:
-            yield
-        finally:
-            setattr(backbone, _HEAD, head)
         generator: Any = load_generator(str(checkpoint), dtype=head.weight.dtype)
         with torch.no_grad():
             head.weight.copy_(generator.get_output_embeddings().weight)
 
     def finish(self, model: SentenceTransformer, recipe: Recipe, folder: Path) -> None:
         """Put the head into the model's directory; see `RecipeKind`."""
-        from reasonembed_mteb.reasoning.heads import keep_head, load_generator
+        from reasonembed_mteb.reasoning.heads import keep_head, load_generator, on_backbone
 
         backbone: Any = model.transformers_model
-        generator: Any = load_generator(recipe.model.name, dtype=backbone.dtype)
-        head = getattr(backbone, _HEAD, None)
-        if head is not None:
-            delattr(backbone, _HEAD)
-            generator.set_output_embeddings(head)
-        setattr(generator, generator.base_model_prefix, backbone)
-        generator.tie_weights()
-        try:
-            keep_head(folder, generator)
-        finally:
-            if head is not None:
-                setattr(backbone, _HEAD, head)
+        generator = load_generator(recipe.model.name, dtype=backbone.dtype)
+        with _without_head(backbone) as head:
+            keep_head(folder, on_backbone(generator, backbone, head))
+
+
+@contextmanager
+def _without_head(backbone: Any) -> Iterator[nn.Linear | None]:  # noqa: ANN401 - a transformers model
+    """Take a head that is trained out of its backbone while the context lasts, and hand it over."""
+    head = getattr(backbone, _HEAD, None)
+    if head is None:
+        yield None
+        return
+    delattr(backbone, _HEAD)
+    try:
+        yield head
+    finally:
+        setattr(backbone, _HEAD, head)
 
 
 def _part(recipe: Recipe) -> LatentPart:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from reasonembed_mteb.escaping import figure_text
 from reasonembed_mteb.evaluation.chapter_files import read_chapters
-from reasonembed_mteb.evaluation.reasoning_record import REASONING_CHAPTER, read_reasoning_run
+from reasonembed_mteb.evaluation.reasoning_record import (
+    ENDED,
+    FULL,
+    ITSELF,
+    NONE,
+    REASONING_CHAPTER,
+    read_reasoning_run,
+)
 from reasonembed_mteb.reporting.chapters import Chapter
 from reasonembed_mteb.reporting.formats import MISSING, Grid, percent
 from reasonembed_mteb.reporting.tables import metric_name
@@ -28,7 +35,8 @@ _NOTES = (
     "a column holds one amount of reasoning: a model that generates is never ranked with one that does not",
     "a mean is over the tasks that every column of its row has",
 )
-_ITSELF = "itself"
+# Their amounts of tokens are one scale, from none on; a server's model has its own.
+_OWN = (NONE, ITSELF)
 
 
 def reasoning_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str]]:
@@ -73,12 +81,11 @@ def _column(run: ReasoningRun) -> str:
     if run.max_tokens is None:
         return f"given: {run.source}"
     # A server's model is named with its tokens.
-    return f"N = {run.max_tokens:,}" if run.source in (_ITSELF, "none") else run.source
+    return f"N = {run.max_tokens:,}" if run.source in _OWN else run.source
 
 
 def _order(run: ReasoningRun) -> tuple[bool, bool, int, str]:
-    own = run.source in (_ITSELF, "none")
-    return (run.max_tokens is None, not own, run.max_tokens or 0, run.source)
+    return (run.max_tokens is None, run.source not in _OWN, run.max_tokens or 0, run.source)
 
 
 def _by_column(held: Sequence[ReasoningRun]) -> dict[str, ReasoningRun]:
@@ -150,8 +157,8 @@ def _cost(run: ReasoningRun) -> tuple[str, ...]:
         _column(run),
         f"{queries:,}",
         f"{sum(one.tokens for one in held) / queries:,.1f}",
-        percent(stops["end"] / queries, 0),
-        percent(stops["length"] / queries, 0),
+        percent(stops[ENDED] / queries, 0),
+        percent(stops[FULL] / queries, 0),
         f"{sum(one.seconds for one in held) / queries:.3f}",
         f"{sum(one.cut for one in held):,}",
     )
@@ -170,7 +177,7 @@ def _points(found: Sequence[ReasoningRun]) -> list[tuple[int, float]]:
     own = {
         name: run
         for name, run in _by_column(found).items()
-        if run.source in (_ITSELF, "none") and run.max_tokens is not None
+        if run.source in _OWN and run.max_tokens is not None
     }
     tasks = _shared(own)
     means = [(run.max_tokens or 0, _mean(run, tasks)) for run in own.values()]
