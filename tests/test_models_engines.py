@@ -101,16 +101,15 @@ def test_weights_that_a_server_holds_tell_models_apart(qwen3_dir: Path, model: A
 
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
-    other = ReasonEmbed(str(qwen3_dir), device="cpu")
-    next(other.parameters()).data.mul_(2)
-    other.save(str(tmp_path / "m"))
+    folders = [tmp_path / name / "m" for name in ("a", "b", "copy-of-a")]
+    for folder, factor in zip(folders, (1, 2, 1), strict=True):
+        saved = ReasonEmbed(str(qwen3_dir), device="cpu")
+        next(saved.parameters()).data.mul_(factor)
+        saved.save(str(folder))
     with serving(Served(model)) as server:
-        metas = [
-            served_encoder(one, server).mteb_model_meta for one in (tmp_path / "m", qwen3_dir, qwen3_dir)
-        ]
+        metas = [served_encoder(one, server).mteb_model_meta for one in folders]
     revisions = [one.revision for one in metas]
-    assert len(set(revisions)) == 2
-    assert revisions[1] == revisions[2]
+    assert revisions[0] == revisions[2] != revisions[1]
 
 
 @pytest.mark.parametrize(
