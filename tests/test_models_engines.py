@@ -91,7 +91,25 @@ def test_another_version_has_other_vectors(qwen3_dir: Path, model: Any) -> None:
     assert found[0] != found[1]
     assert found[0]["engine"].pop("version") == "1"
     found[1]["engine"].pop("version")
+    # The revision of a model that is an object is a hash of all this.
+    assert found[0].pop("revision") != found[1].pop("revision")
     assert found[0] == found[1]
+
+
+def test_weights_that_a_server_holds_tell_models_apart(qwen3_dir: Path, model: Any, tmp_path: Path) -> None:
+    from engine_data import served_encoder
+
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
+
+    folders = [tmp_path / name / "m" for name in ("a", "b", "copy-of-a")]
+    for folder, factor in zip(folders, (1, 2, 1), strict=True):
+        saved = ReasonEmbed(str(qwen3_dir), device="cpu")
+        next(saved.parameters()).data.mul_(factor)
+        saved.save(str(folder))
+    with serving(Served(model)) as server:
+        metas = [served_encoder(one, server).mteb_model_meta for one in folders]
+    revisions = [one.revision for one in metas]
+    assert revisions[0] == revisions[2] != revisions[1]
 
 
 @pytest.mark.parametrize(

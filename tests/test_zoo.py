@@ -174,3 +174,34 @@ def test_an_object_changed_in_memory_has_another_revision(qwen3_dir: Path) -> No
     next(model.parameters()).data.add_(1)
     seen.append(ModelMeta.from_sentence_transformer_model(model).revision)
     assert len(set(seen)) == len(seen)
+
+
+def test_models_loaded_without_mteb_get_their_own_scores(qwen3_dir: Path, tmp_path: Path) -> None:
+    from mteb.cache import ResultCache
+
+    from reasonembed_mteb.models.mteb_encoder import load_reason_embed
+    from reasonembed_mteb.models.reason_embed import ReasonEmbed
+
+    other = ReasonEmbed(str(qwen3_dir), device="cpu")
+    next(other.parameters()).data.mul_(2)
+    other.save(str(tmp_path / "other"))
+    task, cache = mteb.get_task("ReasonMiniPony"), ResultCache(tmp_path / "cache")
+    seen = {}
+    for folder, options in (
+        (qwen3_dir, {}),
+        (tmp_path / "other", {}),
+        (qwen3_dir, {"instruction_template": "{instruction} "}),
+        (qwen3_dir, {"max_tokens": 64}),
+        (qwen3_dir, {"embed_dim": 8}),
+        (qwen3_dir, {"model_kwargs": {"dtype": torch.bfloat16}}),
+    ):
+        model = load_reason_embed("a/b", path=str(folder), device="cpu", **options)
+        own = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False)
+        kept = mteb.evaluate(model, task, cache=cache, co2_tracker=False, show_progress_bar=False)
+        assert kept.task_results[0].get_score() == own.task_results[0].get_score(), options
+        seen[model.mteb_model_meta.name, model.mteb_model_meta.revision] = options
+    assert len(seen) == 6
+    assert {name for name, _ in seen} == {zoo.local_meta(one).name for one in (qwen3_dir, tmp_path / "other")}
+    # The same again has the same name, so that its scores are found.
+    again = load_reason_embed("a/b", path=str(qwen3_dir), device="cpu").mteb_model_meta
+    assert seen[again.name, again.revision] == {}

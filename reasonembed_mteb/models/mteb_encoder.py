@@ -69,6 +69,11 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
     template of an instruction model, every other task's instruction too.
     """
 
+    _meta: ModelMeta
+    _loaded: str | None = None
+    # What decides the scores of an object; None once it has its name.
+    _decides: dict[str, object] | None = None
+
     def __init__(
         self,
         model: SentenceTransformer,
@@ -81,8 +86,7 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
 
         Args:
             model: On the device that it is to encode on.
-            revision: What the weights were resolved to: a commit, or a content hash; by default a hash of the
-                object.
+            revision: What the weights were resolved to: a commit, or a content hash.
             prompt_rule: What goes before a text; by default what the model's own prompts say.
             **decides: What else decides its scores; see `object_revision`.
         """
@@ -92,23 +96,23 @@ class ProtocolEncoder(SentenceTransformerEncoderWrapper):
         self.prompt_rule = prompt_rule or rule_of_prompts(self.model_prompts or {}, default=default)
         if prompt_rule is None:
             self.prompt_rule = replace(self.prompt_rule, library=getattr(model, "prompts", None) or {})
-        self._resolved_revision = revision
-        if revision is None:
-            # An object: it has no revision but its content.
-            self._meta: ModelMeta = identified(self.mteb_model_meta, model, **decides)
-            self._resolved_revision = self._meta.revision
+        self._loaded = revision
+        self._decides = decides | ({} if revision is None else {"loaded": revision})
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """Metadata; its revision is the one that was loaded."""
+        """Metadata: what MTEB gave when it loaded the model; else an object's, named by its content."""
+        if self._decides is not None:
+            # Hashing large weights takes seconds, and where MTEB loads the model it is not needed.
+            self._meta = identified(self._meta, self.model, **self._decides)
+            self._decides = None
         return self._meta
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        resolved = getattr(self, "_resolved_revision", None)
-        if meta.revision is None and resolved is not None:
-            meta = meta.model_copy(update={"revision": resolved})
-        self._meta = meta
+        if meta.revision is None and hasattr(self, "_meta"):
+            meta = meta.model_copy(update={"revision": self._loaded or self.mteb_model_meta.revision})
+        self._meta, self._decides = meta, None
 
     def encode(
         self, inputs: DataLoader[BatchedInput], *, task_metadata: TaskMetadata, **kwargs: Any
@@ -245,7 +249,8 @@ def load_reason_embed(
         **kwargs: Passed to `ReasonEmbed`.
 
     Returns:
-        The encoder; its metadata's revision is the commit (or content hash) that was loaded.
+        The encoder. Where MTEB's metadata load it, their revision is the commit (or content hash) that was
+        loaded; called by itself, it is an object, whose revision is a hash of all that decides its scores.
 
     Raises:
         ReasonEmbedError: If the engine cannot be used, or does not give the model's vectors.
