@@ -107,6 +107,28 @@ def test_texts_come_from_the_data_or_say_why_not(monkeypatch: pytest.MonkeyPatch
     assert "nowhere" in local_texts("ReasonEmbedBrightPony", ["1"], []).missing
 
 
+def test_texts_that_are_not_here_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    asked: list[bool] = []
+
+    def load(*_: object, **__: object) -> None:
+        asked.extend(place.HF_HUB_OFFLINE for place in places)
+        msg = "offline"
+        raise ConnectionError(msg)
+
+    # As in a process that nobody told to stay offline.
+    for place in places:
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("REASONEMBED_BRIGHT_PATH", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert "reasonembed download" in local_texts("ReasonEmbedBrightPony", ["1"], []).missing
+    assert asked == [True, True]
+    assert not any(place.HF_HUB_OFFLINE for place in places)
+
+
 def test_the_command(folder: Path, command: Command) -> None:
     def call(*arguments: str) -> tuple[int, str, str]:
         return command("inspect", str(folder), *arguments)

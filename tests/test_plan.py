@@ -15,6 +15,7 @@ from evaluation_data import (
 
 from reasonembed_mteb.evaluation import plan as planning
 from reasonembed_mteb.evaluation import resolving, runner
+from reasonembed_mteb.retrieval.sources import nothing_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,6 @@ def test_plans_fetch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     places = (datasets.config, huggingface_hub.constants)
     for place in places:
         monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
-    with planning.nothing_fetched():
+    with nothing_fetched():
         assert all(place.HF_HUB_OFFLINE for place in places)
     assert not any(place.HF_HUB_OFFLINE for place in places)

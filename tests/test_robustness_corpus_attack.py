@@ -103,6 +103,19 @@ def test_another_search_begins_anew(folder: Path, saved: Path, tmp_path: Path) -
     assert record.settings["tokens"] == 5
 
 
+def test_another_instruction_is_another_search(folder: Path, saved: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    meta = resolve_model(str(saved), template="{instruction}: ")
+    # One cluster, so that it holds the same queries whatever stands before them.
+    size = replace(SIZE, passages=1, iterations=1, start="relevant")
+    wanted = options(tmp_path, attacks=("gradient",), size=size)
+    for instruction in ("retrieve", "rayleigh", "rayleigh"):
+        poison_corpus(meta, beir_task(folder, instruction), wanted, say=said.append)
+    begins, taken = said
+    assert "search.json is of another search: this one begins anew" in begins
+    assert "the search was finished before" in taken
+
+
 def test_models_without_gradients_are_refused_with_what_they_can_do(folder: Path, tmp_path: Path) -> None:
     task = beir_task(folder)
     random = resolve_model("mteb/baseline-random-encoder")

@@ -99,13 +99,13 @@ def test_success_is_the_share_of_queries_by_pytrec_evals_order() -> None:
     names = poisoned_names("x", 2)
     run = {
         # An equal score and a higher id go first.
-        "q1": {"gold": 0.9, "a": 0.8, names[0]: 0.8, names[1]: 0.1},
+        "q1": {"gold": 0.9, "a": 0.8, "z": 0.8, names[0]: 0.8, names[1]: 0.1},
         "q2": {"a": 0.9, "c": 0.8, "gold": 0.7, names[1]: 0.6},
         "q3": {"gold": 0.9, "a": 0.5},
     }
     found = judged(run, data, names)
-    assert found.first == {"q1": 2, "q2": 4}
-    assert [found.success(k) for k in (1, 2, 4)] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert found.first == {"q1": 3, "q2": 4}
+    assert [found.success(k) for k in (2, 3, 4)] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
     assert found.ndcg["q1"] == found.ndcg["q3"] == 1
     assert found.ndcg["q2"] == 0.5
     joined = with_documents(run, {"q3": {names[0]: 1.0}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -129,6 +130,26 @@ def show(text: str) -> None:
         text: Lines; what acts on a terminal in them is shown instead.
     """
     typer.echo(visible_lines(text), nl=not text.endswith("\n"))
+
+
+def vector_store(output: Path, store: Path | None, *, no_store: bool = False) -> Path | None:
+    """Return the folder of the embedding store, None for none.
+
+    Args:
+        output: Output folder, in which vectors lie unless another folder is named.
+        store: The folder that was named.
+        no_store: Whether vectors are not kept at all.
+    """
+    return None if no_store else store or output / "vectors"
+
+
+def shows_progress(debug: bool) -> bool:
+    """Return whether progress bars are shown: where somebody may be looking.
+
+    Args:
+        debug: Whether everything is shown.
+    """
+    return debug or sys.stderr.isatty()
 
 
 def connect(debug: bool) -> None:

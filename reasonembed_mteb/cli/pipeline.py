@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +24,8 @@ from reasonembed_mteb.cli.common import (
     app,
     connect,
     say,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.cli.show import show_table
 
@@ -105,8 +106,8 @@ def pipeline(
         overwrite=overwrite,
         limit=limit,
         run_file=run_file,
-        store=store or output_folder / "vectors",
-        progress=debug or sys.stderr.isatty(),
+        store=vector_store(output_folder, store),
+        progress=shows_progress(debug),
     )
     outcomes = found.run(
         tasks,

@@ -21,6 +21,8 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
     show,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -140,7 +142,6 @@ def poison(
 ) -> None:
     """Measure how easily passages that are made to be retrieved get into a model's results."""
     connect(debug)
-    import sys
     from dataclasses import replace
 
     from reasonembed_mteb.evaluation.chapter_files import chapter_file
@@ -161,8 +162,8 @@ def poison(
         device=device,
         batch_size=batch_size,
         batch_tokens=batch_tokens,
-        store=None if no_store else store or output_folder / "vectors",
-        progress=debug or sys.stderr.isatty(),
+        store=vector_store(output_folder, store, no_store=no_store),
+        progress=shows_progress(debug),
     )
     seeds = list(dict.fromkeys(seed)) or [size.seed]
     for one in seeds:

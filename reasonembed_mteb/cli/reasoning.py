@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +21,8 @@ from reasonembed_mteb.cli.common import (
     app,
     connect,
     say,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -133,8 +134,8 @@ def reason_run(
         device=device,
         overwrite=overwrite,
         limit=limit,
-        store=output_folder / "vectors",
-        progress=debug or sys.stderr.isatty(),
+        store=vector_store(output_folder, None),
+        progress=shows_progress(debug),
     )
     with ExitStack() as stack:
         client = _client(

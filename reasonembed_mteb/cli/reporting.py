@@ -61,7 +61,7 @@ def report(
 ) -> None:
     """Set result folders, ours or anyone's, into tables, a page or pictures; one table per benchmark."""
     _check_output(output, format, overwrite)
-    _set_up(debug)
+    set_up_logging(debug)
     from reasonembed_mteb.files import write_whole
     from reasonembed_mteb.reporting.chapters import find_chapters
     from reasonembed_mteb.reporting.report import ReportOptions, draw_report, write_report
@@ -103,14 +103,6 @@ def _check_output(output: Path | None, format: Format, overwrite: bool) -> None:
         raise ReasonEmbedError(msg)
 
 
-def _set_up(debug: bool) -> None:
-    """Quiet, and offline: a report reads what is here."""
-    from reasonembed_mteb.reporting.queries import stay_offline
-
-    stay_offline()
-    set_up_logging(debug)
-
-
 def _finish(problems: Sequence[str]) -> None:
     """Name what was left out, and end with 1 if anything was."""
     for line in problems:
@@ -145,7 +137,7 @@ def inspect(
     if worst is not None and len(model) != 1:
         msg = f"--worst looks at one model, and {len(model)} are given: give one -m MODEL"
         raise ReasonEmbedError(msg)
-    _set_up(debug)
+    set_up_logging(debug)
     from reasonembed_mteb.reporting import inspecting
     from reasonembed_mteb.reporting.results import read_results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +28,8 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
     show,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -115,7 +116,9 @@ def robustness(
     geometry: Annotated[
         bool,
         typer.Option(
-            "--geometry", help="Also measure how document vectors lie.", rich_help_panel=_VARIATIONS
+            "--geometry",
+            help="Also measure how the document vectors of dense models lie.",
+            rich_help_panel=_VARIATIONS,
         ),
     ] = False,
     vectors: Annotated[
@@ -135,6 +138,7 @@ def robustness(
     """Measure what variations of the queries cost a model: misspelling, reordering, synonyms and more."""
     connect(debug)
     from reasonembed_mteb.evaluation import resolving, runner
+    from reasonembed_mteb.robustness.geometry import with_vectors
     from reasonembed_mteb.robustness.profile import PROFILE, ProfileSettings, robustness_profile
     from reasonembed_mteb.robustness.variations import SEEDS
 
@@ -149,11 +153,12 @@ def robustness(
         device=device,
         overwrite=overwrite,
         limit=limit,
-        store=store or output_folder / "vectors",
+        store=vector_store(output_folder, store),
         batch_tokens=batch_tokens,
-        progress=debug or sys.stderr.isatty(),
+        progress=shows_progress(debug),
     )
     options.check()
+    measured = with_vectors(metas) if geometry else []
     settings = ProfileSettings(
         kinds=kinds,
         seeds=tuple(seed) or SEEDS,
@@ -168,9 +173,11 @@ def robustness(
     )
     report = robustness_profile(metas, tasks, options, settings, say)
     failures = list(report.failures)
-    if geometry:
-        failures += _measure(metas, tasks, options, vectors)
+    failures += _measure(measured, tasks, options, vectors)
     _show(runner.output_folder(options))
+    for meta in metas:
+        if geometry and meta not in measured:
+            say(f"{meta.name} has no dense vectors, so that their geometry is left out")
     for line in failures:
         say(f"FAILED {line}")
     if failures:

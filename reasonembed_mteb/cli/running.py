@@ -38,6 +38,8 @@ from reasonembed_mteb.cli.common import (
     app,
     connect,
     say,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.cli.scale import Cluster, GpusPerWorker, cluster_pool
 from reasonembed_mteb.cli.show import set_up_logging, show_table
@@ -244,12 +246,12 @@ def run(
         rerank_top_k=rerank_top_k,
         prediction_folder=prediction_folder,
         run_file=run_file,
-        store=None if no_store else store or output_folder / "vectors",
+        store=vector_store(output_folder, store, no_store=no_store),
         store_dtype=store_dtype,
         batch_tokens=batch_tokens,
         attn=attn,
         compile_layers=compile_layers,
-        progress=debug or sys.stderr.isatty(),
+        progress=shows_progress(debug),
     )
     options.check()
     tasks = resolving.resolve_tasks(benchmark, task, resolving.BeirFolders(beir, beir_split, instruction))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from reasonembed_mteb.cli.common import (
     app,
     connect,
     say,
+    shows_progress,
 )
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -199,7 +199,7 @@ def encode(
             job,
             where,
             name=corpus_name(name or source),
-            progress=debug or sys.stderr.isatty(),
+            progress=shows_progress(debug),
             say=say,
         )
     seconds = time.monotonic() - started
@@ -292,7 +292,7 @@ def search(
         speed = Speed(device, where.threads, batch_tokens, attn, "off")
         asked = encode_queries(found, choice, speed, texts, pairs)
         started = time.monotonic()
-        run = search_corpus(found, asked, top_k, where, progress=debug or sys.stderr.isatty())
+        run = search_corpus(found, asked, top_k, where, progress=shows_progress(debug))
     seconds = time.monotonic() - started
     write_run(output, run, tag)
     say(f"{len(texts):,} queries in {found.rows:,} documents: {seconds:,.1f} s of search; run {output}")

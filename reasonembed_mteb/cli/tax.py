@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +28,8 @@ from reasonembed_mteb.cli.common import (
     connect,
     say,
     show,
+    shows_progress,
+    vector_store,
 )
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -127,9 +128,9 @@ def tax(
         device=device,
         overwrite=overwrite,
         limit=limit,
-        store=None if no_store else store or output_folder / "vectors",
+        store=vector_store(output_folder, store, no_store=no_store),
         batch_tokens=batch_tokens,
-        progress=debug or sys.stderr.isatty(),
+        progress=shows_progress(debug),
     )
     options.check()
     if beir_split is not None and not (beir or general_beir):

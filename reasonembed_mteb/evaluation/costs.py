@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.evaluation.plan import mini_texts, nothing_fetched
+from reasonembed_mteb.evaluation.plan import mini_texts
 from reasonembed_mteb.evaluation.record import read_record
 from reasonembed_mteb.retrieval.rows import row_of_task
+from reasonembed_mteb.retrieval.sources import nothing_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

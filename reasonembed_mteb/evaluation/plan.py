@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,10 +17,10 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.evaluation.sizes import published_size
 from reasonembed_mteb.models.instructions import planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
-from reasonembed_mteb.retrieval.sources import local_copy
+from reasonembed_mteb.retrieval.sources import local_copy, nothing_fetched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
@@ -289,23 +288,6 @@ def _texts_here(task: Any, limit: int | None) -> tuple[list[str], list[str], int
         except (OSError, ValueError, KeyError, DatasetsError, DataError):
             logger.debug("the data of %s are not here", task.metadata.name, exc_info=True)
             return None
-
-
-@contextmanager
-def nothing_fetched() -> Iterator[None]:
-    """Keep data sets and hub from fetching anything for the time of the block."""
-    import datasets
-    import huggingface_hub
-
-    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
 
 
 def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  # noqa: ANN401

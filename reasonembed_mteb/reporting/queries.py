@@ -5,7 +5,6 @@ A report fetches nothing.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.evaluation.scores import read_scores
 from reasonembed_mteb.retrieval.layouts import load_corpus, load_queries
 from reasonembed_mteb.retrieval.rows import row_of_task
+from reasonembed_mteb.retrieval.sources import nothing_fetched
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -43,12 +43,6 @@ class Texts:
     missing: str = ""
 
 
-def stay_offline() -> None:
-    """Keep the libraries from asking the hub for data that is not here; call it before they are imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_OFFLINE"] = "1"
-
-
 def local_texts(task: str, queries: Collection[str], documents: Collection[str]) -> Texts:
     """Return texts of one of our tasks, or of MTEB's own task over the same data.
 
@@ -64,7 +58,8 @@ def local_texts(task: str, queries: Collection[str], documents: Collection[str])
     if row is None:
         return Texts(missing=f"{task} is in none of the task tables, so its texts are not known")
     try:
-        return Texts(_pick(load_queries(row), set(queries)), _pick(load_corpus(row), set(documents)))
+        with nothing_fetched():
+            return Texts(_pick(load_queries(row), set(queries)), _pick(load_corpus(row), set(documents)))
     except DataError as error:
         return Texts(missing=f"no texts: {error}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -292,6 +293,22 @@ def _from_hub(source: Source) -> Any:  # noqa: ANN401 - Dataset
         source.repo, source.config, split=source.split or None, revision=source.revision
     )
     return found if source.split else next(iter(found.values()))
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Keep data sets and hub from fetching anything for the time of the block."""
+    import huggingface_hub
+
+    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def splits_of(row: TaskRow) -> dict[str, Source]:

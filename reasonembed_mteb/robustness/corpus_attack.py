@@ -310,7 +310,9 @@ def _searched(
     texts = _first_texts(model, objective, target, options, tokenizer)
     first = [first_tokens(text, tokenizer, size, usable) for text in texts]
     clusters = [one.queries.tolist() for one in objective.clusters]
-    content = (model.mteb_model_meta.revision, target.making["queries"]["text"][:], clusters, first)
+    asked = [loaded_prefix(innermost(model), target.metadata, side) for side in ("query", "document")]
+    queries = target.making["queries"]["text"][:]
+    content = (model.mteb_model_meta.revision, asked, target.max_tokens, queries, clusters, first)
     key, file = search_key(size, *content), folder / "search.json"
     state = read_state(file, key)
     if state is None or state.iteration > size.iterations:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.evaluation.geometries import Geometry, VectorShape, WeightNorms
 
 if TYPE_CHECKING:
@@ -182,6 +182,25 @@ def _spectral_norm(weights: NDArray[Any]) -> float:
 
     start = np.random.default_rng(0).standard_normal(min(weights.shape))
     return float(svds(weights, k=1, v0=start, return_singular_vectors=False)[0])
+
+
+def with_vectors(metas: Sequence[ModelMeta]) -> list[ModelMeta]:
+    """Return the models whose vectors have a geometry: those with one dense vector a text.
+
+    Args:
+        metas: Those that were named together; BM25, say, has none.
+
+    Raises:
+        ReasonEmbedError: If no model is left.
+    """
+    found = [meta for meta in metas if list(meta.model_type or ()) == ["dense"]]
+    if not found:
+        named = ", ".join(str(meta.name) for meta in metas)
+        msg = (
+            f"--geometry is for models with one dense vector a text, and none of {named} is one; leave it out"
+        )
+        raise ReasonEmbedError(msg)
+    return found
 
 
 def measure_geometry(

@@ -67,9 +67,7 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
         ReasonEmbedError: If it is no retrieval task.
     """
     data = _loaded(task)
-    labelled = sorted(
-        query for query, gold in data["relevant_docs"].items() if any(map(_positive, gold.values()))
-    )
+    labelled = _labelled(data)
     if makers is None:
         shuffled = np.random.default_rng(seed).permutation(labelled).tolist()
         half = len(shuffled) // 2
@@ -77,7 +75,7 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
     else:
         attacked = _only(data, labelled)
         other = _loaded(makers)
-        making = _only(other, [query for query, gold in other["relevant_docs"].items() if any(gold.values())])
+        making = _only(other, _labelled(other))
     making = _apart(making, attacked)
     _check_counts(task.metadata.name, making, attacked)
     row = getattr(task, "row", None)
@@ -93,8 +91,11 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
     )
 
 
-def _positive(label: int) -> bool:
-    return label > 0
+def _labelled(data: Mapping[str, Any]) -> list[str]:
+    """Return the queries that have a relevant document, sorted."""
+    return sorted(
+        query for query, gold in data["relevant_docs"].items() if any(label > 0 for label in gold.values())
+    )
 
 
 def _loaded(task: Any) -> dict[str, Any]:  # noqa: ANN401
