@@ -12,8 +12,8 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.generation import Generation
-from reasonembed_mteb.reasoning.heads import load_generator
+from reasonembed_mteb.reasoning.generators import GeneratorChoice
+from reasonembed_mteb.reasoning.heads import load_generator, on_backbone
 from reasonembed_mteb.reasoning.latents import text_frame
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 # The query with its instruction, and what its reasoning follows. Our own wording.
 PROMPT = "{query}\nReasoning: "
-BATCH_SIZE = 16
+# Nothing of it can be changed.
+_TORCH = GeneratorChoice()
 
 
 class SelfReasoning:
-    """An embedder that writes the reasoning itself, keeps it, and reads the vector on its cache."""
+    """An embedder that writes the reasoning itself, keeps it, and reads the vector after it."""
 
     def __init__(
         self,
@@ -42,7 +43,8 @@ class SelfReasoning:
         store: Path,
         *,
         prompt: str = PROMPT,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
+        generator: GeneratorChoice = _TORCH,
         **loading: Any,
     ) -> None:
         """Load the model's head.
@@ -53,28 +55,39 @@ class SelfReasoning:
             decoding: How tokens are chosen.
             store: Folder of the reasonings that are kept.
             prompt: With ``{query}``, which stands for the query and its instruction.
-            batch_size: Queries generated for at a time.
+            batch_size: Queries generated for at a time; None for the generator's own.
+            generator: Which engine generates.
             **loading: Of `load_generator`, such as ``revision``.
 
         Raises:
             ReasonEmbedError: If the model is no decoder, has no head, or its context is shorter than the
-                reasoning.
+                reasoning, or the generator is not installed or cannot load it.
         """
         decoding.check()
-        if batch_size < 1:
+        self._batch_size = generator.batch_size if batch_size is None else batch_size
+        if self._batch_size < 1:
             msg = f"{batch_size} queries at a time: give at least 1"
             raise ReasonEmbedError(msg)
         _check_decoder(model, name)
-        self._model, self._decoding, self._prompt = model, decoding, check_prompt(prompt)
-        self._batch_size = batch_size
+        transformer: Any = model[0]
+        self._decoding, self._prompt = decoding, check_prompt(prompt)
         self._tokenizer: Any = model.tokenizer
         self._before, self._ending = text_frame(self._tokenizer)
         self._after = self._bare(prompt.partition(PLACE_OF_QUERY)[2])
-        self._length = context_length(model)
+        self._length = generator.length(context_length(model))
         self._room(self._length)
-        generator = load_generator(name, **{"dtype": model.dtype, "device_map": "cpu"} | loading)
-        self._generation = Generation(model, generator, self._ending)
-        self._hash = fingerprint(describe_model(model), weights_hash(self._generation.generator))
+        head = load_generator(name, **{"dtype": model.dtype} | loading)
+        # One copy of the backbone; its head's weights are part of the keys, whoever generates.
+        head = on_backbone(head, transformer.auto_model)
+        self._hash = fingerprint(describe_model(model), weights_hash(head))
+        self._writer = generator.writer(
+            model,
+            head,
+            self._ending,
+            source=name,
+            length=self._length,
+            revision=loading.get("revision"),
+        )
         self._store = ReasoningStore(store)
 
     def reasonings(self, texts: Sequence[str], limit: int, *, show_progress: bool = False) -> list[Reasoning]:
@@ -105,7 +118,7 @@ class SelfReasoning:
     def _generate(self, keys: list[bytes], prompts: list[list[int]]) -> dict[bytes, Reasoning]:
         seeds = [int.from_bytes(key[:7], "little") for key in keys]
         started = time.perf_counter()
-        made = self._generation.run(prompts, self._decoding, seeds)
+        made = self._writer.run(prompts, self._decoding, seeds)
         seconds = (time.perf_counter() - started) / len(keys)
         found = {
             key: self._reasoning(one, len(prompt), seconds)
@@ -121,14 +134,15 @@ class SelfReasoning:
 
     def _key(self, prompt: Sequence[int]) -> bytes:
         # The tokens are the prompt, the instruction and the query, at the length in force.
-        return reasoning_key(
-            {
-                "model": self._hash,
-                "prompt": list(prompt),
-                "ending": self._ending,
-                "decoding": asdict(self._decoding),
-            }
-        )
+        parts = {
+            "model": self._hash,
+            "prompt": list(prompt),
+            "ending": self._ending,
+            "decoding": asdict(self._decoding),
+        }
+        # Another engine may choose other tokens; torch's keys are those of before there was another.
+        engine = self._writer.identity
+        return reasoning_key(parts | ({"engine": engine} if engine else {}))
 
     def _prompt_ids(self, text: str, room: int) -> list[int]:
         query = self._bare(self._prompt.partition(PLACE_OF_QUERY)[0] + text)
@@ -156,8 +170,9 @@ class SelfReasoning:
         return len(self._store)
 
     def close(self) -> None:
-        """Close the reasonings on disk."""
+        """Close the reasonings on disk, and let the generator go."""
         self._store.close()
+        self._writer.close()
 
 
 @contextmanager
