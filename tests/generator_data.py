@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -91,6 +92,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     distributed.__dict__["cleanup_dist_env_and_memory"] = release
     for module in (package, distributed):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    # There is nothing to collect, and much to look through.
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     StandIn.made.clear()
     StandIn.asked.clear()
     for name, value in (("released", 0), ("deaf", False), ("most", 1 << 20)):

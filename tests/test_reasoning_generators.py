@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, save_decoder
@@ -19,7 +18,6 @@ from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL, read_reaso
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.encoder import ReasoningEncoder
 from reasonembed_mteb.reasoning.generation import Decoding, Generation
 from reasonembed_mteb.reasoning.generators import GeneratorChoice
 from reasonembed_mteb.reasoning.heads import load_generator, on_backbone
@@ -83,6 +81,7 @@ def test_the_likeliest_tokens_are_torchs(folder: Path) -> None:
     assert {one.stop for one in found} == {ENDED, FULL}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vllm")
 def test_a_window_shorter_than_the_text(tmp_path: Path) -> None:
     from transformers import AutoConfig
@@ -224,26 +223,27 @@ def test_choices_that_cannot_be(name: str, options: dict[str, Any], kind: type[E
 def test_engines_do_not_share_reasonings(
     vllm: type[StandIn], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(choice: GeneratorChoice) -> ReasoningEncoder:
-        model = ReasonEmbed(str(folder), device="cpu")
-        return ReasoningEncoder.of_itself(model, str(folder), Decoding(5), tmp_path, generator=choice)
+    model = ReasonEmbed(str(folder), device="cpu")
+
+    def load(choice: GeneratorChoice) -> SelfReasoning:
+        return SelfReasoning(model, str(folder), Decoding(2), tmp_path, generator=choice)
 
     queries = [*TEXTS, TEXTS[0]]
-    own = load(GeneratorChoice()).encode_query(queries)
+    own = load(GeneratorChoice()).reasonings(queries, 8192)
     first = load(VLLM)
-    found = first.encode_query(queries)
-    assert np.abs(found - own).max() < 1e-6
+    found = first.reasonings(queries, 8192)
+    assert [one.ids for one in found] == [one.ids for one in own]
     # All in one call, and equal queries once.
     ((asked, _),) = vllm.asked
     assert len(asked) == 3
     first.close()
     assert vllm.released == 1
-    load(GeneratorChoice("vllm", {"gpu_memory_utilization": 0.2})).encode_query(queries)
+    load(GeneratorChoice("vllm", {"gpu_memory_utilization": 0.2})).reasonings(TEXTS[:1], 8192)
     assert len(vllm.asked) == 1
-    load(GeneratorChoice("vllm", {"max_num_seqs": 2})).encode_query(queries)
+    load(GeneratorChoice("vllm", {"max_num_seqs": 2})).reasonings(TEXTS[:1], 8192)
     assert len(vllm.asked) == 2
     monkeypatch.setattr(sys.modules["vllm"], "__version__", "1.0")
-    load(VLLM).encode_query(queries)
+    load(VLLM).reasonings(TEXTS[:1], 8192)
     assert len(vllm.asked) == 3
 
 
@@ -252,9 +252,9 @@ def test_torchs_keys_and_revisions_stay(folder: Path, tmp_path: Path) -> None:
     model = ReasonEmbed(str(folder), device="cpu")
     kept = SelfReasoning(model, str(folder), Decoding(6), tmp_path)
     head = on_backbone(load_generator(str(folder)), model[0].auto_model)
-    assert kept._hash == fingerprint(describe_model(model), weights_hash(head))
+    assert kept.identity == fingerprint(describe_model(model), weights_hash(head))
     assert isinstance(kept._writer, Generation)
-    kept._hash, kept._ending = "h" * 32, [371, 372]
+    kept.identity, kept._frame.ending = "h" * 32, [371, 372]
     assert kept._key([1, 2, 3]).hex() == "fb1f4a189b41f93099c87123608d1f9749e0bde56148bdf494f3e01ea4d77b40"
     base = resolving.resolve_model("sentence-transformers/all-MiniLM-L6-v2")
     base = base.model_copy(update={"revision": "r1"})

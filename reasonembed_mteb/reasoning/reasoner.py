@@ -19,7 +19,7 @@ from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
@@ -32,8 +32,67 @@ PROMPT = "{query}\nReasoning: "
 _TORCH = GeneratorChoice()
 
 
+class PromptFrame:
+    """What stands around a query whose reasoning is generated, as token ids, and the room that it leaves.
+
+    Attributes:
+        ending: Ids after which the vector is read: latents, EOS, or none.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: str, length: int, max_tokens: int) -> None:  # noqa: ANN401
+        """Read what stands around a query.
+
+        Args:
+            tokenizer: The model's.
+            prompt: With ``{query}``, which stands for the query and its instruction.
+            length: Most tokens of a query and its reasoning.
+            max_tokens: Most tokens of the reasoning.
+
+        Raises:
+            ReasonEmbedError: If the prompt has no place for the query, or there is no room for one.
+        """
+        self._tokenizer, self._length, self._max_tokens = tokenizer, length, max_tokens
+        self._first, _, last = check_prompt(prompt).partition(PLACE_OF_QUERY)
+        self._before, self.ending = text_frame(tokenizer)
+        self._after = self._bare(last)
+        self._room(length)
+
+    def ids(self, text: str, limit: int) -> list[int]:
+        """Return a query as it is read, cut where it is too long.
+
+        Args:
+            text: With its instruction.
+            limit: Most tokens of a query with its prompt.
+
+        Raises:
+            ReasonEmbedError: If there is no room for one.
+        """
+        query = self._bare(self._first + text)
+        return [*self._before, *query[: self._room(limit)], *self._after]
+
+    def _bare(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _room(self, limit: int) -> int:
+        """Return how many tokens of a query fit beside the prompt, the reasoning and the ending."""
+        around = len(self._before) + len(self._after) + len(self.ending)
+        room = min(limit, self._length - self._max_tokens) - around
+        if room < 1:
+            msg = (
+                f"{self._max_tokens:,} reasoning tokens and {around} around a query leave no room "
+                f"for it in the model's {min(limit, self._length):,}: give fewer, or raise its max_seq_length"
+            )
+            raise ReasonEmbedError(msg)
+        return room
+
+
 class SelfReasoning:
-    """An embedder that writes the reasoning itself, keeps it, and reads the vector after it."""
+    """An embedder that writes the reasoning itself, keeps it, and reads the vector after it.
+
+    Attributes:
+        identity: Hash of everything of the model that decides its reasonings, its weights among it.
+    """
 
     def __init__(
         self,
@@ -70,22 +129,20 @@ class SelfReasoning:
             raise ReasonEmbedError(msg)
         _check_decoder(model, name)
         transformer: Any = model[0]
-        self._decoding, self._prompt = decoding, check_prompt(prompt)
+        self._decoding = decoding
         self._tokenizer: Any = model.tokenizer
-        self._before, self._ending = text_frame(self._tokenizer)
-        self._after = self._bare(prompt.partition(PLACE_OF_QUERY)[2])
-        self._length = generator.length(context_length(model))
-        self._room(self._length)
+        length = generator.length(context_length(model))
+        self._frame = PromptFrame(self._tokenizer, prompt, length, decoding.max_tokens)
         head = load_generator(name, **{"dtype": model.dtype} | loading)
         # One copy of the backbone; its head's weights are part of the keys, whoever generates.
         head = on_backbone(head, transformer.auto_model)
-        self._hash = fingerprint(describe_model(model), weights_hash(head))
+        self.identity = fingerprint(describe_model(model), weights_hash(head))
         self._writer = generator.writer(
             model,
             head,
-            self._ending,
+            self._frame.ending,
             source=name,
-            length=self._length,
+            length=length,
             revision=loading.get("revision"),
         )
         self._store = ReasoningStore(store)
@@ -101,7 +158,7 @@ class SelfReasoning:
             limit: Most tokens of a query with its prompt.
             show_progress: Whether a bar is shown.
         """
-        prompts = [self._prompt_ids(text, self._room(limit)) for text in texts]
+        prompts = [self._frame.ids(text, limit) for text in texts]
         keys = [self._key(prompt) for prompt in prompts]
         found = self._store.find(list(dict.fromkeys(keys)))
         by_key = dict(zip(keys, prompts, strict=True))
@@ -133,36 +190,7 @@ class SelfReasoning:
         return Reasoning(text, one.stop, one.tokens, prompt, seconds, one.ids, vector)
 
     def _key(self, prompt: Sequence[int]) -> bytes:
-        # The tokens are the prompt, the instruction and the query, at the length in force.
-        parts = {
-            "model": self._hash,
-            "prompt": list(prompt),
-            "ending": self._ending,
-            "decoding": asdict(self._decoding),
-        }
-        # Another engine may choose other tokens; torch's keys are those of before there was another.
-        engine = self._writer.identity
-        return reasoning_key(parts | ({"engine": engine} if engine else {}))
-
-    def _prompt_ids(self, text: str, room: int) -> list[int]:
-        query = self._bare(self._prompt.partition(PLACE_OF_QUERY)[0] + text)
-        return [*self._before, *query[:room], *self._after]
-
-    def _bare(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _room(self, limit: int) -> int:
-        """Return how many tokens of a query fit beside the prompt, the reasoning and the ending."""
-        around = len(self._before) + len(self._after) + len(self._ending)
-        room = min(limit, self._length - self._decoding.max_tokens) - around
-        if room < 1:
-            msg = (
-                f"{self._decoding.max_tokens:,} reasoning tokens and {around} around a query leave no room "
-                f"for it in the model's {min(limit, self._length):,}: give fewer, or raise its max_seq_length"
-            )
-            raise ReasonEmbedError(msg)
-        return room
+        return own_key(self.identity, prompt, self._frame.ending, self._decoding, self._writer.identity)
 
     @property
     def kept(self) -> int:
@@ -173,6 +201,26 @@ class SelfReasoning:
         """Close the reasonings on disk, and let the generator go."""
         self._store.close()
         self._writer.close()
+
+
+def own_key(
+    model: str, prompt: Sequence[int], ending: Sequence[int], decoding: Decoding, engine: Mapping[str, Any]
+) -> bytes:
+    """Return the hash by which a model's own reasoning is kept.
+
+    Args:
+        model: `SelfReasoning.identity`.
+        prompt: Ids of the prompt, the instruction and the query, at the length in force.
+        ending: Ids after which the vector is read.
+        decoding: How tokens are chosen.
+        engine: See `reasonembed_mteb.reasoning.generation.Writer.identity`.
+
+    Returns:
+        32 bytes.
+    """
+    parts = {"model": model, "prompt": list(prompt), "ending": list(ending), "decoding": asdict(decoding)}
+    # Another engine may choose other tokens; torch's keys are those of before there was another.
+    return reasoning_key(parts | ({"engine": dict(engine)} if engine else {}))
 
 
 @contextmanager
