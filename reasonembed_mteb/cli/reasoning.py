@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,6 +133,14 @@ def reason_run(
     ] = [],  # noqa: B006
     limit: Limit = None,
     output_folder: OutputFolder = Path("results"),
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would run: tokens, what is kept, price at most; sends and fetches nothing.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     note: Annotated[
         str, typer.Option(help="What tells these scores from results.", rich_help_panel=OUTPUT)
     ] = "",
@@ -163,12 +172,16 @@ def reason_run(
         store=vector_store(output_folder, None),
         progress=shows_progress(debug),
     )
+    answers = output_folder / "reasonings" / "answers"
     with ExitStack() as stack:
+        if dry_run and not answers.is_dir():
+            # A dry run leaves nothing behind.
+            answers = Path(stack.enter_context(TemporaryDirectory()))
         client = _client(
             stack,
             endpoint,
             endpoint_model,
-            output_folder / "reasonings" / "answers",
+            answers,
             api_key_env=api_key_env,
             prices=(price_in, price_out),
             max_price=max_price,
@@ -186,6 +199,9 @@ def reason_run(
         )
         tasks = resolving.resolve_tasks(benchmark, task)
         store = output_folder / "reasonings" / "generated"
+        if dry_run:
+            _show_dry_run(resolving.resolve_models(model), plans, store, tasks, options)
+            return
         outcomes = [
             outcome
             for meta in resolving.resolve_models(model)
@@ -213,6 +229,39 @@ def _scored(
 
     with closing(ReasoningModel(meta, plan, store)) as model:
         return model.run(tasks, options, say, note)
+
+
+def _show_dry_run(
+    metas: Sequence[ModelMeta],
+    plans: Sequence[ReasoningPlan | None],
+    store: Path,
+    tasks: Sequence[AbsTask],
+    options: RunOptions,
+) -> None:
+    """Print what would be embedded and generated; exit with 1 if something could not be planned."""
+    from reasonembed_mteb.cli import planning as shown
+    from reasonembed_mteb.evaluation.plan import plan_models
+    from reasonembed_mteb.evaluation.resolving import model_labels
+    from reasonembed_mteb.reasoning.planning import ReasoningPlanner
+    from reasonembed_mteb.reasoning.running import ReasoningModel
+
+    for meta in metas:
+        for plan in plans:
+            # Refused as the run would be.
+            ReasoningModel(meta, plan, store)
+    failed, planner = False, ReasoningPlanner(tasks, store, options.limit)
+    planned = plan_models(metas, tasks, options.limit)
+    for meta, (found, errors), label in zip(metas, planned, model_labels(metas), strict=True):
+        shown.show_plans(found, label)
+        if found:
+            shown.show_costs(meta, found, options, measure_speed=False)
+        estimates = [one for plan in plans if plan is not None for one in planner.estimate(meta, plan, found)]
+        shown.show_reasoning(estimates, label)
+        for line in errors:
+            say(f"FAILED {label} on {line}")
+        failed = failed or bool(errors)
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def _generator(name: str, options: Sequence[str]) -> GeneratorChoice:

@@ -30,6 +30,7 @@ from reasonembed_mteb.reasoning.generators import TORCH, GeneratorChoice
 from reasonembed_mteb.reasoning.latents import latent_ids
 from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import check_prompt
+from reasonembed_mteb.reasoning.store import remember_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,7 +185,7 @@ class ReasoningModel:
         assert plan.decoding is not None
         path = (self._base.loader_kwargs or {}).get("path")
         where = {} if path else {"revision": inner.mteb_model_meta.revision}
-        return SelfReasoning(
+        found = SelfReasoning(
             inner.model,
             str(path or self._base.name),
             plan.decoding,
@@ -194,6 +195,8 @@ class ReasoningModel:
             generator=plan.generator,
             **where,
         )
+        remember_model(self._store, base_key(self._base), found.identity)
+        return found
 
     def run(
         self,
@@ -267,6 +270,15 @@ class ReasoningModel:
             note=note,
             engine=" ".join(str(engine[key]) for key in ("name", "version")) if engine else "",
         )
+
+
+def base_key(base: ModelMeta) -> str:
+    """Return a name for a model and its revision, as far as it was given, in a store of reasonings.
+
+    Args:
+        base: The model that embeds.
+    """
+    return fingerprint(str(base.name), base.revision)
 
 
 def _write(folder: Path, task: str, figures: ReasoningFigures) -> None:
