@@ -202,6 +202,15 @@ def test_what_torch_refuses_is_refused(vllm: type[StandIn], folder: Path, tmp_pa
         load(save_decoder(tmp_path / "headless", headless=True))
     with pytest.raises(ReasonEmbedError, match=r"8,192 reasoning tokens and .* leave no room"):
         load(folder, 8192)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReasonEmbedError, match="choose another folder"):
+        SelfReasoning(
+            ReasonEmbed(str(folder), device="cpu"),
+            str(folder),
+            Decoding(4),
+            tmp_path / "file",
+            generator=VLLM,
+        )
     # vLLM's own context counts, where one is given.
     with pytest.raises(ReasonEmbedError, match=r"100 reasoning tokens and .* the model's 90"):
         load(folder, 100, max_model_len=90)

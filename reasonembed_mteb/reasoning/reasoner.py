@@ -137,6 +137,8 @@ class SelfReasoning:
         # One copy of the backbone; its head's weights are part of the keys, whoever generates.
         head = on_backbone(head, transformer.auto_model)
         self.identity = fingerprint(describe_model(model), weights_hash(head))
+        # Before an engine takes its memory: a folder that cannot be used is said first.
+        self._store = ReasoningStore(store)
         self._writer = generator.writer(
             model,
             head,
@@ -145,7 +147,6 @@ class SelfReasoning:
             length=length,
             revision=loading.get("revision"),
         )
-        self._store = ReasoningStore(store)
 
     def reasonings(self, texts: Sequence[str], limit: int, *, show_progress: bool = False) -> list[Reasoning]:
         """Return what is reasoned about each query: what is kept, and what is generated now.
