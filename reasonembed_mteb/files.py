@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
@@ -223,6 +224,18 @@ def json_text(value: object) -> str:
         value: What JSON can hold.
     """
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def toml_value(text: str) -> Any:  # noqa: ANN401 - any TOML
+    """Return a value as TOML has it, such as ``0.5`` or ``[1, 2]``; a bare word is a string.
+
+    Args:
+        text: As it was written on a command line.
+    """
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def read_json_object(file: Path) -> dict[str, Any] | None:

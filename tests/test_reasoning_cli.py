@@ -10,6 +10,7 @@ from conftest import save_decoder
 from evaluation_data import BIOLOGY
 from stub_server import StubServer
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.reasoning.latents import add_latents
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ SERVER = ("--endpoint", "http://localhost:1/v1", "--endpoint-model", "thinker")
         ((*SERVER, "--tokens", "8", "--api-key-env", "sk-123"), "api_key_env must be the name"),
         (("--reasonings", "none.jsonl"), "cannot read none.jsonl"),
         (("--rewritten", "gpt5_reason"), "unknown rewriting 'gpt5_reason'"),
+        (("--tokens", "8", "--generator", "vlm"), "did you mean 'vllm'"),
+        (("--tokens", "8", "--generator-option", "max_num_seqs=8"), "torch takes none"),
+        (("--tokens", "8", "--generator", "vllm", "--generator-option", "eager"), "of the form name=value"),
+        ((*SERVER, "--tokens", "8", "--generator", "vllm"), "give --tokens, and no --endpoint"),
+        (("--tokens", "0", "--generator", "vllm"), "give --tokens, and no --endpoint"),
     ],
 )
 def test_options_that_do_not_fit(options: tuple[str, ...], said: str, command: Command) -> None:
@@ -41,6 +47,24 @@ def test_options_that_do_not_fit(options: tuple[str, ...], said: str, command: C
     assert status == 2
     assert said in error
     assert "sk-123" not in error
+
+
+def test_the_generator_gets_its_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reasonembed_mteb.reasoning import running
+
+    made: list[Any] = []
+
+    def kept(base: Any, plan: Any, store: Path) -> Any:
+        made.append(plan)
+        raise ReasonEmbedError(str(base.name))
+
+    monkeypatch.setattr(running, "ReasoningModel", kept)
+    options = ("--generator-option", "gpu_memory_utilization = 0.4", "--generator-option", "dtype=float16")
+    run = ("reason-run", "-m", "bm25", "-t", BIOLOGY, "--tokens", "8", "--generator", "vllm", *options)
+    assert command(*run)[0] == 2
+    (plan,) = made
+    assert (plan.generator.name, plan.batch_size) == ("vllm", None)
+    assert plan.generator.options == {"gpu_memory_utilization": 0.4, "dtype": "float16"}
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from reasonembed_mteb.reasoning.generation import (
 )
 from reasonembed_mteb.reasoning.heads import load_generator
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
+from reasonembed_mteb.reasoning.reasoner import SelfReasoning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,3 +186,12 @@ def test_a_backbone_without_a_head(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "headless", headless=True)
     with pytest.raises(ReasonEmbedError, match="has no language-model head"):
         load_generator(str(folder))
+
+
+def test_a_head_needs_no_accelerate(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import accelerate
+
+    monkeypatch.setattr(accelerate, "is_accelerate_available", lambda *_: False)
+    model = ReasonEmbed(str(made / "qwen3"), device="cpu")
+    SelfReasoning(model, str(made / "qwen3"), Decoding(4), tmp_path / "kept").close()
+    add_latents(str(made / "qwen3-bare"), 1, tmp_path / "again")

@@ -35,6 +35,17 @@ def test_tasks_of_one_system_are_joined(tmp_path: Path) -> None:
         assert write_reasoning_run(tmp_path, other) != file
 
 
+def test_a_record_of_before_there_was_an_engine(tmp_path: Path) -> None:
+    file = write_reasoning_run(tmp_path, RUN)
+    held = json.loads(file.read_text())
+    assert held.pop("engine") == ""
+    file.write_text(json.dumps(held))
+    assert read_reasoning_run(file) == RUN
+    # It is the same system, and keeps its tasks.
+    more = replace(RUN, tasks={"two": TASK})
+    assert read_reasoning_run(write_reasoning_run(tmp_path, more)).tasks == {"one": TASK, "two": TASK}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -49,6 +60,7 @@ def test_tasks_of_one_system_are_joined(tmp_path: Path) -> None:
         {"max_tokens": "eight"},
         {"decides": []},
         {"source": None},
+        {"engine": None},
         {"surprise": 1},
     ],
 )

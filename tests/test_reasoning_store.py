@@ -11,7 +11,13 @@ import pytest
 from reasonembed_mteb.endpoints.endpoint import Reply
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.llm.cache import AnswerCache
-from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
+from reasonembed_mteb.reasoning.store import (
+    Reasoning,
+    ReasoningStore,
+    known_models,
+    reasoning_key,
+    remember_model,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,3 +56,15 @@ def test_a_file_of_other_answers(text: str, tmp_path: Path) -> None:
         cache.add([(key, Reply(text, None))])
     with ReasoningStore(tmp_path) as store, pytest.raises(DataError, match="holds what is no reasoning"):
         store.find([key])
+
+
+def test_models_are_known_without_their_weights(tmp_path: Path) -> None:
+    assert known_models(tmp_path, "a") == []
+    ReasoningStore(tmp_path).close()
+    # An earlier version's store says nothing.
+    assert known_models(tmp_path, "a") is None
+    for name, identity in (("a", "1"), ("a", "2"), ("a", "1"), ("b", "3")):
+        remember_model(tmp_path, name, identity)
+    assert [known_models(tmp_path, name) for name in "abc"] == [["1", "2"], ["3"], []]
+    (tmp_path / "models.json").write_text("[")
+    assert known_models(tmp_path, "a") is None

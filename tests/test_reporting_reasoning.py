@@ -34,6 +34,14 @@ def run(tokens: int, **scores: float) -> ReasoningRun:
     )
 
 
+def test_another_engine_is_another_column(tmp_path: Path) -> None:
+    other = replace(run(64, a=0.3), system="reasoning/m-itself-64-vllm", engine="vllm 0.99")
+    write(tmp_path, run(64, a=0.2), replace(other, decides={"engine": {"name": "vllm"}}))
+    (chapter,), _ = reasoning_chapters([tmp_path])
+    assert chapter.grids[0].head == ("model", "tasks", "N = 64", "N = 64, vllm 0.99")
+    assert chapter.grids[0].rows[0][2:] == ("20.00", "30.00")
+
+
 def write(folder: Path, *runs: ReasoningRun) -> None:
     for one in runs:
         write_reasoning_run(folder, one)

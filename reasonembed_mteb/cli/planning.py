@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.cli.common import say, show
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from reasonembed_mteb.evaluation.costs import MeasuredSpeed, Total
     from reasonembed_mteb.evaluation.plan import TaskPlan
     from reasonembed_mteb.evaluation.runner import RunOptions
+    from reasonembed_mteb.reasoning.planning import ReasoningEstimate
 
 _HEAD = [
     "task",
@@ -59,6 +61,42 @@ def show_plans(plans: Sequence[TaskPlan], title: str) -> None:
     if any(plan.published for plan in plans):
         counted += "; data not here: published sizes, ~ tokens by mean characters, at most; - not known"
     show_table(_HEAD, rows, f"{title}: would run ({counted})")
+
+
+def show_reasoning(estimates: Sequence[ReasoningEstimate], title: str) -> None:
+    """Print what would be generated before queries are embedded, for one model.
+
+    Args:
+        estimates: One per way of reasoning and task.
+        title: Which model.
+    """
+    if not estimates:
+        return
+    rows = [
+        [
+            one.task,
+            one.reasoning,
+            _count(one.queries),
+            _count(one.query_tokens),
+            _count(one.most_tokens),
+            _count(one.kept),
+            _count(one.left_tokens),
+            _price(one.price, one.estimated),
+        ]
+        for one in estimates
+    ]
+    left = [one.left_tokens for one in estimates if one.left_tokens is not None]
+    prices = [one.price for one in estimates if one.price is not None]
+    total = _price(sum(prices) if prices else None, any(one.estimated for one in estimates))
+    rows.append(["all", "", "", "", "", "", _count(sum(left)), total])
+    head = ["task", "reasoning", "queries", "query tokens", "tokens", "kept", "left", "price"]
+    said = "tokens: generated at most; kept: queries with a reasoning; left: generated at most for the others"
+    show_table(head, rows, f"{title}: would reason ({said}; price: of those, at most; - not known, or none)")
+
+
+def _price(price: float | None, estimated: bool) -> str:
+    # Rounded up: it is the most.
+    return "-" if price is None else f"{'~' if estimated else ''}{math.ceil(100 * price) / 100:,.2f}"
 
 
 def _count(number: int | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reasonembed_mteb.cli.common import (
+    ENGINE,
     FAILED,
     OUTPUT,
     SPEED,
@@ -29,8 +31,13 @@ from reasonembed_mteb.errors import ReasonEmbedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mteb.abstasks import AbsTask
+    from mteb.models import ModelMeta
+
+    from reasonembed_mteb.evaluation.runner import Outcome, RunOptions
     from reasonembed_mteb.llm.client import LLMClient
     from reasonembed_mteb.reasoning.generation import Decoding
+    from reasonembed_mteb.reasoning.generators import GeneratorChoice
     from reasonembed_mteb.reasoning.running import ReasoningPlan
     from reasonembed_mteb.reasoning.sources import ReasoningSource
 
@@ -109,8 +116,31 @@ def reason_run(
             "--retry-errors", help="Ask again where requests failed for good.", rich_help_panel=_SERVER
         ),
     ] = False,
+    generator: Annotated[
+        str,
+        typer.Option(
+            help="Who generates where the model reasons itself: torch, or vllm (in this process).",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "torch",
+    generator_option: Annotated[
+        list[str],
+        typer.Option(
+            help="With --generator vllm: an argument of vllm.LLM, such as gpu_memory_utilization=0.4; "
+            "repeatable.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = [],  # noqa: B006
     limit: Limit = None,
     output_folder: OutputFolder = Path("results"),
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would run: tokens, what is kept, price at most; sends and fetches nothing.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     note: Annotated[
         str, typer.Option(help="What tells these scores from results.", rich_help_panel=OUTPUT)
     ] = "",
@@ -118,15 +148,20 @@ def reason_run(
         bool, typer.Option("--overwrite", help="Score again whatever is cached.", rich_help_panel=OUTPUT)
     ] = False,
     reasoning_batch: Annotated[
-        int, typer.Option(min=1, help="Queries generated for at a time.", rich_help_panel=SPEED)
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Queries generated for at a time.",
+            show_default="16; vllm: 256",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda:0.", rich_help_panel=SPEED)] = None,
     debug: Debug = False,
 ) -> None:
     """Score models that reason about each query before they embed it, filed apart from the models alone."""
     connect(debug)
     from reasonembed_mteb.evaluation import resolving, runner
-    from reasonembed_mteb.reasoning.running import ReasoningModel
 
     decodings = _decodings(tokens, temperature, top_p, seed)
     options = runner.RunOptions(
@@ -137,25 +172,41 @@ def reason_run(
         store=vector_store(output_folder, None),
         progress=shows_progress(debug),
     )
+    answers = output_folder / "reasonings" / "answers"
     with ExitStack() as stack:
+        if dry_run and not answers.is_dir():
+            # A dry run leaves nothing behind.
+            answers = Path(stack.enter_context(TemporaryDirectory()))
         client = _client(
             stack,
             endpoint,
             endpoint_model,
-            output_folder / "reasonings" / "answers",
+            answers,
             api_key_env=api_key_env,
             prices=(price_in, price_out),
             max_price=max_price,
             retry_errors=retry_errors,
         )
-        plans = _plans(decodings, client, reasonings, rewritten, prompt, question, batch_size=reasoning_batch)
+        plans = _plans(
+            decodings,
+            client,
+            reasonings,
+            rewritten,
+            prompt,
+            question,
+            batch_size=reasoning_batch,
+            generator=_generator(generator, generator_option),
+        )
         tasks = resolving.resolve_tasks(benchmark, task)
         store = output_folder / "reasonings" / "generated"
+        if dry_run:
+            _show_dry_run(resolving.resolve_models(model), plans, store, tasks, options)
+            return
         outcomes = [
             outcome
             for meta in resolving.resolve_models(model)
             for plan in plans
-            for outcome in ReasoningModel(meta, plan, store).run(tasks, options, say, note)
+            for outcome in _scored(meta, plan, store, tasks, options, note)
         ]
     _finish(
         outcomes,
@@ -163,6 +214,68 @@ def reason_run(
         ["Main scores in %", *filter(None, [note]), *options.caveats],
         runner.output_folder(options),
     )
+
+
+def _scored(
+    meta: ModelMeta,
+    plan: ReasoningPlan | None,
+    store: Path,
+    tasks: Sequence[AbsTask],
+    options: RunOptions,
+    note: str,
+) -> list[Outcome]:
+    """Score one model with one way of reasoning, and let go what it took before the next is loaded."""
+    from reasonembed_mteb.reasoning.running import ReasoningModel
+
+    with closing(ReasoningModel(meta, plan, store)) as model:
+        return model.run(tasks, options, say, note)
+
+
+def _show_dry_run(
+    metas: Sequence[ModelMeta],
+    plans: Sequence[ReasoningPlan | None],
+    store: Path,
+    tasks: Sequence[AbsTask],
+    options: RunOptions,
+) -> None:
+    """Print what would be embedded and generated; exit with 1 if something could not be planned."""
+    from reasonembed_mteb.cli import planning as shown
+    from reasonembed_mteb.evaluation.plan import plan_models
+    from reasonembed_mteb.evaluation.resolving import model_labels
+    from reasonembed_mteb.reasoning.planning import ReasoningPlanner
+    from reasonembed_mteb.reasoning.running import ReasoningModel
+
+    for meta in metas:
+        for plan in plans:
+            # Refused as the run would be.
+            ReasoningModel(meta, plan, store)
+    failed, planner = False, ReasoningPlanner(tasks, store, options.limit)
+    planned = plan_models(metas, tasks, options.limit)
+    for meta, (found, errors), label in zip(metas, planned, model_labels(metas), strict=True):
+        shown.show_plans(found, label)
+        if found:
+            shown.show_costs(meta, found, options, measure_speed=False)
+        estimates = [one for plan in plans if plan is not None for one in planner.estimate(meta, plan, found)]
+        shown.show_reasoning(estimates, label)
+        for line in errors:
+            say(f"FAILED {label} on {line}")
+        failed = failed or bool(errors)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _generator(name: str, options: Sequence[str]) -> GeneratorChoice:
+    from reasonembed_mteb.files import toml_value
+    from reasonembed_mteb.reasoning.generators import GeneratorChoice
+
+    found = {}
+    for option in options:
+        key, sign, value = option.partition("=")
+        if not sign or not key.strip().isidentifier():
+            msg = f"--generator-option {option!r} must be of the form name=value, such as max_num_seqs=64"
+            raise ReasonEmbedError(msg)
+        found[key.strip()] = toml_value(value.strip())
+    return GeneratorChoice(name, found)
 
 
 def _decodings(tokens: Sequence[int], temperature: float, top_p: float, seed: int) -> list[Decoding | None]:
@@ -211,10 +324,12 @@ def _plans(
     prompt: str | None,
     question: Path | None,
     *,
-    batch_size: int,
+    batch_size: int | None,
+    generator: GeneratorChoice,
 ) -> list[ReasoningPlan | None]:
     """Return every way of reasoning that was asked for; None for the model alone."""
     from reasonembed_mteb.prompts import unescape_template
+    from reasonembed_mteb.reasoning.generators import TORCH, GeneratorChoice
     from reasonembed_mteb.reasoning.reasoner import PROMPT
     from reasonembed_mteb.reasoning.running import ReasoningPlan
     from reasonembed_mteb.reasoning.sources import (
@@ -235,13 +350,17 @@ def _plans(
     plans: list[ReasoningPlan | None] = []
     for one in decodings:
         source = AskedReasonings(client, one, asked) if client is not None and one is not None else None
-        plans.append(None if one is None else ReasoningPlan(one, source, **shared))
+        own = generator if source is None else GeneratorChoice()
+        plans.append(None if one is None else ReasoningPlan(one, source, **shared, generator=own))
     sources: list[ReasoningSource] = [*map(ReasoningFile, files), *map(RewrittenQueries, rewritten)]
     plans += [ReasoningPlan(None, source, **shared) for source in sources]
     if not plans:
         raise ReasonEmbedError(_NO_TOKENS + "; or --reasonings or --rewritten")
     if client is not None and not any(decodings):
         raise ReasonEmbedError(_NO_TOKENS)
+    if generator.name != TORCH and not any(plan is not None and plan.source is None for plan in plans):
+        msg = f"--generator {generator.name} generates where the model reasons itself: give --tokens, and no "
+        raise ReasonEmbedError(msg + "--endpoint")
     return plans
 
 

@@ -277,21 +277,35 @@ def mini_texts() -> tuple[str, ...]:
 
 def _texts_here(task: Any, limit: int | None) -> tuple[list[str], list[str], int] | None:  # noqa: ANN401
     """Return what `_texts` does, or None where the data are neither in a local copy nor in a cache."""
+    return _texts(task) if load_here(task, limit) else None
+
+
+def load_here(task: Any, limit: int | None) -> bool:  # noqa: ANN401 - AbsTaskRetrieval
+    """Load a task, cut for a smoke run, and return whether its data are here; nothing is fetched.
+
+    Args:
+        task: A retrieval task; changed in place.
+        limit: Number of queries of a smoke run.
+
+    Raises:
+        ReasonEmbedError: If it is no retrieval task, or its local copy is damaged.
+    """
     from datasets.exceptions import DatasetsError
 
     row = getattr(task, "row", None)
     if task.data_loaded or (row is not None and (row.layout == "beir" or local_copy(row) is not None)):
-        return _texts(task, limit)
+        _load(task, limit)
+        return True
     with nothing_fetched():
         try:
-            return _texts(task, limit)
+            _load(task, limit)
         except (OSError, ValueError, KeyError, DatasetsError, DataError):
             logger.debug("the data of %s are not here", task.metadata.name, exc_info=True)
-            return None
+            return False
+    return True
 
 
-def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  # noqa: ANN401
-    """Return all queries, a sample of the documents, and the number of documents."""
+def _load(task: Any, limit: int | None) -> None:  # noqa: ANN401 - AbsTaskRetrieval
     if not hasattr(task, "convert_to_reranking"):
         msg = f"{task.metadata.name} is no retrieval task: its size cannot be told before it runs"
         raise ReasonEmbedError(msg)
@@ -302,6 +316,10 @@ def _texts(task: Any, limit: int | None) -> tuple[list[str], list[str], int]:  #
     else:
         task.load_data()
         task.convert_v1_dataset_format_to_v2(num_proc=None)
+
+
+def _texts(task: Any) -> tuple[list[str], list[str], int]:  # noqa: ANN401 - AbsTaskRetrieval
+    """Return all queries, a sample of the documents, and the number of documents."""
     splits = [split for group in task.dataset.values() for split in group.values()]
     queries = [text for split in splits for text in split["queries"]["text"]]
     total = sum(len(split["corpus"]) for split in splits)

@@ -60,6 +60,8 @@ class ReasoningRun:
         decides: What else decides them, as JSON: prompt, decoding, source.
         note: What tells these scores from results; empty for results.
         tasks: By MTEB name.
+        engine: What generated where the model itself reasoned, with its version, such as ``vllm 0.32.0``;
+            empty for torch, and in records of before there was another.
     """
 
     base: str
@@ -71,6 +73,7 @@ class ReasoningRun:
     decides: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     tasks: dict[str, ReasonedTask] = field(default_factory=dict)
+    engine: str = ""
 
 
 def write_reasoning_run(output: Path, run: ReasoningRun) -> Path:
@@ -128,7 +131,7 @@ def read_reasoning_run(file: Path) -> ReasoningRun:
 def _run(content: dict[str, Any]) -> ReasoningRun:
     tasks = {str(name): _task(held) for name, held in content.pop("tasks").items()}
     run = ReasoningRun(**content, tasks=tasks)
-    texts = (run.base, run.base_revision, run.system, run.source, run.note)
+    texts = (run.base, run.base_revision, run.system, run.source, run.note, run.engine)
     numbers = (run.latents, 0 if run.max_tokens is None else run.max_tokens)
     whole = all(isinstance(one, int) and is_number(one) for one in numbers)
     if not whole or not all(isinstance(one, str) for one in texts) or not isinstance(run.decides, dict):

@@ -15,7 +15,7 @@ from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
 from reasonembed_mteb.llm.replies import CHAT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from reasonembed_mteb.endpoints.endpoint import Ask, Reply
@@ -97,6 +97,25 @@ class LLMClient(KeepsAnswers):
         return Usage(
             **asdict(counts), cost=self.endpoint.cost(counts.prompt_tokens, counts.completion_tokens)
         )
+
+    def planned(self, requests: Sequence[Ask]) -> tuple[int, float | None]:
+        """Say what requests would cost, without sending any.
+
+        Args:
+            requests: What would be asked.
+
+        Returns:
+            How many of them have an answer on disk, and the most that the others can cost; None without
+            prices.
+        """
+        bodies = [self._service.body(self.endpoint, one) for one in requests]
+        hashes = [request_hash(body, one.n_sample) for body, one in zip(bodies, requests, strict=True)]
+        found = self._cache.find(list(dict.fromkeys(hashes)))
+        # Equal requests are sent once.
+        new = {key: body for key, body in zip(hashes, bodies, strict=True) if key not in found}
+        priced = self.endpoint.cost(0, 0) is not None
+        most = sum(map(self.endpoint.most_cost, new.values())) if priced else None
+        return sum(key in found for key in hashes), most
 
     def run(
         self,

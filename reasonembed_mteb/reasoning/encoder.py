@@ -150,6 +150,11 @@ class ReasoningEncoder:
         """What embeds documents, without a store before it."""
         return self._inner
 
+    def close(self) -> None:
+        """Let whoever generates go, and the memory that it holds; documents can still be embedded."""
+        if isinstance(self._reasoner, SelfReasoning):
+            self._reasoner.close()
+
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
         """Return the model's own similarity of ``(N, dim)`` and ``(M, dim)``, as ``(N, M)``."""
         found: Array = self.wrapped_models[0].similarity(embeddings1, embeddings2)

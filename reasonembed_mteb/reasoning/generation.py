@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import (
@@ -80,8 +80,30 @@ class Generated:
     vector: Tensor
 
 
+class Writer(Protocol):
+    """Whoever generates the tokens of a model that reasons itself: torch, or another engine."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens beyond the model and the decoding, as JSON; empty for torch."""
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Generated]:
+        """Generate after each prompt, and read the vectors.
+
+        Args:
+            prompts: Token ids, at least one each.
+            decoding: How.
+            seeds: One a prompt, for a decoding that draws.
+        """
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
 class Generation:
-    """A generator and the embedder that it is: both read by the same backbone."""
+    """A generator and the embedder that it is, both read by the same backbone: torch's `Writer`."""
 
     def __init__(self, model: SentenceTransformer, generator: PreTrainedModel, ending: Sequence[int]) -> None:
         """Join them; the embedder's backbone, with its weights, becomes the generator's.
@@ -97,7 +119,7 @@ class Generation:
         self._backbone: Any = self._transformer.auto_model
         self._ending = list(ending)
         self._generator: Any = on_backbone(generator, self._backbone)
-        self._ends = _ending_ids(generator, self._tokenizer)
+        self._ends = ending_ids(generator, self._tokenizer)
         pad = self._tokenizer.pad_token_id
         self._pad: int = pad if pad is not None else self._ends[0]
         # What a checkpoint says of its own sampling stays out: a decoding is stated whole.
@@ -108,6 +130,14 @@ class Generation:
         """The backbone with its head."""
         found: PreTrainedModel = self._generator
         return found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Nothing beyond the model, whose own weights generate."""
+        return {}
+
+    def close(self) -> None:
+        """Hold nothing that the model does not."""
 
     @property
     def _window(self) -> int:
@@ -139,7 +169,7 @@ class Generation:
             return_dict_in_generate=True,
             use_cache=True,
         )
-        found = [self._kept(row[width:].tolist()) for row in out.sequences]
+        found = [kept_tokens(row[width:].tolist(), self._ends) for row in out.sequences]
         contexts = [[*prompt, *kept] for prompt, (kept, _, _) in zip(prompts, found, strict=True)]
         vectors = self._read(contexts, [width - len(row) for row in prompts], out.past_key_values)
         return [
@@ -157,11 +187,6 @@ class Generation:
                 chosen.append(TopPLogitsWarper(decoding.top_p))
             chosen.append(_Drawn(seeds))
         return LogitsProcessorList(chosen)
-
-    def _kept(self, row: list[int]) -> tuple[list[int], str, int]:
-        """Return a row's own tokens, why they end, and how many were generated."""
-        end = next((place for place, token in enumerate(row) if token in self._ends), None)
-        return (row, FULL, len(row)) if end is None else (row[:end], ENDED, end + 1)
 
     def _read(self, contexts: list[list[int]], paddings: list[int], cache: Any) -> Tensor:  # noqa: ANN401
         """Read the vector of each context and the ending after it, on the cache of the context.
@@ -232,8 +257,27 @@ def row_vectors(model: SentenceTransformer, rows: Sequence[Sequence[int]]) -> Te
         return Encoding(model, plan, request, compile_layers="off").run_rows(batch).float()
 
 
-def _ending_ids(generator: PreTrainedModel, tokenizer: Any) -> list[int]:  # noqa: ANN401
-    """Return the tokens at which a generation ends: the checkpoint's, and the tokenizer's EOS."""
+def kept_tokens(row: list[int], ends: Sequence[int]) -> tuple[list[int], str, int]:
+    """Return a reasoning's own tokens, why they end (`ENDED` or `FULL`), and how many were generated.
+
+    Args:
+        row: As they were generated, the one that ended them and what follows it among them.
+        ends: See `ending_ids`.
+    """
+    end = next((place for place, token in enumerate(row) if token in ends), None)
+    return (row, FULL, len(row)) if end is None else (row[:end], ENDED, end + 1)
+
+
+def ending_ids(generator: PreTrainedModel, tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """Return the tokens at which a generation ends: the checkpoint's, and the tokenizer's EOS.
+
+    Args:
+        generator: A decoder with its head, as it was loaded.
+        tokenizer: The model's.
+
+    Raises:
+        ReasonEmbedError: If there is none.
+    """
     config: Any = generator.generation_config
     own = config.eos_token_id if config is not None else None
     named = own if isinstance(own, list) else [own]

@@ -146,7 +146,7 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
     _check_count(count)
     model = _load(name)
     _check_model(model, name)
-    generator = load_head(name, device_map="cpu")
+    generator = load_head(name)
     transformer: Any = model[0]
     if generator is not None:
         # One copy of the weights; both readers get the same rows.

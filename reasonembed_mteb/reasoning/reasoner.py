@@ -12,14 +12,14 @@ from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
-from reasonembed_mteb.reasoning.generation import Generation
-from reasonembed_mteb.reasoning.heads import load_generator
+from reasonembed_mteb.reasoning.generators import GeneratorChoice
+from reasonembed_mteb.reasoning.heads import load_generator, on_backbone
 from reasonembed_mteb.reasoning.latents import text_frame
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sentence_transformers import SentenceTransformer
@@ -28,11 +28,71 @@ if TYPE_CHECKING:
 
 # The query with its instruction, and what its reasoning follows. Our own wording.
 PROMPT = "{query}\nReasoning: "
-BATCH_SIZE = 16
+# Nothing of it can be changed.
+_TORCH = GeneratorChoice()
+
+
+class PromptFrame:
+    """What stands around a query whose reasoning is generated, as token ids, and the room that it leaves.
+
+    Attributes:
+        ending: Ids after which the vector is read: latents, EOS, or none.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: str, length: int, max_tokens: int) -> None:  # noqa: ANN401
+        """Read what stands around a query.
+
+        Args:
+            tokenizer: The model's.
+            prompt: With ``{query}``, which stands for the query and its instruction.
+            length: Most tokens of a query and its reasoning.
+            max_tokens: Most tokens of the reasoning.
+
+        Raises:
+            ReasonEmbedError: If the prompt has no place for the query, or there is no room for one.
+        """
+        self._tokenizer, self._length, self._max_tokens = tokenizer, length, max_tokens
+        self._first, _, last = check_prompt(prompt).partition(PLACE_OF_QUERY)
+        self._before, self.ending = text_frame(tokenizer)
+        self._after = self._bare(last)
+        self._room(length)
+
+    def ids(self, text: str, limit: int) -> list[int]:
+        """Return a query as it is read, cut where it is too long.
+
+        Args:
+            text: With its instruction.
+            limit: Most tokens of a query with its prompt.
+
+        Raises:
+            ReasonEmbedError: If there is no room for one.
+        """
+        query = self._bare(self._first + text)
+        return [*self._before, *query[: self._room(limit)], *self._after]
+
+    def _bare(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _room(self, limit: int) -> int:
+        """Return how many tokens of a query fit beside the prompt, the reasoning and the ending."""
+        around = len(self._before) + len(self._after) + len(self.ending)
+        room = min(limit, self._length - self._max_tokens) - around
+        if room < 1:
+            msg = (
+                f"{self._max_tokens:,} reasoning tokens and {around} around a query leave no room "
+                f"for it in the model's {min(limit, self._length):,}: give fewer, or raise its max_seq_length"
+            )
+            raise ReasonEmbedError(msg)
+        return room
 
 
 class SelfReasoning:
-    """An embedder that writes the reasoning itself, keeps it, and reads the vector on its cache."""
+    """An embedder that writes the reasoning itself, keeps it, and reads the vector after it.
+
+    Attributes:
+        identity: Hash of everything of the model that decides its reasonings, its weights among it.
+    """
 
     def __init__(
         self,
@@ -42,7 +102,8 @@ class SelfReasoning:
         store: Path,
         *,
         prompt: str = PROMPT,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
+        generator: GeneratorChoice = _TORCH,
         **loading: Any,
     ) -> None:
         """Load the model's head.
@@ -53,29 +114,39 @@ class SelfReasoning:
             decoding: How tokens are chosen.
             store: Folder of the reasonings that are kept.
             prompt: With ``{query}``, which stands for the query and its instruction.
-            batch_size: Queries generated for at a time.
+            batch_size: Queries generated for at a time; None for the generator's own.
+            generator: Which engine generates.
             **loading: Of `load_generator`, such as ``revision``.
 
         Raises:
             ReasonEmbedError: If the model is no decoder, has no head, or its context is shorter than the
-                reasoning.
+                reasoning, or the generator is not installed or cannot load it.
         """
         decoding.check()
-        if batch_size < 1:
+        self._batch_size = generator.batch_size if batch_size is None else batch_size
+        if self._batch_size < 1:
             msg = f"{batch_size} queries at a time: give at least 1"
             raise ReasonEmbedError(msg)
         _check_decoder(model, name)
-        self._model, self._decoding, self._prompt = model, decoding, check_prompt(prompt)
-        self._batch_size = batch_size
+        transformer: Any = model[0]
+        self._decoding = decoding
         self._tokenizer: Any = model.tokenizer
-        self._before, self._ending = text_frame(self._tokenizer)
-        self._after = self._bare(prompt.partition(PLACE_OF_QUERY)[2])
-        self._length = context_length(model)
-        self._room(self._length)
-        generator = load_generator(name, **{"dtype": model.dtype, "device_map": "cpu"} | loading)
-        self._generation = Generation(model, generator, self._ending)
-        self._hash = fingerprint(describe_model(model), weights_hash(self._generation.generator))
+        length = generator.length(context_length(model))
+        self._frame = PromptFrame(self._tokenizer, prompt, length, decoding.max_tokens)
+        head = load_generator(name, **{"dtype": model.dtype} | loading)
+        # One copy of the backbone; its head's weights are part of the keys, whoever generates.
+        head = on_backbone(head, transformer.auto_model)
+        self.identity = fingerprint(describe_model(model), weights_hash(head))
+        # Before an engine takes its memory: a folder that cannot be used is said first.
         self._store = ReasoningStore(store)
+        self._writer = generator.writer(
+            model,
+            head,
+            self._frame.ending,
+            source=name,
+            length=length,
+            revision=loading.get("revision"),
+        )
 
     def reasonings(self, texts: Sequence[str], limit: int, *, show_progress: bool = False) -> list[Reasoning]:
         """Return what is reasoned about each query: what is kept, and what is generated now.
@@ -88,7 +159,7 @@ class SelfReasoning:
             limit: Most tokens of a query with its prompt.
             show_progress: Whether a bar is shown.
         """
-        prompts = [self._prompt_ids(text, self._room(limit)) for text in texts]
+        prompts = [self._frame.ids(text, limit) for text in texts]
         keys = [self._key(prompt) for prompt in prompts]
         found = self._store.find(list(dict.fromkeys(keys)))
         by_key = dict(zip(keys, prompts, strict=True))
@@ -105,7 +176,7 @@ class SelfReasoning:
     def _generate(self, keys: list[bytes], prompts: list[list[int]]) -> dict[bytes, Reasoning]:
         seeds = [int.from_bytes(key[:7], "little") for key in keys]
         started = time.perf_counter()
-        made = self._generation.run(prompts, self._decoding, seeds)
+        made = self._writer.run(prompts, self._decoding, seeds)
         seconds = (time.perf_counter() - started) / len(keys)
         found = {
             key: self._reasoning(one, len(prompt), seconds)
@@ -120,35 +191,7 @@ class SelfReasoning:
         return Reasoning(text, one.stop, one.tokens, prompt, seconds, one.ids, vector)
 
     def _key(self, prompt: Sequence[int]) -> bytes:
-        # The tokens are the prompt, the instruction and the query, at the length in force.
-        return reasoning_key(
-            {
-                "model": self._hash,
-                "prompt": list(prompt),
-                "ending": self._ending,
-                "decoding": asdict(self._decoding),
-            }
-        )
-
-    def _prompt_ids(self, text: str, room: int) -> list[int]:
-        query = self._bare(self._prompt.partition(PLACE_OF_QUERY)[0] + text)
-        return [*self._before, *query[:room], *self._after]
-
-    def _bare(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _room(self, limit: int) -> int:
-        """Return how many tokens of a query fit beside the prompt, the reasoning and the ending."""
-        around = len(self._before) + len(self._after) + len(self._ending)
-        room = min(limit, self._length - self._decoding.max_tokens) - around
-        if room < 1:
-            msg = (
-                f"{self._decoding.max_tokens:,} reasoning tokens and {around} around a query leave no room "
-                f"for it in the model's {min(limit, self._length):,}: give fewer, or raise its max_seq_length"
-            )
-            raise ReasonEmbedError(msg)
-        return room
+        return own_key(self.identity, prompt, self._frame.ending, self._decoding, self._writer.identity)
 
     @property
     def kept(self) -> int:
@@ -156,8 +199,29 @@ class SelfReasoning:
         return len(self._store)
 
     def close(self) -> None:
-        """Close the reasonings on disk."""
+        """Close the reasonings on disk, and let the generator go."""
         self._store.close()
+        self._writer.close()
+
+
+def own_key(
+    model: str, prompt: Sequence[int], ending: Sequence[int], decoding: Decoding, engine: Mapping[str, Any]
+) -> bytes:
+    """Return the hash by which a model's own reasoning is kept.
+
+    Args:
+        model: `SelfReasoning.identity`.
+        prompt: Ids of the prompt, the instruction and the query, at the length in force.
+        ending: Ids after which the vector is read.
+        decoding: How tokens are chosen.
+        engine: See `reasonembed_mteb.reasoning.generation.Writer.identity`.
+
+    Returns:
+        32 bytes.
+    """
+    parts = {"model": model, "prompt": list(prompt), "ending": list(ending), "decoding": asdict(decoding)}
+    # Another engine may choose other tokens; torch's keys are those of before there was another.
+    return reasoning_key(parts | ({"engine": dict(engine)} if engine else {}))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
@@ -26,9 +26,11 @@ from reasonembed_mteb.evaluation.runner import output_folder
 from reasonembed_mteb.evaluation.runner import run as run_models
 from reasonembed_mteb.files import fingerprint, json_line, write_whole
 from reasonembed_mteb.reasoning.encoder import ReasoningEncoder, ReasoningFigures
+from reasonembed_mteb.reasoning.generators import TORCH, GeneratorChoice
 from reasonembed_mteb.reasoning.latents import latent_ids
-from reasonembed_mteb.reasoning.reasoner import BATCH_SIZE, PROMPT, SelfReasoning
+from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import check_prompt
+from reasonembed_mteb.reasoning.store import remember_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,33 +55,41 @@ class ReasoningPlan:
         decoding: How the model itself, or a server's, chooses tokens; None where reasonings are given.
         source: Who wrote them; None for the model itself.
         prompt: What stands before a reasoning, with ``{query}``.
-        batch_size: Queries generated for at a time.
+        batch_size: Queries generated for at a time; None for the generator's own.
+        generator: Which engine generates, where the model itself reasons.
     """
 
     decoding: Decoding | None = None
     source: ReasoningSource | None = None
     prompt: str = PROMPT
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
+    generator: GeneratorChoice = field(default_factory=GeneratorChoice)
 
     @property
     def name(self) -> str:
         """Which source this is: in names, and in a record."""
         if self.source is not None:
             return self.source.name
-        return f"{ITSELF}-{self.decoding.max_tokens}" if self.decoding is not None else NONE
+        if self.decoding is None:
+            return NONE
+        engine = "" if self.generator.name == TORCH else f"-{self.generator.name}"
+        return f"{ITSELF}-{self.decoding.max_tokens}{engine}"
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the reasonings, as JSON."""
-        own = asdict(self.decoding) if self.decoding is not None and self.source is None else None
-        source = self.source.identity if self.source is not None else {"itself": own}
-        return {"prompt": self.prompt, **source}
+        if self.source is not None:
+            return {"prompt": self.prompt, **self.source.identity}
+        own = asdict(self.decoding) if self.decoding is not None else None
+        engine = self.generator.identity
+        return {"prompt": self.prompt, "itself": own, **({"engine": engine} if engine else {})}
 
     def check(self) -> None:
         """Refuse a plan that cannot be carried out.
 
         Raises:
-            ReasonEmbedError: If there is neither a decoding nor a source, or the prompt has no place.
+            ReasonEmbedError: If there is neither a decoding nor a source, the prompt has no place, or the
+                generator is not installed or has nothing to do.
         """
         check_prompt(self.prompt)
         if self.decoding is None and self.source is None:
@@ -87,6 +97,14 @@ class ReasoningPlan:
             raise ReasonEmbedError(msg)
         if self.decoding is not None:
             self.decoding.check()
+        if self.source is not None and self.generator.name != TORCH:
+            msg = (
+                f"--generator {self.generator.name} is for a model that reasons itself, and here "
+                f"{self.source.name} does: leave it out"
+            )
+            raise ReasonEmbedError(msg)
+        # Before anything is loaded: what is not installed is missed here.
+        _ = self.generator.identity
 
 
 class ReasoningModel:
@@ -167,15 +185,18 @@ class ReasoningModel:
         assert plan.decoding is not None
         path = (self._base.loader_kwargs or {}).get("path")
         where = {} if path else {"revision": inner.mteb_model_meta.revision}
-        return SelfReasoning(
+        found = SelfReasoning(
             inner.model,
             str(path or self._base.name),
             plan.decoding,
             self._store,
             prompt=plan.prompt,
             batch_size=plan.batch_size,
+            generator=plan.generator,
             **where,
         )
+        remember_model(self._store, base_key(self._base), found.identity)
+        return found
 
     def run(
         self,
@@ -207,6 +228,12 @@ class ReasoningModel:
                 self._leave(output, outcome, "; ".join(filter(None, [note, *options.caveats])))
         return found
 
+    def close(self) -> None:
+        """Let go what was loaded, and an engine's memory."""
+        loaded, self._loaded = self._loaded, None
+        if isinstance(loaded, ReasoningEncoder):
+            loaded.close()
+
     def _is_recorded(self, output: Path, task: str) -> bool:
         wanted = self._record("")
         for file in chapter_files(output, REASONING_CHAPTER):
@@ -231,6 +258,7 @@ class ReasoningModel:
         inner = self._loaded.base if isinstance(self._loaded, ReasoningEncoder) else self._loaded
         meta = self._base if inner is None else inner.mteb_model_meta
         plan, tokenizer = self._plan, load_tokenizer(self._base)
+        engine = plan.identity.get("engine") if plan is not None else None
         return ReasoningRun(
             base=meta.model_name_with_experiment or str(meta.name),
             base_revision=str(meta.revision),
@@ -240,7 +268,17 @@ class ReasoningModel:
             max_tokens=0 if plan is None else plan.decoding.max_tokens if plan.decoding else None,
             decides={} if plan is None else json.loads(json.dumps(plan.identity)),
             note=note,
+            engine=" ".join(str(engine[key]) for key in ("name", "version")) if engine else "",
         )
+
+
+def base_key(base: ModelMeta) -> str:
+    """Return a name for a model and its revision, as far as it was given, in a store of reasonings.
+
+    Args:
+        base: The model that embeds.
+    """
+    return fingerprint(str(base.name), base.revision)
 
 
 def _write(folder: Path, task: str, figures: ReasoningFigures) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from reasonembed_mteb.endpoints.endpoint import Endpoint
     from reasonembed_mteb.llm.client import LLMClient
     from reasonembed_mteb.reasoning.generation import Decoding
     from reasonembed_mteb.retrieval.rows import TaskRow
@@ -65,6 +66,16 @@ class ReasoningSource(Protocol):
 
     def reasonings(self, queries: Sequence[Query]) -> list[Reasoning]:
         """Return one reasoning for each query, in order."""
+
+    def planned(self, queries: Sequence[Query]) -> tuple[int | None, float | None]:
+        """Say how many queries have a reasoning, and the most that the others cost; ask and fetch nothing.
+
+        Args:
+            queries: Those of a task.
+
+        Returns:
+            None for what is not known, or has no price.
+        """
 
 
 def check_prompt(template: str) -> str:
@@ -144,6 +155,10 @@ class ReasoningFile:
             raise DataError(msg)
         return [Reasoning(text, _GIVEN) for text in found if text is not None]
 
+    def planned(self, queries: Sequence[Query]) -> tuple[int | None, float | None]:
+        """Say how many queries the file has a reasoning for; see `ReasoningSource`."""
+        return sum(self._find(one) is not None for one in queries), None
+
     def _find(self, query: Query) -> str | None:
         for key in ((query.task, query.id, ""), ("", "", query.text)):
             if any(key[1:]) and key in self._known:
@@ -208,6 +223,11 @@ class RewrittenQueries:
             raise DataError(msg)
         return [Reasoning(text, _GIVEN) for text in found if text is not None]
 
+    def planned(self, queries: Sequence[Query]) -> tuple[int | None, float | None]:
+        """Say nothing: its data may not be here; see `ReasoningSource`."""
+        del queries
+        return None, None
+
     def _texts(self, task: str) -> dict[str, str]:
         if task not in self._loaded:
             from reasonembed_mteb.retrieval.layouts import load_queries
@@ -245,6 +265,16 @@ class AskedReasonings:
         """
         decoding.check()
         self._client, self._decoding, self._question = client, decoding, check_prompt(question)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Who is asked."""
+        return self._client.endpoint
+
+    @property
+    def question_length(self) -> int:
+        """Characters of the question around a query."""
+        return len(self._question) - len(PLACE_OF_QUERY)
 
     @property
     def name(self) -> str:
@@ -289,6 +319,10 @@ class AskedReasonings:
             )
             for one in answers
         ]
+
+    def planned(self, queries: Sequence[Query]) -> tuple[int | None, float | None]:
+        """Say how many queries are answered, and the price of the others at most; see `ReasoningSource`."""
+        return self._client.planned([self._request(place, one) for place, one in enumerate(queries)])
 
     def _request(self, place: int, query: Query) -> Request:
         chosen = self._decoding

@@ -12,7 +12,8 @@ import numpy as np
 
 from reasonembed_mteb.endpoints.endpoint import Reply
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.llm.cache import AnswerCache, KeepsAnswers
+from reasonembed_mteb.files import json_text, read_json_object, write_whole
+from reasonembed_mteb.llm.cache import FILE, AnswerCache, KeepsAnswers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MODELS = "models.json"
 # Part of every key: to be raised when the same parts would mean another reasoning.
 _FORMAT = "reasonembed-reasoning-1"
 
@@ -58,6 +60,36 @@ def reasoning_key(parts: Mapping[str, Any]) -> bytes:
     """
     text = json.dumps([_FORMAT, dict(parts)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).digest()
+
+
+def known_models(folder: Path, name: str) -> list[str] | None:
+    """Return the identities under which reasonings of a model may be kept, without loading its weights.
+
+    Args:
+        folder: Of a store, which may not be there.
+        name: See `remember_model`.
+
+    Returns:
+        Empty where there are none; None where a store of an earlier version does not say.
+    """
+    if not (folder / FILE).is_file():
+        return []
+    held = read_json_object(folder / _MODELS)
+    return None if held is None else [str(one) for one in held.get(name, [])]
+
+
+def remember_model(folder: Path, name: str, identity: str) -> None:
+    """Note which weights a model had, so that what is kept of it is known before they are loaded again.
+
+    Args:
+        folder: Of a store.
+        name: The model, and its revision as far as it was given.
+        identity: See `reasonembed_mteb.reasoning.reasoner.SelfReasoning.identity`.
+    """
+    held = read_json_object(folder / _MODELS) or {}
+    if identity not in held.get(name, []):
+        held[name] = [*held.get(name, []), identity]
+        write_whole(folder / _MODELS, json_text(held))
 
 
 class ReasoningStore(KeepsAnswers):

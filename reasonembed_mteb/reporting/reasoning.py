@@ -81,7 +81,8 @@ def _column(run: ReasoningRun) -> str:
     if run.max_tokens is None:
         return f"given: {run.source}"
     # A server's model is named with its tokens.
-    return f"N = {run.max_tokens:,}" if run.source in _OWN else run.source
+    engine = f", {run.engine}" if run.engine else ""
+    return f"N = {run.max_tokens:,}{engine}" if run.source in _OWN else run.source
 
 
 def _order(run: ReasoningRun) -> tuple[bool, bool, int, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
+from reasonembed_mteb.files import toml_value
 from reasonembed_mteb.prompts import PLACE, TemplateError, check_template
 from reasonembed_mteb.training.combinations import check_sharding
 from reasonembed_mteb.training.registry import recipe_class, recipe_kind, registered_kinds
@@ -99,17 +100,13 @@ def _set(content: dict[str, Any], change: str) -> None:
     if not sign or not all(path):
         msg = f"--set {change!r} must be of the form section.key=value, such as training.epochs=2"
         raise ReasonEmbedError(msg)
-    try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
     table = content
     for part in path[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             msg = f"--set {change!r}: {part} is a value, not a section"
             raise ReasonEmbedError(msg)
-    table[path[-1]] = parsed
+    table[path[-1]] = toml_value(value)
 
 
 def _section_keys(location: Iterable[str | int], recipe: type[Recipe]) -> list[str]:

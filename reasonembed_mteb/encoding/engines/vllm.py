@@ -23,6 +23,69 @@ if TYPE_CHECKING:
 POOLINGS = {"lasttoken": "LAST", "mean": "MEAN", "cls": "CLS"}
 
 
+class LoadedVllm:
+    """A `vllm.LLM` in this process: loaded whole, or one line that says why not, and released once."""
+
+    def __init__(self, name: str, instead: str, **arguments: Any) -> None:
+        """Load a model's weights into vLLM.
+
+        Args:
+            name: Hub name, or path of a directory, of which nothing is asked of the hub.
+            instead: What to do where vLLM cannot load it, such as ``use --engine torch``.
+            **arguments: Of `vllm.LLM`; `trust_remote_code` stays off whatever they say.
+
+        Raises:
+            ReasonEmbedError: If vLLM is not installed, or cannot load the model.
+        """
+        vllm = import_vllm()
+        # A process that has used CUDA cannot be forked.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        self.version = str(vllm.__version__)
+        given = {"model": name, "tokenizer": name} | arguments | {"trust_remote_code": False}
+        try:
+            self._llm: Any = vllm.LLM(**given)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            msg = f"vLLM {self.version} cannot load {name} ({reason}): {instead}"
+            raise ReasonEmbedError(msg) from error
+
+    @property
+    def llm(self) -> Any:  # noqa: ANN401 - vllm.LLM
+        """The loaded `vllm.LLM`.
+
+        Raises:
+            EngineError: If it was closed.
+        """
+        if self._llm is None:
+            msg = "this vLLM engine was closed: load the model again"
+            raise EngineError(msg)
+        return self._llm
+
+    def close(self) -> None:
+        """Let vLLM go, and the memory that it holds."""
+        if self._llm is None:
+            return
+        self._llm = None
+        gc.collect()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def import_vllm() -> Any:  # noqa: ANN401 - the package
+    """Return the package `vllm`.
+
+    Raises:
+        ReasonEmbedError: If it is not installed, or cannot be imported.
+    """
+    try:
+        import vllm
+    except ImportError as error:
+        msg = f"vLLM is not installed here ({error}): pip install vllm, on a machine with a GPU"
+        raise ReasonEmbedError(msg) from error
+    return vllm
+
+
 class VllmEngine:
     """An engine of vLLM's; see `reasonembed_mteb.encoding.engines.engine.Engine`."""
 
@@ -51,18 +114,9 @@ class VllmEngine:
             pools = ", ".join(POOLINGS)
             msg = f"vLLM pools by {pools}, and {facts.name} by {facts.pooling}: use --engine torch"
             raise EngineError(msg)
-        try:
-            import vllm
-        except ImportError as error:
-            msg = f"vLLM is not installed here ({error}): pip install vllm, on a machine with a GPU"
-            raise ReasonEmbedError(msg) from error
-        # A process that has used CUDA cannot be forked.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        import_vllm()
         self._chosen = {"dtype": dtype, "pooling": POOLINGS[facts.pooling]} | dict(options or {})
-        self._version = str(vllm.__version__)
         arguments = {
-            "model": facts.name,
-            "tokenizer": facts.name,
             "revision": facts.revision,
             "runner": "pooling",
             "convert": "embed",
@@ -71,39 +125,25 @@ class VllmEngine:
             "pooler_config": _pooler_config(facts),
             **({"max_num_batched_tokens": max(tokens, facts.max_tokens)} if tokens else {}),
             **(options or {}),
-            "trust_remote_code": False,
         }
-        try:
-            self._llm: Any = vllm.LLM(**arguments)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            msg = f"vLLM {self._version} cannot load {facts.name} ({reason}): use --engine torch, or serve it"
-            raise ReasonEmbedError(msg) from error
+        self._loaded = LoadedVllm(facts.name, "use --engine torch, or serve it", **arguments)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the vectors beyond the model."""
-        return {"name": "vllm", "version": self._version, **self._chosen}
+        return {"name": "vllm", "version": self._loaded.version, **self._chosen}
 
     def embed(self, rows: Sequence[TokenizedText]) -> NDArray[np.float32]:
         """Return vLLM's vectors ``(N, dim)``; see `Engine`."""
-        if self._llm is None:
-            msg = "this vLLM engine was closed: load the model again"
-            raise EngineError(msg)
+        llm = self._loaded.llm
         prompts = [{"prompt_token_ids": row.ids.tolist()} for row in rows]
-        outputs = self._llm.encode(prompts, pooling_task="embed", use_tqdm=False)
+        outputs = llm.encode(prompts, pooling_task="embed", use_tqdm=False)
         vectors = [output.outputs.data.float().cpu().numpy() for output in outputs]
         return np.stack(vectors).astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Let vLLM go, and the memory that it holds."""
-        if self._llm is None:
-            return
-        self._llm = None
-        gc.collect()
-        from vllm.distributed import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
+        self._loaded.close()
 
 
 def _pooler_config(facts: ModelFacts) -> Any:  # noqa: ANN401 - vLLM's PoolerConfig
