@@ -588,6 +588,7 @@ def test_two_devices_apart_are_averaged(cache: str, name: str, two_ranks: list[d
             assert worst(ours, (alone[0]["grads"][key] + alone[1]["grads"][key]) / 2) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_devices_of_unequal_batches_are_told(two_ranks: list[dict[Any, Any]]) -> None:
     for results in two_ranks:
         assert "documents_a_query differs between devices ([3, 4])" in results["uneven"]

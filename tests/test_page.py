@@ -308,6 +308,7 @@ def test_published_scores_are_drawn_with_a_verdict(opened: Any) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_everything_is_reached_by_keyboard(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 

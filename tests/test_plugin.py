@@ -215,6 +215,7 @@ def test_our_modules_may_be_imported_before_mteb() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_hook_registers_natively_in_a_spawned_process() -> None:
     done = run(
         """
