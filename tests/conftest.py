@@ -71,13 +71,16 @@ def make_tokenizer(*, pad: bool = True, chat: bool = False, eos: bool = False, b
     return fast
 
 
-def save_decoder(folder: Path, family: str = "qwen3", *, headless: bool = False, **tokenizer: bool) -> Path:
+def save_decoder(
+    folder: Path, family: str = "qwen3", *, headless: bool = False, inner: int = 64, **tokenizer: bool
+) -> Path:
     """Save a two-layer random decoder with its tokenizer, as a bare checkpoint.
 
     Args:
         folder: Where to.
         family: ``qwen2``, ``qwen3``, ``llama`` or ``mistral``.
         headless: Save the backbone alone, which then says ``Qwen3Model``.
+        inner: Width between the two products of a layer.
         **tokenizer: What the tokenizer has; see `make_tokenizer`.
     """
     import torch
@@ -88,7 +91,7 @@ def save_decoder(folder: Path, family: str = "qwen3", *, headless: bool = False,
     sizes = {
         "vocab_size": len(fast),
         "hidden_size": 32,
-        "intermediate_size": 64,
+        "intermediate_size": inner,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from conftest import save_decoder
+from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from training_data import checked_rows, tiny_recipe, write_folder
 
@@ -181,3 +184,46 @@ def test_adapters_come_back_to_whole_weights(qwen3_dir: Path, tmp_path: Path) ->
     merge_adapters(model)
     texts = ["Why is the sky blue?", "salt"]
     assert torch.equal(torch.tensor(whole.encode(texts)), torch.tensor(model.encode(texts)))
+
+
+# bitsandbytes computes on processors too, more slowly: what needs a card in earnest is run here without one.
+QUANTISED: dict[str, dict[str, Any]] = {
+    "weights": {"lora": {"quantize": True}},
+    "moments": {"lora": {"rank": 0, "dropout": 0.0}, "training": {"optimizer": "adamw_8bit"}},
+    "both": {"lora": {"quantize": True}, "training": {"optimizer": "adamw_8bit", "precision": "bf16"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_run_goes_on_to_the_same_weights(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = pytest.importorskip("bitsandbytes", reason="the extra quantized is not installed")
+    monkeypatch.setattr("reasonembed_mteb.training.requirements._check_card", lambda recipe: None)
+    sections = QUANTISED[kind]
+    steps = {"epochs": 2, "save_steps": 2, "learning_rate": 1e-3, "keep": 9} | sections.get("training", {})
+    # Moments of fewer than 4,096 weights stay as they are.
+    model = save_decoder(tmp_path / "model", inner=128)
+    recipe = check_recipe(tiny_recipe(model, **(sections | {"training": steps})), "tiny")
+    if recipe.lora.quantize:
+        held = [one for one in load_model(recipe).parameters() if isinstance(one, bits.nn.Params4bit)]
+        # Seven products in each of the two layers.
+        assert len(held) == 14
+    rows = [write_folder(tmp_path / "rows", biology=16)]
+    straight = train(recipe, rows, tmp_path / "run")
+    first, *rest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    if kind == "moments":
+        state = torch.load(first / "optimizer.pt", weights_only=True)["state"]
+        assert "dtype=torch.uint8" in repr(state)
+    made = load_file(straight.model / "model.safetensors")
+    assert {value.dtype for value in made.values()} <= {torch.float32, torch.bfloat16}
+    assert "quantization_config" not in json.loads((straight.model / "config.json").read_text())
+    for one in (*rest, straight.model):
+        shutil.rmtree(one)
+    (tmp_path / "run" / "run.json").unlink()
+    resumed = train(recipe, rows, tmp_path / "run", resume=True)
+    assert (resumed.resumed, resumed.steps) == (2, straight.steps)
+    again = load_file(resumed.model / "model.safetensors")
+    assert again.keys() == made.keys()
+    assert all(torch.equal(value, made[name]) for name, value in again.items())
