@@ -390,6 +390,17 @@ def test_decoders_are_told_by_the_model(
     assert f"assuming {pooling} pooling" in said
 
 
+def test_a_decoder_that_cannot_be_asked_is_no_encoder(
+    qwen3_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.Qwen3Attention.forward", full)
+    with pytest.raises(ReasonEmbedError, match=r"Qwen3Model cannot read .*out of memory.*another device"):
+        ReasonEmbed(str(qwen3_dir), device="cpu")
+
+
 @pytest.mark.parametrize("where", ["end", "start"])
 @pytest.mark.parametrize("said", [True, False])
 @pytest.mark.parametrize(

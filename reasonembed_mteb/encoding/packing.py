@@ -27,6 +27,8 @@ from transformers import AttentionInterface, DataCollatorWithFlattening
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from reasonembed_mteb.errors import ReasonEmbedError, one_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -163,6 +165,10 @@ def is_causal(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
 
     Args:
         backbone: The loaded transformers model; it reads sixteen tokens, and two of them again.
+
+    Raises:
+        ReasonEmbedError: If it cannot read them, as on a full card or without a kernel: taken for an answer,
+            that would give a decoder an encoder's modules, and so other vectors.
     """
     if backbone.device.type == "meta":
         # Without weights there is nothing to read by: the configuration's word counts.
@@ -171,10 +177,16 @@ def is_causal(backbone: Any) -> bool:  # noqa: ANN401 - any transformers model
         with _probing(backbone):
             longer = _hidden(backbone, _probe_ids(backbone, 16)[None])
             shorter = _hidden(backbone, _probe_ids(backbone, 2)[None])
-    # Whatever a model of another kind raises on plain tokens.
+    # Whatever a model raises.
     except Exception as error:
-        logger.debug("the model does not read plain tokens: %s", error)
-        return False
+        if getattr(backbone.config, "is_encoder_decoder", False):
+            # It wants tokens to begin the answer with.
+            return False
+        msg = (
+            f"{type(backbone).__name__} cannot read a few tokens here ({one_line(error)}): "
+            "try another device or dtype, or give a model of texts"
+        )
+        raise ReasonEmbedError(msg) from error
     return _are_close(longer[0, :2], shorter[0], backbone.dtype)
 
 
