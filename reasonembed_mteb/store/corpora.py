@@ -238,6 +238,26 @@ def write_corpus(
     folder.write(f"{CORPUS_MANIFEST}{name}.json", as_json(content).encode())
 
 
+def written_input(folder: Place, name: str) -> str | None:
+    """Return what a corpus was encoded from, or None where there is none of that name, or it does not say.
+
+    Args:
+        folder: Of the model.
+        name: Of the corpus.
+
+    Raises:
+        StoreError: If the folder cannot be read.
+    """
+    if f"{CORPUS_MANIFEST}{name}.json" not in folder.sizes():
+        return None
+    try:
+        said = _read_corpus(folder, f"{CORPUS_MANIFEST}{name}.json").about.get("input")
+    except StoreError:
+        # A damaged one is written anew.
+        return None
+    return str(said) if said else None
+
+
 def list_corpora(root: Place) -> list[StoredCorpus]:
     """Return every corpus of every model in a store.
 
