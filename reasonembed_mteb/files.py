@@ -47,7 +47,9 @@ def replacing(file: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         part.replace(file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        # What stands in the way of writing may stand in the way of removing too.
+        with contextlib.suppress(OSError):
+            part.unlink()
         msg = f"cannot write {file}: {error.strerror or error}; free space or choose another folder"
         raise ReasonEmbedError(msg) from error
     except BaseException:

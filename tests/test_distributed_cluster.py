@@ -267,3 +267,18 @@ def test_more_than_the_cluster_has_and_a_bad_row_are_one_line(
     assert (status, "0 GPUs on 1 machines" in err) == (2, True), err
     status, _, err = command(*encode)
     assert (status, "bad.jsonl, line 2: '_id' is missing" in err) == (2, True), err
+
+
+@pytest.mark.slow
+def test_a_store_beside_the_caller_is_searched_on_a_cluster(
+    cluster: str, command: Command, bert: Path, tmp_path: Path
+) -> None:
+    # The cluster was started elsewhere: a relative path would mean another folder there.
+    (tmp_path / "c.jsonl").write_text('{"_id": "a", "text": "cells"}\n{"_id": "b", "text": "water"}\n')
+    encode = ("encode", "--input", "c.jsonl", "-m", str(bert), "--output", "store", "--cluster", cluster)
+    status, _, err = command(*encode)
+    assert status == 0, err
+    for where in ((), ("--cluster", cluster)):
+        status, _, err = command("search", "store", "--queries", "c.jsonl", "--output", "run", *where)
+        assert status == 0, err
+        assert [len(found) for found in read_run(tmp_path / "run").values()] == [2, 2]

@@ -74,6 +74,19 @@ def test_a_folder_of_files_a_pattern_and_gzip(tmp_path: Path) -> None:
     assert read_all(tmp_path / "in" / "*.jsonl") == EXPECTED[:10]
 
 
+def test_what_is_hidden_is_left_out_and_a_hidden_folder_may_be_meant(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "data"
+    (folder / ".old").mkdir(parents=True)
+    (folder / "part.jsonl").mkdir()
+    write_lines(folder / "part.jsonl" / "0.jsonl", ROWS[:5])
+    for name in (".a.jsonl", ".old/a.jsonl", "part.jsonl/.0.jsonl"):
+        write_lines(folder / name, ROWS[5:])
+    named = folder / "part.jsonl" / "0.jsonl"
+    # A folder may be named as other tools name a file of many parts.
+    for source in (folder, f"{folder}/", folder / "*.jsonl", folder / "part.jsonl", named):
+        assert [one.url for one in find_slices(str(source))] == [str(named)]
+
+
 def test_of_a_beir_folder_the_corpus_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "corpus.jsonl", ROWS)
     write_lines(tmp_path / "corpus.jsonl.gz", ROWS)
@@ -127,10 +140,11 @@ def test_a_scan_finds_what_reading_finds(tmp_path: Path) -> None:
     check_ids(parts, scans)
 
 
-def test_an_id_that_comes_twice_is_named_with_both_files(tmp_path: Path) -> None:
+def test_an_id_that_comes_twice_is_named_with_both_rows(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", ROWS)
     write_lines(tmp_path / "b.jsonl", [{"_id": "x", "text": "y"}, {"_id": "d17", "text": "other"}])
-    with pytest.raises(DataError, match=r"'d17' comes twice, in .*a\.jsonl and in .*b\.jsonl"):
+    said = r"'d17' comes twice, in .*a\.jsonl, line 18 and in .*b\.jsonl, line 2;"
+    with pytest.raises(DataError, match=said):
         check_ids(*scans_of(tmp_path, slice_bytes=300))
 
 
@@ -144,6 +158,7 @@ def test_an_id_that_comes_twice_is_named_with_both_files(tmp_path: Path) -> None
         ('{"_id": true, "text": "a"}', "line 12: '_id' is True"),
         ("[1]", "line 12 holds list"),
         ("{broken", "line 12 is not JSON"),
+        ("[" * 100_000, "line 12 is not JSON"),
         ("ÿ", "line 12 is not JSON"),
     ],
 )
@@ -174,6 +189,21 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
         read_all(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(DataError, match=r"as Parquet"):
+        read_all(tmp_path)
+
+
+def test_damage_within_a_file_is_named(tmp_path: Path) -> None:
+    rows = [{"id": f"d{n}", "text": f"text {n * n}"} for n in range(500)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    # The end, which is read first, is as it was.
+    (tmp_path / "a.parquet").write_bytes(whole[:4] + bytes(60) + whole[64:])
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet as Parquet"):
+        read_all(tmp_path)
+    (tmp_path / "a.parquet").unlink()
+    packed = gzip.compress("".join(json.dumps(one) + "\n" for one in rows).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[:200] + b"\xff" * 200 + packed[400:])
+    with pytest.raises(DataError, match="damaged gzip"):
         read_all(tmp_path)
 
 

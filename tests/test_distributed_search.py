@@ -140,6 +140,10 @@ def test_the_model_is_the_one_of_the_manifest(tmp_path: Path) -> None:
     corpus.about["model"] = {"name": "a/b", "task": "T"}
     chosen = partial(searching.chosen_model, corpus)
     assert (chosen().name, chosen().task, chosen(name="c").name) == ("a/b", "T", "c")
-    assert chosen(instruction="I").instruction == "I"
+    # What is given now stands in for the task that documents were encoded for.
+    told = chosen(instruction="I")
+    assert (told.task, told.instruction) == ("", "I")
+    corpus.about["model"]["instruction"] = "old"
+    assert (chosen(task="U").task, chosen(task="U").instruction) == ("U", "")
     with pytest.raises(ReasonEmbedError, match="--task or --instruction, not both"):
         chosen(task="T", instruction="I")

@@ -19,6 +19,7 @@ from reasonembed_mteb.distributed.worker import (
     ModelChoice,
     Speed,
     check_memory,
+    encode_call,
     load_encoder,
 )
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
@@ -129,3 +130,15 @@ def test_a_jobs_options_are_checked_before_any_worker(bert: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown dtype 'int16'"):
         EncodeJob(ModelChoice(str(bert)), Speed(), "s", dtype="int16").check()
     EncodeJob(ModelChoice(str(bert)), Speed(), "s", dtype="int8").check()
+    with pytest.raises(UnknownNameError, match="unknown task 'NFCorpsu'; did you mean 'NFCorpus'"):
+        EncodeJob(ModelChoice(str(bert), task="NFCorpsu"), Speed(), "s").check()
+
+
+@pytest.mark.parametrize("task", ["NFCorpus", "BrightBiologyRetrieval"])
+def test_a_task_is_mtebs_own_with_its_prompt(task: str) -> None:
+    import mteb
+
+    own = mteb.get_task(task).metadata
+    assert encode_call(ModelChoice("m", task=task), "query")["task_metadata"] == own
+    told = encode_call(ModelChoice("m", instruction="Find plants."), "query")["task_metadata"]
+    assert told.prompt == {"query": "Find plants."}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,8 +313,26 @@ def test_texts_that_are_cut_without_a_word_are_found(
     # A server of its own length may cut one token, and one of half the length half the text.
     with serving(Served(model, most_tokens=most, counts=counts)) as server:
         encoder = connect(server)
-        with pytest.raises(EngineError, match=f"silently cuts a text of {LENGTH} tokens"):
+        with pytest.raises(EngineError, match=f"silently cuts a text of {LENGTH} tokens") as error:
             encode(encoder)
+    # What it counts is the plainest reason, and the only one where it leaves out the middle. One that has cut
+    # a known text before is not believed.
+    trusted = counts and most == LENGTH - 1
+    assert (f"it counts {most} tokens" if trusted else "leaves the vector as it is") in str(error.value)
+
+
+def test_unit_vectors_of_a_model_whose_lengths_count_are_refused(
+    skeleton: Any, qwen3_dir: Path, model: Any
+) -> None:
+    from reasonembed_mteb.models.engines import EngineChoice, make_engine, model_facts
+
+    facts = model_facts(skeleton.model, str(qwen3_dir), None)
+    with serving(Served(model)) as server:
+        choice = EngineChoice("api", base_url=server.base_url, served_model="small")
+        # By cosine they say the same.
+        make_engine(replace(facts, normalized=False), choice).close()
+        with pytest.raises(EngineError, match="normalises its vectors, and those of"):
+            make_engine(replace(facts, normalized=False, compared_by_dot=True), choice)
 
 
 @pytest.mark.parametrize("takes_tokens", [True, False])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.files import (
     content_hash,
     file_blocks,
@@ -63,6 +63,14 @@ def test_an_object_or_nothing(tmp_path: Path) -> None:
     for content, expected in (('{"a": 1}', {"a": 1}), ('{"a', None), ("[1]", None)):
         write_whole(file, content)
         assert read_json_object(file) == expected
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(ReasonEmbedError, match=r"cannot write .*a/b: (File exists|Not a directory)"):
+        write_whole(tmp_path / "a" / "b", "one")
+    with pytest.raises(ReasonEmbedError, match=r"cannot write .*a/b/c: Not a directory"):
+        write_whole(tmp_path / "a" / "b" / "c", "one")
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:

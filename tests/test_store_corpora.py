@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -160,3 +162,24 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     folder.place.write("manifest-c.json", b'{"layout": 1, "shards": [{"file": "x"}], "dimension": 8}')
     with pytest.raises(ReasonEmbedError, match=r"manifest-c\.json is damaged"):
         open_stored(Place(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"rows": "4"}, {"rows": 0}, {"rows": True}, None, "twice"])
+def test_a_manifest_of_what_no_corpus_is_like_is_damaged(tmp_path: Path, change: Any) -> None:
+    folder = fill(Place(tmp_path)).place
+    manifest = json.loads(folder.read("manifest-c.json"))
+    first, *others = manifest["shards"]
+    known = {None: [], "twice": [first, first]}
+    manifest["shards"] = [first | change, *others] if isinstance(change, dict) else known[change]
+    folder.write("manifest-c.json", json.dumps(manifest).encode())
+    with pytest.raises(StoreError, match=r"manifest-c\.json is damaged \(it names .*encode` again"):
+        open_stored(Place(tmp_path))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_block_of_other_rows_than_the_manifest_says_is_named(tmp_path: Path, mapped: bool) -> None:
+    fill(Place(tmp_path))
+    corpus = open_stored(Place(tmp_path))
+    other = replace(corpus.blocks[0], rows=5)
+    with pytest.raises(StoreError, match=r"block-.* holds 4 vectors, not 5"):
+        read_block(corpus.folder, other, mapped=mapped)

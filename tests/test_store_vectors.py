@@ -106,6 +106,12 @@ def test_dtype_is_kept_and_recorded(
     assert listed.fingerprint["stored_as"] == asked
 
 
+def test_values_too_large_for_a_dtype_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"values up to 7e\+04, too large for float16; keep them as auto"):
+        fill(VectorStore(tmp_path, NAME, "float16"), TEXTS, VECTORS.clamp(-1, 1) + 69999)
+    fill(VectorStore(tmp_path, NAME), TEXTS, VECTORS + 70000)
+
+
 def test_another_dtype_and_another_model_have_folders_of_their_own(tmp_path: Path) -> None:
     fill(VectorStore(tmp_path, NAME))
     for other in (

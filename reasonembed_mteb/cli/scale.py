@@ -214,7 +214,13 @@ def absolute(place: str) -> str:
 
     Args:
         place: A path or an address.
+
+    Raises:
+        ReasonEmbedError: If it is empty, as a variable of the shell that is not set.
     """
+    if not place:
+        msg = "an empty name is no place: give a path, or an address such as s3://bucket/folder"
+        raise ReasonEmbedError(msg)
     return place if "://" in place else str(Path(place).expanduser().resolve())
 
 
@@ -284,7 +290,7 @@ def search(
     from reasonembed_mteb.store.corpora import open_stored
     from reasonembed_mteb.store.places import Place
 
-    found = open_stored(Place(store), corpus)
+    found = open_stored(Place(absolute(store)), corpus)
     texts, pairs = read_queries(queries, excluded)
     moved = _model_name(model) if model else None
     choice = chosen_model(found, name=moved, task=task, instruction=instruction)

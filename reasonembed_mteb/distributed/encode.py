@@ -13,7 +13,7 @@ from reasonembed_mteb.distributed.inputs import Block, Scan, Slice, blocks, chec
 from reasonembed_mteb.distributed.inputs import scan_slice as scan_one
 from reasonembed_mteb.distributed.worker import BlockDone, BlockEncoder
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names
-from reasonembed_mteb.store.corpora import write_corpus
+from reasonembed_mteb.store.corpora import write_corpus, written_input
 from reasonembed_mteb.store.places import Place
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def encode_corpus(
     check_ids(slices, scans)
     total = sum(map(len, (one.keys for one in scans)))
     say(f"{source}: {sum(map(sum, (one.rows for one in scans))):,} documents in {total:,} blocks")
-    written = _Written(job, name, source, scans)
+    written = _Written(job, name, source, scans, say)
     made = machines.work(slices, partial(_blocks_of, job=job), partial(worker, job))
     for done in _shown(made, total, "Encoding", progress):
         written.add(done)
@@ -133,8 +133,10 @@ def _shown(items: Iterable[Item], total: int, what: str, progress: bool) -> Iter
 class _Written:
     """What is written so far, and the corpus' manifest, which this process alone writes."""
 
-    def __init__(self, job: EncodeJob, name: str, source: str, scans: Sequence[Scan]) -> None:
-        self._job, self._name = job, name
+    def __init__(
+        self, job: EncodeJob, name: str, source: str, scans: Sequence[Scan], say: Callable[[str], None]
+    ) -> None:
+        self._job, self._name, self._say = job, name, say
         self._about = job.about | {"input": source}
         self._keys = [key for one in scans for key in one.keys]
         self._rows = [rows for one in scans for rows in one.rows]
@@ -151,9 +153,16 @@ class _Written:
             raise ReasonEmbedError(msg)
         begun = not self._done
         self._done[done.key] = done
+        if begun:
+            self._say_replaced()
         if begun or time.monotonic() - self._at > _WRITTEN_EVERY:
             self._write(complete=False)
             self._at = time.monotonic()
+
+    def _say_replaced(self) -> None:
+        before = written_input(self._folder, self._name)
+        if before not in (None, self._about["input"]):
+            self._say(f"{self._name} of {before} in the store is replaced; --name would keep both")
 
     @property
     def _folder(self) -> Place:

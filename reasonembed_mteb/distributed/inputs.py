@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,11 +180,11 @@ def _parquet(url: str) -> Iterator[Any]:
 
     with opened(url) as stream:
         try:
-            file = pq.ParquetFile(stream)
+            # Pages are read later, by whoever has the file.
+            yield pq.ParquetFile(stream)
         except (OSError, pa.ArrowException) as error:
             msg = f"cannot read {url} as Parquet: {one_line(error)}; fetch or write it again"
             raise DataError(msg) from error
-        yield file
 
 
 def read_slice(one: Slice) -> Iterator[InputText]:
@@ -195,6 +196,12 @@ def read_slice(one: Slice) -> Iterator[InputText]:
     Raises:
         DataError: If a row has no id or no text; the message names file and row.
     """
+    for _, document in _numbered(one):
+        yield document
+
+
+def _numbered(one: Slice) -> Iterator[tuple[int, InputText]]:
+    """Yield the documents of a slice, each with what `_where` names its row by."""
     for place, record in _rows(one) if one.url.endswith(_PARQUET) else _lines(one):
         try:
             name, text, title = record_texts(record, "")
@@ -204,7 +211,7 @@ def read_slice(one: Slice) -> Iterator[InputText]:
         if not (text or title or has_text(record)):
             msg = f"{_where(one, place)}: the document {name!r} has no text; mend or leave out the row"
             raise DataError(msg)
-        yield InputText(name, document_text(title, text))
+        yield place, InputText(name, document_text(title, text))
 
 
 def _where(one: Slice, place: int) -> str:
@@ -257,7 +264,7 @@ def _raw_lines(one: Slice) -> Iterator[tuple[int, bytes]]:
                     for line in packed:
                         yield position, line
                         position += len(line)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 msg = f"{one.url} is a damaged gzip file ({error}); fetch or write it again"
                 raise DataError(msg) from error
             return
@@ -334,28 +341,28 @@ def check_ids(slices: Sequence[Slice], scans: Sequence[Scan]) -> None:
         scans: Of all slices, in their order.
 
     Raises:
-        DataError: If an id comes twice; the message names it and both files.
+        DataError: If an id comes twice; the message names it and both rows.
     """
     every = np.concatenate([scan.ids for scan in scans]) if scans else np.empty(0, dtype=np.uint64)
     every.sort()
     twice = set(every[1:][every[1:] == every[:-1]].tolist())
     if not twice:
         return
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[Slice, int]] = {}
     for one, scan in zip(slices, scans, strict=True):
         if not np.isin(scan.ids, np.fromiter(twice, np.uint64)).any():
             continue
-        for document in read_slice(one):
+        for place, document in _numbered(one):
             if _id_hash(document.id) not in twice:
                 continue
             # Two ids may share a hash.
             if document.id in seen:
                 msg = (
-                    f"the id {document.id!r} comes twice, in {seen[document.id]} and in {one.url}; ids must "
-                    "be unique"
+                    f"the id {document.id!r} comes twice, in {_where(*seen[document.id])} and in "
+                    f"{_where(one, place)}; ids must be unique"
                 )
                 raise DataError(msg)
-            seen[document.id] = one.url
+            seen[document.id] = one, place
 
 
 def _id_hash(name: str) -> int:

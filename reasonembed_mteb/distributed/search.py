@@ -375,8 +375,12 @@ def chosen_model(
     except (KeyError, TypeError) as error:
         msg = f"the manifest of {corpus.name} does not say how it was encoded ({error}); encode it again"
         raise StoreError(msg) from error
-    given: dict[str, Any] = {"name": name, "task": task, "instruction": instruction}
-    return replace(choice, **{key: value for key, value in given.items() if value is not None})
+    if name is not None:
+        choice = replace(choice, name=name)
+    if task is None and instruction is None:
+        return choice
+    # One stands in for the other: a task that documents were encoded for has an instruction of its own.
+    return replace(choice, task=task or "", instruction=instruction or "")
 
 
 def encode_queries(
@@ -405,6 +409,7 @@ def encode_queries(
     if not texts:
         msg = "there are no queries; give a file with at least one"
         raise DataError(msg)
+    call = encode_call(choice, "query")
     model = load_encoder(choice, speed)
     _check_same(corpus, model_fingerprint(model), choice.name)
     function = matrix_function(model)
@@ -412,7 +417,6 @@ def encode_queries(
         msg = f"{choice.name} has a similarity of its own; a store is searched by cosine or dot product"
         raise ReasonEmbedError(msg)
     ids, asked = list(texts), list(texts.values())
-    call = encode_call(choice, "query")
     vectors, _ = encode_columns(model, {"id": ids, "text": asked, "query": asked}, call)
     return SearchQueries(tuple(ids), vectors.float(), excluded, function)
 

@@ -46,7 +46,8 @@ class ModelChoice:
     @property
     def salt(self) -> str:
         """What decides documents' vectors beside the weights, which name the folder."""
-        return json_hash([self.task, self.max_length])
+        # A template is for queries, but a model that gets one leaves its own prompts, a document's too.
+        return json_hash([self.task, self.max_length, self.template is not None, self.no_instruction])
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class EncodeJob:
         check_options(self.speed.attn, self.speed.batch_tokens, self.speed.compile_layers or "off")
         if self.dtype not in CORPUS_DTYPES:
             raise unknown_name("dtype", self.dtype, CORPUS_DTYPES)
+        encode_call(self.model, "document")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -210,13 +212,21 @@ def encode_call(choice: ModelChoice, side: str) -> dict[str, Any]:
     Args:
         choice: Whose task or instruction decides.
         side: ``query`` or ``document``.
+
+    Raises:
+        UnknownNameError: If there is no such task; the nearest is named.
     """
     from mteb.types import PromptType
 
+    from reasonembed_mteb.evaluation.limits import asked_as
+    from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.plugin import register
     from reasonembed_mteb.retrieval.search import search_metadata
 
+    register()
+    task = asked_as(resolve_tasks([], [choice.task])[0]) if choice.task else None
     return {
-        "task_metadata": search_metadata(choice.task or "Corpus", choice.instruction),
+        "task_metadata": task or search_metadata("Corpus", choice.instruction),
         "hf_split": "test",
         "hf_subset": "default",
         "prompt_type": PromptType(side),

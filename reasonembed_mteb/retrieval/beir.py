@@ -328,7 +328,7 @@ def parse_record(line: str, where: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{where} is not JSON ({error}); one object a line is expected"
         raise DataError(msg) from error
     if not isinstance(record, dict):

@@ -238,6 +238,26 @@ def write_corpus(
     folder.write(f"{CORPUS_MANIFEST}{name}.json", as_json(content).encode())
 
 
+def written_input(folder: Place, name: str) -> str | None:
+    """Return what a corpus was encoded from, or None where there is none of that name, or it does not say.
+
+    Args:
+        folder: Of the model.
+        name: Of the corpus.
+
+    Raises:
+        StoreError: If the folder cannot be read.
+    """
+    if f"{CORPUS_MANIFEST}{name}.json" not in folder.sizes():
+        return None
+    try:
+        said = _read_corpus(folder, f"{CORPUS_MANIFEST}{name}.json").about.get("input")
+    except StoreError:
+        # A damaged one is written anew.
+        return None
+    return str(said) if said else None
+
+
 def list_corpora(root: Place) -> list[StoredCorpus]:
     """Return every corpus of every model in a store.
 
@@ -261,6 +281,7 @@ def _read_corpus(folder: Place, file: str) -> StoredCorpus:
     model = parse_manifest(folder.read(MODEL), f"{folder}/{MODEL}")
     try:
         blocks = tuple(BlockFile(**entry) for entry in manifest["shards"])
+        _check_blocks(blocks)
         return StoredCorpus(
             folder=folder,
             name=file.removeprefix(CORPUS_MANIFEST).removesuffix(".json"),
@@ -273,6 +294,16 @@ def _read_corpus(folder: Place, file: str) -> StoredCorpus:
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{folder}/{file} is damaged ({error}); run its `reasonembed encode` again"
         raise StoreError(msg) from error
+
+
+def _check_blocks(blocks: Sequence[BlockFile]) -> None:
+    """Refuse blocks that no corpus has, so that a search neither fails nor counts documents twice."""
+    if len({block.file for block in blocks}) != len(blocks):
+        msg = "it names a block twice"
+        raise ValueError(msg)
+    if not blocks or any(type(block.rows) is not int or block.rows < 1 for block in blocks):
+        msg = "it names no block, or one whose number of rows is none"
+        raise ValueError(msg)
 
 
 def open_stored(root: Place, name: str | None = None) -> StoredCorpus:
@@ -355,11 +386,18 @@ def read_block(folder: Place, block: BlockFile, *, mapped: bool = True) -> Block
         shard = Shard(folder.local / block.file, block.rows, block.xxh3)
         if shard.problem is not None:
             raise _unusable(folder, block, shard.problem)
-        return BlockData(shard.tensors)
+        return _of_its_rows(folder, block, BlockData(shard.tensors))
     content = folder.read(block.file)
     if content_checksum(content) != block.xxh3:
         raise _unusable(folder, block, "is damaged (its checksum differs)")
-    return BlockData(_tensors(content))
+    return _of_its_rows(folder, block, BlockData(_tensors(content)))
+
+
+def _of_its_rows(folder: Place, block: BlockFile, data: BlockData) -> BlockData:
+    rows = len(data.vectors)
+    if rows != block.rows:
+        raise _unusable(folder, block, f"holds {rows} vectors, not {block.rows}")
+    return data
 
 
 def _tensors(content: bytes) -> dict[str, torch.Tensor]:

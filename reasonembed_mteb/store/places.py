@@ -171,23 +171,23 @@ def matching(url: str) -> list[tuple[str, int]]:
     """Return the files that an address means, with their bytes, sorted by name.
 
     Args:
-        url: A file, a folder (every file below it) or a pattern with ``*``.
+        url: A file, a folder (every file below it that is not hidden) or a pattern with ``*`` of both.
 
     Raises:
         StoreError: If there are none, or they cannot be read.
     """
     try:
         system, path = _file_system(url)
-        if "*" in path:
-            names = system.glob(path, detail=True)
-        elif system.isdir(path):
-            names = system.find(path, detail=True)
-        else:
-            names = {path: system.info(path)}
+        names: dict[str, Any] = {}
+        for name in system.glob(path) if "*" in path else [path]:
+            below = system.isdir(name)
+            names |= system.find(name, detail=True) if below else {name: system.info(name)}
     except ReasonEmbedError:
         raise
     except Exception as error:
         msg = f"cannot read {url}: {one_line(error)}; {_REMEDY}"
         raise StoreError(msg) from error
-    found = [(system.unstrip_protocol(name), int(one["size"])) for name, one in sorted(names.items())]
-    return [(name.removeprefix(_LOCAL), size) for name, size in found if "/." not in name]
+    # Where the caller's own words end; a folder above may have any name.
+    known = len(path.partition("*")[0].rpartition("/")[0] if "*" in path else path.rstrip("/"))
+    shown = ((name, one) for name, one in sorted(names.items()) if "/." not in name[known:])
+    return [(system.unstrip_protocol(name).removeprefix(_LOCAL), int(one["size"])) for name, one in shown]

@@ -430,10 +430,18 @@ def stored_as(vectors: torch.Tensor, dtype: str) -> torch.Tensor:
     Args:
         vectors: ``(N, dim)``.
         dtype: One of `DTYPES`, or ``auto``: the smallest that holds all values exactly.
+
+    Raises:
+        StoreError: If a finite value is too large for it.
     """
-    if dtype != "auto":
-        return vectors.to(DTYPES[dtype])
     full = vectors.float()
+    if dtype != "auto":
+        stored = vectors.to(DTYPES[dtype])
+        if not torch.equal(stored.isfinite(), full.isfinite()):
+            largest = float(full.abs().nan_to_num(posinf=0.0).max())
+            msg = f"vectors hold values up to {largest:.3g}, too large for {dtype}; keep them as auto"
+            raise StoreError(msg)
+        return stored
     small = (full.to(DTYPES[name]) for name in _EXACT_ORDER)
     return next(one for one in small if torch.equal(one.float(), full))
 
