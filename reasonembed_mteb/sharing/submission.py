@@ -348,7 +348,7 @@ def _is_date(value: object, first: datetime.date) -> bool:
 
 
 def _is_time(value: object, first: datetime.date) -> bool:
-    """Return whether a value is such a text, or seconds since 1970, as mteb writes them (`TaskResult.to_disk`)."""
+    """Return whether a value is such a text, or seconds since 1970, as `mteb.TaskResult.to_disk` writes it."""
     if not is_number(value):
         return _is_date(value, first)
     try:
@@ -432,7 +432,9 @@ def _check_fields(file: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(file, "result", problem, _AGAIN)
     date = content.get("date")
     if date is not None and not _is_time(date, _FIRST_RESULT):
-        problem = f"date is {_shown(date)}; it must be a past time since {_FIRST_RESULT}, or its seconds since 1970"
+        problem = (
+            f"date is {_shown(date)}; it must be a past time since {_FIRST_RESULT}, or its seconds since 1970"
+        )
         yield Finding(file, "result", problem, _AGAIN)
 
 
