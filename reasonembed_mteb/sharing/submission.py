@@ -348,8 +348,8 @@ def _is_date(value: object, first: datetime.date) -> bool:
 
 
 def _is_time(value: object, first: datetime.date) -> bool:
-    """Return whether a value is such a text, or seconds since 1970, as `mteb.TaskResult.to_disk` writes it."""
-    if not is_number(value):
+    """Return whether a value is such a text, or seconds since 1970, as mteb writes its results."""
+    if not isinstance(value, (int, float)) or not is_number(value):
         return _is_date(value, first)
     try:
         return _is_past(datetime.datetime.fromtimestamp(value, datetime.UTC).date(), first)
