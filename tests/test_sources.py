@@ -58,6 +58,19 @@ def test_a_missing_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
         data.load_split(ROW)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError("No way there.\nMore."), "No way there"), (OSError(), "OSError")]
+)
+def test_what_the_hub_says_is_one_clause(monkeypatch: pytest.MonkeyPatch, error: OSError, said: str) -> None:
+    def refused(source: sources.Source) -> None:
+        raise error
+
+    monkeypatch.delenv("REASONEMBED_BRIGHT_PATH", raising=False)
+    monkeypatch.setattr(sources, "_from_hub", refused)
+    with pytest.raises(DataError, match=rf"at \w+: {said}; go online and run `reasonembed download"):
+        data.load_split(ROW)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_r2med_from_its_parent_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setenv("REASONEMBED_R2MED_PATH", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,18 @@ def test_a_good_folder_is_taken(output: Path) -> None:
     assert submit_command(output) == f"mteb submit-results --output-folder {output}"
     # MTEB's own loader agrees.
     assert len(mteb.ResultCache(output).load_results(models=[NAME], include_remote=False).model_results) == 1
+
+
+def test_the_date_that_mteb_writes_is_a_date(output: Path) -> None:
+    """`mteb run` and ours date a result, and MTEB writes that as seconds since 1970."""
+    file = revision_of(output) / "SciFact.json"
+    result = mteb.TaskResult.from_disk(file)
+    result.date = datetime.datetime.now(datetime.UTC)
+    result.to_disk(file)
+    assert isinstance(json.loads(file.read_text())["date"], float)
+    assert check_submission(output) == []
+    edit(file, lambda r: r.update(date=1e300))
+    assert any("date is" in finding.problem for finding in check_submission(output))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
@@ -161,6 +174,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, bool], str]] = {
         lambda f: edit(f / "SciFact.json", lambda r: r.update(date="2999-01-01T00:00:00")),
         ("result", True),
         "date is .2999",
+    ),
+    "seconds to come": (
+        lambda f: edit(f / "SciFact.json", lambda r: r.update(date=32_503_680_000.0)),
+        ("result", True),
+        r"date is 32503680000\.0",
     ),
     "negative emissions": (
         lambda f: edit(f / "SciFact.json", lambda r: r.update(kg_co2_emissions=-2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,27 @@ def test_a_picture_shows_each_subset(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file.append([row(1, ri_mean=math.nan), row(2), row(3, subset="pony", ri_mean=math.nan)])
     assert plot_training(tmp_path, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert drawn == [("biology", 2), ("biology", 1), ("pony", 1), ("all", 3)]
+
+
+@pytest.mark.parametrize(("start", "marked"), [(2, True), (100, False)])
+def test_a_short_run_fills_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, marked: bool
+) -> None:
+    """Where weighting begins after the last step, its line is left out, and the empty half says why it is."""
+    from matplotlib.axes import Axes
+
+    said: list[str] = []
+    lines: list[float] = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: said.append(text))
+    monkeypatch.setattr(Axes, "axvline", lambda self, x, **style: lines.append(x))
+    loss = {"kind": "redapter", "start_step": start}
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {"loss": loss}, "steps": 3}))
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.start()
+    file.append([row(step) if marked else row(step, ri_mean=math.nan) for step in (1, 2, 3)])
+    plot_training(tmp_path)
+    assert lines == ([start, start] if marked else [])
+    assert said == ([] if marked else ["no step was weighted"])
 
 
 def test_cards_name_no_folder_of_this_machine(tmp_path: Path) -> None:

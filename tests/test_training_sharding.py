@@ -122,6 +122,18 @@ def test_accelerate_takes_the_settings(
     assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
 
 
+@pytest.mark.parametrize(("cores", "taken"), [(1, 1), (64, 4)])
+def test_no_more_workers_than_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, taken: int
+) -> None:
+    from reasonembed_mteb.training import building
+
+    monkeypatch.setattr(building, "_cores", lambda: cores)
+    plan = TrainingPlan([SubsetPlan("biology", 8, 4, 1)], {"biology": 2}, {}, 1, 1, 1)
+    recipe = load_recipe("qwen3-4b", ["training.precision=fp32"])
+    assert building.training_arguments(recipe, tmp_path, plan, None).dataloader_num_workers == taken
+
+
 def test_deepspeed_is_told_what_transformers_fills_in() -> None:
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
 

@@ -83,9 +83,10 @@ def _main() -> int:
         status = _report(error, debug)
     if status == INTERRUPTED:
         # A training run is continued only when asked to, since its folder may hold another one.
-        unasked = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
-        how = "the same command" + (" with --resume" if unasked else "")
-        say(f"reasonembed: interrupted; {how} continues where this one stopped")
+        training = sys.argv[1:2] == ["train"]
+        how = "the same command" + (" with --resume" if training and "--resume" not in sys.argv else "")
+        where = "from its last checkpoint, where there is one" if training else "where this one stopped"
+        say(f"reasonembed: interrupted; {how} continues {where}")
     return status if isinstance(status, int) else 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from reasonembed_mteb.errors import ReasonEmbedError
@@ -24,6 +27,8 @@ Result = TypeVar("Result")
 
 # Items that wait for each worker, so that none waits for its next.
 _AHEAD = 2
+# Seconds within which Ctrl-C is heard.
+_HEARS_WITHIN = 0.5
 
 
 class Machines(Protocol):
@@ -145,6 +150,7 @@ class Processes:
             for item in items:
                 yield function(item)
             return
+        others = set(active_children())
         # Forked, a worker would share locks of threads that it does not have.
         with ProcessPoolExecutor(self.workers, get_context("spawn"), _start, (make,)) as pool:
             try:
@@ -155,33 +161,66 @@ class Processes:
                     "the same command again, which goes on where this one stopped"
                 )
                 raise ReasonEmbedError(msg) from error
+            except KeyboardInterrupt:
+                # They are deaf to it, and would first finish what they are at.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in set(active_children()) - others:
+                    worker.terminate()
+                raise
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C back; a process that is started meanwhile is deaf to it for good.
+
+    A terminal interrupts all processes, and a worker that is still importing would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        # Windows has no masks.
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _results(pool: ProcessPoolExecutor, items: Iterator[Any], ahead: int) -> Iterator[Any]:
     waiting: set[Future[Any]] = set()
     done: deque[Future[Any]] = deque()
     for item in items:
-        waiting.add(pool.submit(_call, item))
+        with _without_interrupts():  # a worker starts where none is idle
+            waiting.add(pool.submit(_call, item))
         if len(waiting) < ahead:
             continue
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        finished, waiting = _first(waiting)
         done.extend(finished)
         while done:
             yield done.popleft().result()
     while waiting:
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        finished, waiting = _first(waiting)
         for one in finished:
             yield one.result()
+
+
+def _first(waiting: set[Future[Any]]) -> tuple[set[Future[Any]], set[Future[Any]]]:
+    """Return what is done and what is not, as soon as one is done."""
+    while True:
+        # A signal that another thread of this process took does not end a wait without an end.
+        finished, left = wait(waiting, _HEARS_WITHIN, FIRST_COMPLETED)
+        if finished:
+            return finished, left
 
 
 def _given(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
     return function
 
 
-# Of a worker: how its function is made, and the function once it is.
+# Of a worker: how its function is made, the function once it is, and whether it was told to end.
 _made: dict[str, Any] = {}
 
 
@@ -190,9 +229,19 @@ def _start(make: Callable[[], Any]) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore", category=FutureWarning)
     _made["make"] = make
+    # Ended by the signal alone, a worker leaves its semaphores behind.
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(*_: object) -> None:
+    # The pool catches this where an item is worked on; those that wait already are then passed over.
+    _made["leaving"] = True
+    sys.exit(0)
 
 
 def _call(item: Any) -> Any:  # noqa: ANN401 - the pool's
+    if "leaving" in _made:
+        sys.exit(0)
     # Made here and not before, so that its errors reach the caller.
     if "function" not in _made:
         _made["function"] = _made["make"]()

@@ -272,7 +272,8 @@ def read_split(
     try:
         data = _from_hub(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).splitlines()[0]
+        # The hub's errors are sentences, and some have no text.
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         msg = (
             f"cannot load {source.repo} ({source.label}) at {source.revision[:12]}: {cause}; go online and "
             f"run `reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"

@@ -342,9 +342,22 @@ def _are_counts(value: Any) -> bool:  # noqa: ANN401 - a field of JSON
 def _is_date(value: object, first: datetime.date) -> bool:
     """Return whether a text is a day or time between `first` and tomorrow, wherever on earth."""
     try:
-        day = datetime.datetime.fromisoformat(str(value)).date()
+        return _is_past(datetime.datetime.fromisoformat(str(value)).date(), first)
     except ValueError:
         return False
+
+
+def _is_time(value: object, first: datetime.date) -> bool:
+    """Return whether a value is such a text, or seconds since 1970, as mteb writes its results."""
+    if not isinstance(value, (int, float)) or not is_number(value):
+        return _is_date(value, first)
+    try:
+        return _is_past(datetime.datetime.fromtimestamp(value, datetime.UTC).date(), first)
+    except (OverflowError, OSError, ValueError):
+        return False
+
+
+def _is_past(day: datetime.date, first: datetime.date) -> bool:
     tomorrow = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1)
     return first <= day <= tomorrow
 
@@ -418,8 +431,10 @@ def _check_fields(file: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
         problem = f"kg_co2_emissions is {_shown(emitted)}; it must be null or a number from 0 on"
         yield Finding(file, "result", problem, _AGAIN)
     date = content.get("date")
-    if date is not None and not _is_date(date, _FIRST_RESULT):
-        problem = f"date is {_shown(date)}; it must be a past day since {_FIRST_RESULT}"
+    if date is not None and not _is_time(date, _FIRST_RESULT):
+        problem = (
+            f"date is {_shown(date)}; it must be a past time since {_FIRST_RESULT}, or its seconds since 1970"
+        )
         yield Finding(file, "result", problem, _AGAIN)
 
 

@@ -253,7 +253,10 @@ def plot_training(run: Path, picture: Path | None = None) -> Path:
     upper.set_ylabel("InfoNCE, unweighted")
     lower.set_ylabel("reasoning intensity, mean of the batch")
     lower.set_xlabel("step")
-    _mark_start(folder, (upper, lower))
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    if not lower.lines:
+        lower.text(0.5, 0.5, "no step was weighted", ha="center", va="center", transform=lower.transAxes)
+    _mark_start(folder, (upper, lower), last=max(row["step"] for row in rows))
     upper.legend(fontsize="small", ncols=3, frameon=False)
     target = picture or folder / "training.png"
     with replacing(target) as part:
@@ -285,12 +288,13 @@ def _line(axes: Any, rows: Sequence[dict[str, Any]], name: str, label: str, **st
     axes.plot(steps, smooth(values, width), label=label, **({"linewidth": 1, "marker": "."} | style))
 
 
-def _mark_start(folder: Path, axes: Sequence[Any]) -> None:
+def _mark_start(folder: Path, axes: Sequence[Any], last: float) -> None:
+    """Draw a line where weighting begins; one beyond the last step would squeeze the curves into a corner."""
     record = folder / "run.json"
     if not record.is_file():
         return
     held = json.loads(record.read_text(encoding="utf-8"))
     loss = LossPart.model_validate(held["recipe"]["loss"])
-    if loss.kind == "redapter":
+    if loss.kind == "redapter" and (first := loss.first_weighted_step(held["steps"])) <= last:
         for one in axes:
-            one.axvline(loss.first_weighted_step(held["steps"]), color="grey", linestyle=":", linewidth=1)
+            one.axvline(first, color="grey", linestyle=":", linewidth=1)
