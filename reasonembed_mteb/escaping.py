@@ -30,8 +30,8 @@ _MARKDOWN = {
 }
 # GitHub makes a link of a bare address, and escaping any character with a backslash does not stop it.
 _ADDRESS = re.compile(r"(?<=\w):(?=//)|(?<=\bwww)\.", re.IGNORECASE)
-# At the beginning of a line: lists and rules; a dash alone is an empty cell.
-_MARKDOWN_START = re.compile(r"^([-+](?=[\s-])|\d+(?=[.)]))")
+# At the beginning of a line: lists and rules; a dash alone is an empty cell, and 39.86 begins no list.
+_MARKDOWN_START = re.compile(r"^([-+](?=[\s-])|\d+(?=[.)](?:\s|$)))")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

@@ -63,6 +63,14 @@ def test_what_can_be_seen_stays(text: str) -> None:
     assert html_data({text: [text, 1, None]}) == {text: [text, 1, None]}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("39.86", "39.86"), ("-1.5", "-1.5"), ("1. one", "1\\. one"), ("2)", "2\\)"), ("-", "-")],
+)
+def test_a_figure_begins_no_list(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
 def test_markdown_renders_as_the_text() -> None:
     hostile = "| `a` | [x](http://y) <b>&amp; **c** _d_ ~e~ # $f$ !\n\n# h www.z.de"
     shown = markdown(hostile)
