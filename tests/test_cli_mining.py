@@ -98,6 +98,13 @@ def test_options_that_do_not_fit(options: tuple[str, ...], message: str, call: A
         call(*options)
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--max-length", "--reranker-length"])
+def test_sizes_of_nothing_are_refused(option: str, call: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(option, "0")
+    assert ended.value.code == 2
+
+
 def test_the_released_annotator_is_asked_as_it_was_released(call: Any) -> None:
     name = "somewhere/reason-embed-annotator-qwen3-8b-0928"
     with StubServer(served, paths=(CHAT, "/v1/rerank")) as server:
