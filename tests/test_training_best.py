@@ -208,5 +208,7 @@ def test_the_last_checkpoints_are_averaged(qwen3_dir: Path, folder: Path, tmp_pa
         torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-7)
     with pytest.raises(DataError, match="has 3 whole checkpoints and the last 4"):
         average_checkpoints(tmp_path / "run", tmp_path / "more", last=4)
+    with pytest.raises(DataError, match="there is no folder"):
+        average_checkpoints(tmp_path / "gone", tmp_path / "more")
     with pytest.raises(DataError, match="between 2 and"):
         average_checkpoints(tmp_path / "run", tmp_path / "more", last=1)
