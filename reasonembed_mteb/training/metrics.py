@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
-from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.files import read_json_object, replacing, write_whole
 from reasonembed_mteb.training.schema import LossPart
 
 if TYPE_CHECKING:
@@ -286,10 +285,9 @@ def _line(axes: Any, rows: Sequence[dict[str, Any]], name: str, label: str, **st
 
 
 def _mark_start(folder: Path, axes: Sequence[Any]) -> None:
-    record = folder / "run.json"
-    if not record.is_file():
+    held = read_json_object(folder / "run.json")
+    if held is None or "recipe" not in held:
         return
-    held = json.loads(record.read_text(encoding="utf-8"))
     loss = LossPart.model_validate(held["recipe"]["loss"])
     if loss.kind == "redapter":
         for one in axes:
