@@ -91,6 +91,8 @@ def test_what_a_server_scores_too_high_is_no_negative(kind: str, call: Any) -> N
         (("--reranker", "x", "--reranker-kind", "scores"), "did you mean 'score'"),
         (("--sampling", "best"), "unknown sampling 'best'"),
         (("--corpus", "nothing.jsonl"), "is no corpus"),
+        (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
+        (("--device", "cpu,cpu"), "this command works on one device"),
     ],
 )
 def test_options_that_do_not_fit(options: tuple[str, ...], message: str, call: Any) -> None:

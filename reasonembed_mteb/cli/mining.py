@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, say
+from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, one_device, say
 from reasonembed_mteb.cli.show import show_table
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
@@ -98,6 +98,7 @@ def mine(
         sampling=sampling,
         seed=seed,
     )
+    device = one_device(device)
     meta = resolve_model(model, template=instruction_template)
     read = read_pairs(pairs, corpus=corpus, subset=subset, split=split, instruction=instruction)
     with ExitStack() as stack:
