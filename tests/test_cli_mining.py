@@ -91,11 +91,20 @@ def test_what_a_server_scores_too_high_is_no_negative(kind: str, call: Any) -> N
         (("--reranker", "x", "--reranker-kind", "scores"), "did you mean 'score'"),
         (("--sampling", "best"), "unknown sampling 'best'"),
         (("--corpus", "nothing.jsonl"), "is no corpus"),
+        (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
+        (("--device", "cpu,cpu"), "this command works on one device"),
     ],
 )
 def test_options_that_do_not_fit(options: tuple[str, ...], message: str, call: Any) -> None:
     with pytest.raises(ReasonEmbedError, match=message):
         call(*options)
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--max-length", "--reranker-length"])
+def test_sizes_of_nothing_are_refused(option: str, call: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(option, "0")
+    assert ended.value.code == 2
 
 
 def test_the_released_annotator_is_asked_as_it_was_released(call: Any) -> None:

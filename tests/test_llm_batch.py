@@ -181,6 +181,15 @@ def test_files_that_hold_no_answers(line: str, tmp_path: Path) -> None:
         BatchFiles(ENDPOINT, tmp_path, tmp_path / "requests.jsonl", [tmp_path / "absent.jsonl"])
 
 
+def test_requests_that_need_earlier_answers_are_no_batch(tmp_path: Path) -> None:
+    with (
+        BatchFiles(ENDPOINT, tmp_path / "store", tmp_path / "requests.jsonl") as client,
+        pytest.raises(ReasonEmbedError, match="made of earlier answers cannot be a batch"),
+    ):
+        list(client.run(iter([ask(1)]), description="Testing", ahead=4))
+    assert not (tmp_path / "requests.jsonl").exists()
+
+
 def test_a_changed_prompt_finds_no_old_answer(tmp_path: Path) -> None:
     missing(tmp_path, [ask(0)])
     answers = write(tmp_path / "answers.jsonl", [answered(read(tmp_path / "requests.jsonl")[0])])

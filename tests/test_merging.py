@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
+from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.training import tensors
 from reasonembed_mteb.training.merging import merge
@@ -523,6 +523,13 @@ def test_prompts_lengths_and_dtypes_that_differ_are_said(
     assert "the dtypes of" in caplog.text
     held, own = (ReasonEmbed(str(folder), device="cpu") for folder in (room / "a", out))
     assert (held.prompts, held.max_seq_length) == (own.prompts, own.max_seq_length)
+
+
+def test_a_package_of_the_extra_is_named(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasonembed_mteb.training.merge_inputs.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"accelerate is not installed: pip install .*train"):
+        merge([room / "a", room / "b"], None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(room: Path, tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def test_what_is_not_allowed_is_named(tmp_path: Path, stages: str, said: str) ->
         'api_key_env = "sk-abcdefghijklmnopqrstuv"',
         'api_key_env = "abcdEFGH12345678901234567890"',
         'extra_body = { note = "hf_abcdefghijklmnopqrstuv" }',
+        'extra_body = { note = "Bearer sk-proj-a1_abcDEFGHIJKLMNOPQRSTU-x" }',
+        'extra_body = { note = "pplx-abcdefghijklmnopqrstuv" }',
     ],
 )
 def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None:
@@ -96,6 +98,19 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str
     with pytest.raises(ReasonEmbedError, match="environment variable") as caught:
         read_pipeline(write_pipeline(tmp_path, table + BM25))
     assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "jinaai/jina-reranker-v2-base-multilingual",
+        "hf-internal-testing/tiny-random-LlamaForCausalLM",
+        "perplexity-ai/pplx-embed-context-v1-0.6b",
+    ],
+)
+def test_a_model_s_name_is_no_key(tmp_path: Path, name: str) -> None:
+    table = f'[endpoints.named]\nbase_url = "http://localhost/v1"\nmodel = "{name}"\n'
+    assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["named"].model == name
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

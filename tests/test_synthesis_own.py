@@ -126,6 +126,12 @@ def test_what_is_wrong_is_said_with_its_line(rows: list[Any], said: str, tmp_pat
     assert said in (outcome.error or "")
 
 
+def test_a_label_beyond_all_numbers(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"query": "q", "labels": {"d 3": 1e999}}\n', encoding="utf-8")
+    (outcome, *_) = synthesize(begun(tmp_path))
+    assert "own.jsonl:1: label inf is not one of 1 to 5" in (outcome.error or "")
+
+
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     (outcome, *_) = synthesize(begun(tmp_path))
     assert "own.jsonl does not exist" in (outcome.error or "")

@@ -109,4 +109,4 @@ def test_training_takes_what_the_default_chain_writes() -> None:
     longest = 2 * 500 + section.words
     # English prose: four tokens for three words, and fifty for the instruction.
     assert longest * 4 / 3 + 50 < section.train_tokens
-    assert getattr(DataPart(), "reasoning_tokens", section.train_tokens) == section.train_tokens
+    assert DataPart().reasoning_tokens == section.train_tokens

@@ -206,7 +206,14 @@ def test_the_last_checkpoints_are_averaged(qwen3_dir: Path, folder: Path, tmp_pa
     for name, value in load_file(out / "model.safetensors").items():
         wanted = (one[name].double() + two[name].double() + three[name].double()) / 3
         torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-7)
+    newest = average_checkpoints(tmp_path / "run", tmp_path / "newest", last=2)
+    file = newest / ("merge.json" if rank else "config_sentence_transformers.json")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    inputs = (record if rank else record["merge"])["inputs"]
+    assert [one["model"] for one in inputs] == ["checkpoint-4", "checkpoint-5"]
     with pytest.raises(DataError, match="has 3 whole checkpoints and the last 4"):
         average_checkpoints(tmp_path / "run", tmp_path / "more", last=4)
+    with pytest.raises(DataError, match="there is no folder"):
+        average_checkpoints(tmp_path / "gone", tmp_path / "more")
     with pytest.raises(DataError, match="between 2 and"):
         average_checkpoints(tmp_path / "run", tmp_path / "more", last=1)

@@ -74,6 +74,16 @@ def test_weights_that_are_not_finite_are_named() -> None:
         check_weights(model, 3)
 
 
+def test_shares_that_are_not_finite_are_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(DivergedError, match="of another process' share is not finite"):
+        check_weights(model, 3, lambda _: True)
+    # What ZeRO-3 keeps of a weight, whose own values are let go.
+    model.weight.ds_tensor = torch.tensor([math.nan])  # type: ignore[assignment]
+    with pytest.raises(DivergedError, match="after step 3 the weight weight is not finite"):
+        check_weights(model, 3)
+
+
 @pytest.fixture
 def run(qwen3_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that trains up to ten steps in a folder, a checkpoint a step, one of them kept."""

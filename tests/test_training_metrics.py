@@ -112,6 +112,9 @@ def test_a_picture_shows_each_subset(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file.append([row(1, ri_mean=math.nan), row(2), row(3, subset="pony", ri_mean=math.nan)])
     assert plot_training(tmp_path, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert drawn == [("biology", 2), ("biology", 1), ("pony", 1), ("all", 3)]
+    for record in ("{", "{}"):
+        (tmp_path / "run.json").write_text(record)
+        assert plot_training(tmp_path) == tmp_path / "training.png"
 
 
 @pytest.mark.parametrize(("start", "marked"), [(2, True), (100, False)])

@@ -256,3 +256,10 @@ def test_bm25_finds_what_brute_force_finds(tmp_path: Path) -> None:
         assert sorted(scores[found.negatives[place]]) == pytest.approx(sorted(scores[kept]))
         assert found.positive_scores[place] == pytest.approx([scores[place]])
     assert sum(map(len, found.negatives)) > 60
+    out = int(found.negatives[0][0])
+    rows[0]["excluded_ids"] = [f"d{out}"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    again = read_pairs(str(tmp_path / "pairs.jsonl"), corpus=str(tmp_path / "corpus.jsonl"))
+    left = mine_pairs(again, LexicalModel(), rules).negatives
+    assert out not in left[0]
+    assert [one.tolist() for one in left[1:]] == [one.tolist() for one in found.negatives[1:]]

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from reasonembed_mteb.errors import DataError, UnknownNameError
 from reasonembed_mteb.training.pairs import read_pairs
@@ -138,6 +138,10 @@ def test_a_saved_data_set_and_a_name_on_the_hub(tmp_path: Path, monkeypatch: pyt
     data = Dataset.from_list([{"query": "a?", "positive": "one"}, {"query": "b?", "positive": "two"}])
     data.save_to_disk(str(tmp_path / "saved"))
     assert good(read_pairs(tmp_path / "saved")) == [["one"], ["two"]]
+    DatasetDict({"test": data}).save_to_disk(str(tmp_path / "split"))
+    assert good(read_pairs(tmp_path / "split", split="test")) == [["one"], ["two"]]
+    with pytest.raises(DataError, match="has no split 'train'; it has test: choose one with --split"):
+        read_pairs(tmp_path / "split")
     asked: list[Any] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or data)
     assert good(read_pairs("org/pairs", subset="small", split="dev")) == [["one"], ["two"]]
@@ -165,6 +169,9 @@ def test_a_task_of_a_table() -> None:
     [
         ([{"query": "a?"}], "p.jsonl, line 1: no positives"),
         ([{"query": "a?", "pos": ["x"]}, ["no"]], "line 2: a row must be an object"),
+        ([{"query": "a?", "pos": ["x"], "excluded_ids": "d12"}], "line 1: excluded_ids must be a list"),
+        ([{"query": "a?", "pos": ["x"], "excluded_ids": 5}], "line 1: excluded_ids must be a list of ids"),
+        ([{"query": "a?", "pos": ["x"], "excluded_ids": [["d1"]]}], "excluded_ids must be a list of ids"),
         ([{"query": " ", "pos": ["x"]}], "no pair of a query and a positive was read"),
     ],
 )

@@ -69,8 +69,16 @@ def test_wrong_settings_are_refused() -> None:
         RerankerSettings(loss="lamda")
     with pytest.raises(ReasonEmbedError, match="from 5 to 1 leave no room"):
         RerankerSettings(lowest=5, highest=1)
+    with pytest.raises(ReasonEmbedError, match="leave no room"):
+        RerankerSettings(highest=float("nan"))
     with pytest.raises(ReasonEmbedError, match="two documents or more"):
         RerankerSettings(documents=1)
+    # Nothing would be trained, and saved as finished.
+    for epochs in (0, -1, float("nan")):
+        with pytest.raises(ReasonEmbedError, match=r"epochs is .*: give a number above 0"):
+            RerankerSettings(epochs=epochs)
+    with pytest.raises(ReasonEmbedError, match="learning_rate is nan"):
+        RerankerSettings(learning_rate=float("nan"))
 
 
 def made_up(folder: Path) -> Path:
@@ -102,7 +110,7 @@ def test_a_reranker_learns_and_is_loaded(loss: str, tmp_path: Path) -> None:
     after = CrossEncoderReranker(str(found), device="cpu").score(pairs)
     assert np.isfinite(after).all()
     assert not np.allclose(before, after)
-    with pytest.raises(ReasonEmbedError, match="holds a run: continue it with --resume"):
+    with pytest.raises(ReasonEmbedError, match="go on with the run in it by --resume"):
         train_reranker(str(model), [file], tmp_path / "run", settings, device="cpu")
     other = RerankerSettings(loss=loss, epochs=1)
     with pytest.raises(ReasonEmbedError, match="a run with another settings: give a new folder"):
@@ -135,6 +143,10 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(KeyboardInterrupt):
             train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu")
     assert not (tmp_path / "stopped" / "model").exists()
+    # A newer one that was cut off while it was written is none.
+    half = tmp_path / "stopped" / "checkpoints" / "checkpoint-3"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
     monkeypatch.setattr(CrossEncoderTrainer, "training_step", count)
     found = train_reranker(str(model), [file], tmp_path / "stopped", settings, device="cpu", resume=True)
     # The checkpoint was of step 2.
@@ -142,6 +154,17 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pairs = [("root", "root root"), ("leaf", "soil soil")]
     one, other = (CrossEncoderReranker(str(one), device="cpu").score(pairs) for one in (whole, found))
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    model, file = str(save_bert(tmp_path / "cross", head=True)), made_up(tmp_path / "data")
+    with pytest.raises(ReasonEmbedError, match="is a file: name a folder"):
+        train_reranker(model, [file], file, device="cpu")
+    (tmp_path / "run").mkdir()
+    for record in ("{", '{"recipe": {}}'):
+        (tmp_path / "run" / "run.json").write_text(record)
+        with pytest.raises(DataError, match=r"run\.json is damaged, or no record of such a run"):
+            train_reranker(model, [file], tmp_path / "run", device="cpu", resume=True)
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

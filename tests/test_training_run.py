@@ -198,6 +198,14 @@ def test_another_recipe_or_other_data_does_not_resume(
     other = write_folder(tmp_path / "other", biology=13, pony=6)
     with pytest.raises(ReasonEmbedError, match="begun with other data"):
         run(qwen3_dir, other, output, resume=True, training={"epochs": 2})
+    for name, record in (("cut", "{"), ("reranker", '{"settings": {}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(record)
+        with pytest.raises(DataError, match=r"run\.json is damaged, or no record of such a run"):
+            run(qwen3_dir, folder, tmp_path / name, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReasonEmbedError, match="is a file: name a folder"):
+        run(qwen3_dir, folder, tmp_path / "file", resume=True)
 
 
 @pytest.mark.slow

@@ -98,6 +98,17 @@ def full(qwen3_dir: Path) -> SentenceTransformer:
     return load_model(check_recipe(tiny_recipe(qwen3_dir, **sections), "tiny"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "taken"), [("adamw", "adamw_torch_fused"), ("adamw_8bit", "adamw_bnb_8bit")]
+)
+def test_the_optimizer_is_the_recipe_s(asked: str, taken: str, qwen3_dir: Path, tmp_path: Path) -> None:
+    from reasonembed_mteb.training.building import training_arguments
+
+    plan = TrainingPlan([SubsetPlan("biology", 8, 4, 1)], {"biology": 2}, {}, 1, 1, 1)
+    recipe = check_recipe(tiny_recipe(qwen3_dir, training={"optimizer": asked}), "tiny")
+    assert training_arguments(recipe, tmp_path, plan, None).optim == taken
+
+
 def test_accelerate_takes_the_settings(
     full: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

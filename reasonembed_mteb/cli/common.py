@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from reasonembed_mteb.cli.show import set_up_logging
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.escaping import visible, visible_lines
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -141,6 +142,24 @@ def vector_store(output: Path, store: Path | None, *, no_store: bool = False) ->
         no_store: Whether vectors are not kept at all.
     """
     return None if no_store else store or output / "vectors"
+
+
+def one_device(wish: str | None) -> str | None:
+    """Return a device after a look whether it is there, None where torch chooses.
+
+    Args:
+        wish: As of ``--device``.
+
+    Raises:
+        ReasonEmbedError: If it is not there, or several are named.
+    """
+    from reasonembed_mteb.evaluation.variants import check_devices
+
+    devices = check_devices(wish)
+    if len(devices) > 1:
+        msg = f"--device {wish}: this command works on one device; name one"
+        raise ReasonEmbedError(msg)
+    return devices[0] if devices else None
 
 
 def shows_progress(debug: bool) -> bool:

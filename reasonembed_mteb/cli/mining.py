@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, say
+from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, one_device, say
 from reasonembed_mteb.cli.show import show_table
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
@@ -54,7 +54,9 @@ def mine(
     ] = None,
     reranker_kind: Annotated[str, typer.Option(help=", ".join(KINDS) + ".")] = _CROSS_ENCODER,
     reranker_url: Annotated[str | None, typer.Option(help="Server of the reranker.")] = None,
-    reranker_length: Annotated[int | None, typer.Option(help="Tokens of a pair (cross-encoder).")] = None,
+    reranker_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of a pair (cross-encoder).")
+    ] = None,
     reranker_instruction: Annotated[str | None, typer.Option(help="Put before its queries.")] = None,
     domain: Annotated[
         str | None,
@@ -72,8 +74,8 @@ def mine(
         Path | None, typer.Option(help="Embedding store to use and to keep; by default none is kept.")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Write pos_scores and neg_scores too.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Texts encoded at a time.")] = 32,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a text.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at a time.")] = 32,
+    max_length: Annotated[int | None, typer.Option(min=8, help="Tokens of a text.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda:0.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -96,6 +98,7 @@ def mine(
         sampling=sampling,
         seed=seed,
     )
+    device = one_device(device)
     meta = resolve_model(model, template=instruction_template)
     read = read_pairs(pairs, corpus=corpus, subset=subset, split=split, instruction=instruction)
     with ExitStack() as stack:

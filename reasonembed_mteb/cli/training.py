@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, app, say, show
+from reasonembed_mteb.cli.common import Debug, app, one_device, say, show
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.escaping import visible
@@ -201,5 +201,5 @@ def train_reranker(
         save_steps=save_steps,
         seed=seed,
     )
-    found = run(model, data, output, settings, resume=resume, device=device)
+    found = run(model, data, output, settings, resume=resume, device=one_device(device))
     say(f"Reranker: {found}; `reasonembed mine --reranker {found}` asks it")

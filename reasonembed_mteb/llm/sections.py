@@ -25,9 +25,13 @@ Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # Of a model, and of a dataclass.
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-# Names under which tools write a key, and how keys of the known services begin.
+# Names under which tools write a key, and how keys of the known services look: a beginning, and letters and
+# digits in a row that are more than a word of a name has (jina-reranker-v2-base-multilingual).
 _KEY_NAMES = frozenset({"api_key", "apikey", "key", "token", "authorization", "secret", "password"})
-_KEY = re.compile(r"\b(?:sk|pk|hf|gsk|xai|nvapi|pplx|jina|r8|AIza)[-_][A-Za-z0-9_-]{16,}|\bAIza[\w-]{30,}")
+_KEY = re.compile(
+    r"\b(?:(?:sk|pk)[-_]|(?:xai|nvapi|pplx)-|(?:hf|gsk|jina|r8)_)(?:[A-Za-z0-9]+[-_])*[A-Za-z0-9]{16,}"
+    r"|\bAIza[\w-]{30,}"
+)
 
 
 class Section(BaseModel):

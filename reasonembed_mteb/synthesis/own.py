@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, first_names
-from reasonembed_mteb.files import content_hash, read_json_lines
+from reasonembed_mteb.files import content_hash, is_number, read_json_lines
 from reasonembed_mteb.retrieval import beir
 from reasonembed_mteb.retrieval.labels import bright_examples, named_documents
 from reasonembed_mteb.retrieval.sources import data_files, read_files
@@ -235,7 +235,7 @@ def _labels_of(row: Row, start: StartSection, where: str) -> dict[str, int]:
 def _label(label: Any, start: StartSection, where: str) -> int:  # noqa: ANN401 - whatever JSON holds
     if isinstance(label, str) and label.strip().lstrip("-").isdecimal():
         label = int(label)
-    whole = isinstance(label, (int, float)) and not isinstance(label, bool) and label == int(label)
+    whole = is_number(label) and label == int(label)
     if whole and start.scale == "relevance":
         return RELEVANT if label > 0 else NOT_RELEVANT
     if not whole or not (NOT_RELEVANT <= label <= RELEVANT or label == NEITHER):

@@ -1,7 +1,8 @@
-"""The callback that tells our losses a trainer's step, and checks its columns' names."""
+"""Callbacks for trainers: one tells our losses the step and checks columns' names, one marks checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
 from reasonembed_mteb.training.caller import check_columns
+from reasonembed_mteb.training.checkpoints import mark_whole
 from reasonembed_mteb.training.columns import LossError
 from reasonembed_mteb.training.losses import RedapterLoss
 
@@ -74,6 +76,17 @@ class RedapterCallback(TrainerCallback):
         del args, control
         for loss in self.losses:
             loss.global_step = state.global_step
+
+
+class MarkingCallback(TrainerCallback):
+    """Marks checkpoints once they are whole; see `reasonembed_mteb.training.checkpoints`."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Mark the checkpoint that has just been written."""
+        del control
+        mark_whole(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 def _losses_in(loss: nn.Module | Mapping[str, nn.Module]) -> list[RedapterLoss]:

@@ -101,9 +101,12 @@ def average_checkpoints(run: Path, output: Path, *, last: int = 3) -> Path:
         The folder.
 
     Raises:
-        DataError: If the run has fewer whole checkpoints.
+        DataError: If there is no such run, or it has fewer whole checkpoints.
         ReasonEmbedError: As of `merge`.
     """
+    if not run.is_dir():
+        msg = f"there is no folder {run}: give that of a training run, or of its checkpoints"
+        raise DataError(msg)
     folder = run / CHECKPOINTS if (run / CHECKPOINTS).is_dir() else run
     every = [path for _, path in checkpoints(folder)]
     # Those of other trainers bear no mark of ours.

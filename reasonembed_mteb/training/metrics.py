@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, missing_extra
-from reasonembed_mteb.files import replacing, write_whole
+from reasonembed_mteb.files import read_json_object, replacing, write_whole
 from reasonembed_mteb.training.schema import LossPart
 
 if TYPE_CHECKING:
@@ -288,12 +287,17 @@ def _line(axes: Any, rows: Sequence[dict[str, Any]], name: str, label: str, **st
     axes.plot(steps, smooth(values, width), label=label, **({"linewidth": 1, "marker": "."} | style))
 
 
+<<<<<<< HEAD
 def _mark_start(folder: Path, axes: Sequence[Any], last: float) -> None:
     """Draw a line where weighting begins; one beyond the last step would squeeze the curves into a corner."""
     record = folder / "run.json"
     if not record.is_file():
+=======
+def _mark_start(folder: Path, axes: Sequence[Any]) -> None:
+    held = read_json_object(folder / "run.json")
+    if held is None or "recipe" not in held:
+>>>>>>> pipe
         return
-    held = json.loads(record.read_text(encoding="utf-8"))
     loss = LossPart.model_validate(held["recipe"]["loss"])
     if loss.kind == "redapter" and (first := loss.first_weighted_step(held["steps"])) <= last:
         for one in axes:

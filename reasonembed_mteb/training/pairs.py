@@ -226,6 +226,9 @@ def _raw_rows(
         from datasets import load_from_disk
 
         saved = load_from_disk(str(folder))
+        if isinstance(saved, dict) and split not in saved:
+            msg = f"{folder} has no split {split!r}; it has {', '.join(saved)}: choose one with --split"
+            raise DataError(msg)
         data = saved[split] if isinstance(saved, dict) else saved
         files = [file for file in folder.rglob("*") if file.is_file()]
         return _numbered(data, str(source)), {"folder": folder.name, "revision": content_hash(files)}
@@ -274,6 +277,7 @@ def _pairs_of_rows(
     for place, raw in rows:
         try:
             row = parse_row(raw, counts)
+            out = _excluded(raw)
         except BadRowError as error:
             msg = f"{place}: {error}; mend the row"
             raise DataError(msg) from error
@@ -284,12 +288,24 @@ def _pairs_of_rows(
         line |= {"query": row.query, **_others(raw), "pos": row.positives, "neg": row.negatives}
         pairs.rows.append(line)
         pairs.positives.append([corpus.add(text) for text in row.positives])
-        pairs.excluded.append(corpus.places(named_documents(raw.get(_EXCLUDED))))
+        pairs.excluded.append(corpus.places(out))
     # Only now: a row's own negative may be a later row's positive.
     for line, excluded in zip(pairs.rows, pairs.excluded, strict=True):
         excluded += [known for text in line["neg"] if (known := corpus.find(text)) is not None]
     pairs.corpus = corpus.data
     return pairs
+
+
+def _excluded(raw: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the documents that a row excludes."""
+    names = raw.get(_EXCLUDED)
+    # A single id would be taken letter by letter.
+    if names is not None and not (
+        isinstance(names, (list, tuple)) and all(isinstance(one, (str, int, type(None))) for one in names)
+    ):
+        msg = f"{_EXCLUDED} must be a list of ids, not {names!r:.40}"
+        raise BadRowError(msg)
+    return named_documents(names)
 
 
 def _others(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line, unknown_name
 from reasonembed_mteb.files import package_versions, replacing_folder, write_whole
+from reasonembed_mteb.training.building import CHECKPOINTS
+from reasonembed_mteb.training.checkpoints import last_whole
 from reasonembed_mteb.training.data import ReadOptions, load_training_data
+from reasonembed_mteb.training.run import MODEL, RECORD, check_output, held_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.training.data import TrainingData
 
 LOSSES = ("lambda", "bce")
-_MODEL, _RECORD, _CHECKPOINTS = "model", "run.json", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,16 @@ class RerankerSettings:
         """Refuse values that cannot be used."""
         if self.loss not in LOSSES:
             raise unknown_name("loss", self.loss, LOSSES)
-        if self.lowest >= self.highest:
+        if not -math.inf < self.lowest < self.highest < math.inf:
             msg = f"grades from {self.lowest:g} to {self.highest:g} leave no room: give the lowest one first"
             raise ReasonEmbedError(msg)
         if self.documents < 2 or self.batch_size < 1 or self.save_steps < 1:
             msg = "a query needs two documents or more, a batch one query, a checkpoint one step"
             raise ReasonEmbedError(msg)
+        for name in ("epochs", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                msg = f"{name} is {getattr(self, name):g}: give a number above 0"
+                raise ReasonEmbedError(msg)
 
 
 def graded_lists(data: TrainingData, settings: RerankerSettings) -> Dataset:
@@ -155,36 +162,32 @@ def train_reranker(
     from reasonembed_mteb.training.divergence import check_weights
 
     chosen, folder = settings or RerankerSettings(), Path(output)
+    # Rows that were read before are no run.
+    check_output(folder, resume=resume or not (folder / RECORD).exists())
     data = load_training_data(sources, cache=folder / "rows", options=ReadOptions())
     record = {"model": model, "settings": asdict(chosen), "data": data.key, "counts": _plain(data.counts)}
-    _check_folder(folder, record, resume=resume)
+    _check_same(folder, record)
     try:
         loaded = CrossEncoder(model, num_labels=1, max_length=chosen.max_length, device=device)
     except (OSError, ValueError) as error:
         msg = f"cannot load {model} as a cross-encoder ({one_line(error)}); give a directory or a hub name"
         raise ReasonEmbedError(msg) from error
-    write_whole(folder / _RECORD, json.dumps(record | {"finished": False}, indent=1) + "\n")
+    write_whole(folder / RECORD, json.dumps(record | {"finished": False}, indent=1) + "\n")
     steps = _fit(loaded, graded_lists(data, chosen), folder, chosen, resume=resume)
     check_weights(loaded, steps)
-    with replacing_folder(folder / _MODEL, replace=True) as part:
+    with replacing_folder(folder / MODEL, replace=True) as part:
         loaded.save_pretrained(str(part))
     done = record | {"finished": True, "steps": steps, "versions": package_versions()}
-    write_whole(folder / _RECORD, json.dumps(done, indent=1) + "\n")
-    return folder / _MODEL
+    write_whole(folder / RECORD, json.dumps(done, indent=1) + "\n")
+    return folder / MODEL
 
 
 def _plain(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     return {subset: dict(held) for subset, held in counts.items()}
 
 
-def _check_folder(folder: Path, record: Mapping[str, Any], *, resume: bool) -> None:
-    file = folder / _RECORD
-    if not file.is_file():
-        return
-    if not resume:
-        msg = f"{folder} holds a run: continue it with --resume, or give a new folder"
-        raise ReasonEmbedError(msg)
-    held = json.loads(file.read_text(encoding="utf-8"))
+def _check_same(folder: Path, record: Mapping[str, Any]) -> None:
+    held = held_record(folder / RECORD, "settings") or record
     other = [key for key in ("model", "settings", "data") if held.get(key) != record[key]]
     if other:
         msg = f"{folder} holds a run with another {' and '.join(other)}: give a new folder"
@@ -197,9 +200,10 @@ def _fit(
     """Train; return the number of steps."""
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, LambdaLoss
-    from transformers.trainer_utils import get_last_checkpoint
 
-    checkpoints = folder / _CHECKPOINTS
+    from reasonembed_mteb.training.callback import MarkingCallback
+
+    checkpoints = folder / CHECKPOINTS
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -218,10 +222,10 @@ def _fit(
         args=arguments,
         train_dataset=lists if settings.loss == "lambda" else _pairs(lists),
         loss=LambdaLoss(model) if settings.loss == "lambda" else BinaryCrossEntropyLoss(model),
+        callbacks=[MarkingCallback()],
     )
-    found: Any = get_last_checkpoint  # untyped there
-    last = found(str(checkpoints)) if resume and checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = last_whole(checkpoints) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return int(trainer.state.global_step)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
-from reasonembed_mteb.files import package_versions, replacing_folder, write_whole
+from reasonembed_mteb.files import package_versions, read_json_object, replacing_folder, write_whole
 from reasonembed_mteb.training.building import CHECKPOINTS, build_trainer, is_main, on_cpu
 from reasonembed_mteb.training.checkpoints import last_whole, remove_broken
 from reasonembed_mteb.training.cuts import mean_cut, warn_of_cuts
@@ -237,7 +237,7 @@ def train(
     Raises:
         ReasonEmbedError: If recipe, data or folder do not allow it.
     """
-    _check_output(output, resume=resume)
+    check_output(output, resume=resume)
     check_requirements(recipe)
     # An unknown task is named before the rows are read, too.
     _instructions(recipe)
@@ -304,14 +304,23 @@ def _warn_of_cuts(collator: GroupCollator, data: TrainingData) -> None:
         warn_of_cuts(cuts, collator.reasoning_limit)
 
 
-def _check_output(output: Path, *, resume: bool) -> None:
-    if not output.exists() or resume:
+def check_output(output: Path, *, resume: bool) -> None:
+    """Check that a run may be written to a folder.
+
+    Args:
+        output: The folder.
+        resume: Whether a run in it is gone on with.
+
+    Raises:
+        ReasonEmbedError: If it is a file, or holds something.
+    """
+    if not output.exists():
         return
     if not output.is_dir():
         msg = f"{output} is a file: name a folder"
         raise ReasonEmbedError(msg)
     # Of several processes the first one may have begun to write.
-    if is_main() and any(output.iterdir()):
+    if not resume and is_main() and any(output.iterdir()):
         msg = f"{output} is not empty: go on with the run in it by --resume, or name another folder"
         raise ReasonEmbedError(msg)
 
@@ -341,7 +350,7 @@ def _best(recipe: Recipe, trainer: RedapterTrainer) -> dict[str, Any]:
 
 def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:
     """Check a run that is there against this one, and return the checkpoint to go on from."""
-    held = _held(output / RECORD)
+    held = held_record(output / RECORD, "recipe")
     if held is not None:
         _check_same(held, record, output)
     if main:
@@ -353,14 +362,22 @@ def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None
     return last_whole(output / CHECKPOINTS)
 
 
-def _held(file: Path) -> dict[str, Any] | None:
+def held_record(file: Path, wanted: str) -> dict[str, Any] | None:
+    """Return the record of the run that a folder holds, None where there is none.
+
+    Args:
+        file: The record.
+        wanted: What the record of such a run has.
+
+    Raises:
+        DataError: If it is damaged, or that of something else.
+    """
     if not file.is_file():
         return None
-    try:
-        held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{file} is damaged ({error}); remove the folder and start again"
-        raise DataError(msg) from error
+    held = read_json_object(file)
+    if held is None or wanted not in held:
+        msg = f"{file} is damaged, or no record of such a run; remove it, or name another folder"
+        raise DataError(msg)
     return held
 
 
