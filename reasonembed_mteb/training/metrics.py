@@ -287,16 +287,10 @@ def _line(axes: Any, rows: Sequence[dict[str, Any]], name: str, label: str, **st
     axes.plot(steps, smooth(values, width), label=label, **({"linewidth": 1, "marker": "."} | style))
 
 
-<<<<<<< HEAD
 def _mark_start(folder: Path, axes: Sequence[Any], last: float) -> None:
     """Draw a line where weighting begins; one beyond the last step would squeeze the curves into a corner."""
-    record = folder / "run.json"
-    if not record.is_file():
-=======
-def _mark_start(folder: Path, axes: Sequence[Any]) -> None:
     held = read_json_object(folder / "run.json")
     if held is None or "recipe" not in held:
->>>>>>> pipe
         return
     loss = LossPart.model_validate(held["recipe"]["loss"])
     if loss.kind == "redapter" and (first := loss.first_weighted_step(held["steps"])) <= last:
