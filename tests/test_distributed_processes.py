@@ -82,12 +82,14 @@ def test_every_item_is_worked_on_once(workers: int) -> None:
     assert (os.getpid() in {process for _, process in found}) == (workers == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_workers_own_error_reaches_the_caller(workers: int) -> None:
     with pytest.raises(DataError, match=r"^not 12$"):
         list(Processes(workers, 1).work([0, 1, 2], numbers, refusing))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_line() -> None:
     with pytest.raises(
         ReasonEmbedError, match=r"a worker process was killed.*goes on where this one stopped"

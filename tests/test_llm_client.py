@@ -816,6 +816,7 @@ def killed_runs(folder: Path, kills: int, count: int) -> None:
         assert sum(bodies.values()) - count <= kills * (16 + 16)
 
 
+@pytest.mark.slow
 def test_kill(tmp_path: Path) -> None:
     killed_runs(tmp_path, kills=2, count=600)
 
@@ -825,6 +826,7 @@ def test_kill_twenty_times(tmp_path: Path) -> None:
     killed_runs(tmp_path, kills=20, count=4000)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_answers(tmp_path: Path) -> None:
     with StubServer(lambda seen: f"answer {seen.text}", delay=0.005) as server:
         children = [start(server, tmp_path, 300) for _ in range(2)]

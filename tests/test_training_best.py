@@ -92,7 +92,7 @@ def equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, wanted[name]) for name, value in found.items())
 
 
-@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("rank", [pytest.param(4, marks=pytest.mark.slow), 0])
 def test_training_stops_and_the_best_checkpoint_is_the_model(
     qwen3_dir: Path, folder: Path, tmp_path: Path, scored: list[int], rank: int
 ) -> None:
@@ -181,7 +181,7 @@ def test_settings_that_need_others_say_so(part: dict[str, Any], message: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("rank", [pytest.param(4, marks=pytest.mark.slow), 0])
 def test_the_last_checkpoints_are_averaged(qwen3_dir: Path, folder: Path, tmp_path: Path, rank: int) -> None:
     lora = {"rank": rank, "alpha": 8}
     training = {"save_steps": 1, "keep": 4}

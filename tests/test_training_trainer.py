@@ -50,6 +50,7 @@ def check_every_cut(model: Path, folder: Path, batches: int, steps: Any = None, 
         assert all(torch.equal(again[name], whole[name]) for name in whole if name != "metrics")
 
 
+@pytest.mark.slow
 def test_an_epoch_that_does_not_divide_into_steps(qwen3_dir: Path, tmp_path: Path) -> None:
     # 3 batches, 2 a step: an epoch has two steps, the second of one batch.
     check_every_cut(qwen3_dir, tmp_path, 3, [3], accumulation=2, epochs=2)
