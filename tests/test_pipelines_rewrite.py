@@ -15,8 +15,9 @@ from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.stages import read_output
 from reasonembed_mteb.pipelines.config import RewriteStage
 from reasonembed_mteb.pipelines.fuse import fuse_rankings
-from reasonembed_mteb.pipelines.rewrite import bright_row, combined, read_rewritings, written_text
+from reasonembed_mteb.pipelines.rewrite import combined, read_rewritings, written_text
 from reasonembed_mteb.pipelines.run import Pipeline
+from reasonembed_mteb.retrieval.layouts import rewritten_row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,11 +71,11 @@ def test_files_of_rewritings(tmp_path: Path) -> None:
 
 
 def test_brights_own_sets() -> None:
-    assert bright_row(BIOLOGY, "gpt4_reason").name == f"{BIOLOGY}Gpt4Reason"
-    with pytest.raises(UnknownNameError, match=r"unknown rewritten set 'gpt4'; did you mean 'gpt4_reason'\?"):
-        bright_row(BIOLOGY, "gpt4")
-    with pytest.raises(DataError, match="BRIGHT's short documents alone"):
-        bright_row("SciFact", "gpt4_reason")
+    assert rewritten_row(BIOLOGY, "gpt4_reason").name == f"{BIOLOGY}Gpt4Reason"
+    with pytest.raises(UnknownNameError, match=r"unknown rewriting 'gpt4'; did you mean 'gpt4_reason'\?"):
+        rewritten_row(BIOLOGY, "gpt4")
+    with pytest.raises(DataError, match=r"SciFact has no queries rewritten by gpt4_reason.* short documents"):
+        rewritten_row("SciFact", "gpt4_reason")
 
 
 @pytest.mark.usefixtures("data", "registered")

@@ -139,7 +139,7 @@ def test_no_more_workers_than_cores(
 ) -> None:
     from reasonembed_mteb.training import building
 
-    monkeypatch.setattr(building, "_cores", lambda: cores)
+    monkeypatch.setattr("reasonembed_mteb.encoding.plan.usable_cores", lambda: cores)
     plan = TrainingPlan([SubsetPlan("biology", 8, 4, 1)], {"biology": 2}, {}, 1, 1, 1)
     recipe = load_recipe("qwen3-4b", ["training.precision=fp32"])
     assert building.training_arguments(recipe, tmp_path, plan, None).dataloader_num_workers == taken

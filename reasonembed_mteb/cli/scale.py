@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from functools import partial
@@ -16,6 +15,7 @@ from reasonembed_mteb.cli.common import (
     OUTPUT,
     PROTOCOL,
     SPEED,
+    BatchTokens,
     Debug,
     InstructionTemplate,
     NoInstruction,
@@ -57,9 +57,6 @@ Device = Annotated[
     str | None, typer.Option(help="Such as cuda; by default torch chooses.", rich_help_panel=SPEED)
 ]
 Attn = Annotated[str, typer.Option(help="auto, packed, padded, flash or off.", rich_help_panel=SPEED)]
-BatchTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of an encoding batch.", rich_help_panel=SPEED)
-]
 
 
 def machines(
@@ -84,10 +81,10 @@ def machines(
         msg = "--gpus-per-worker is for a cluster: give --cluster too, or --device for this machine"
         raise ReasonEmbedError(msg)
     from reasonembed_mteb.distributed.processes import Processes
+    from reasonembed_mteb.encoding.plan import usable_cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or 1
-    return Processes(count, threads or max(1, cores // count))
+    return Processes(count, threads or max(1, usable_cores() // count))
 
 
 @contextlib.contextmanager

@@ -93,12 +93,13 @@ class RayMachines:
         self._ray.shutdown()
 
     def _connect(self) -> None:
+        from reasonembed_mteb.encoding.plan import usable_cores
+
         address = self._choice.address
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "ignore_reinit_error": False}
         try:
             if address == LOCAL:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-                cores = max(cores or 1, (self._choice.workers or 1) * (self._choice.threads or 1))
+                cores = max(usable_cores(), (self._choice.workers or 1) * (self._choice.threads or 1))
                 self._ray.init(num_cpus=cores, include_dashboard=False, **quiet)
                 return
             _check_reachable(address)

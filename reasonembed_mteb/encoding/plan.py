@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,11 @@ def say_once(message: str, *, level: int = logging.WARNING) -> None:
     if message not in _SAID:
         _SAID.add(message)
         logger.log(level, "%s", message)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_options(attn: str, batch_tokens: int | None, compile_layers: str | bool) -> None:

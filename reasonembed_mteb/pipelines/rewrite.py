@@ -7,12 +7,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.endpoints.endpoint import Request
-from reasonembed_mteb.errors import DataError, first_names, unknown_name
+from reasonembed_mteb.errors import DataError, first_names
 from reasonembed_mteb.evaluation.stages import StageNote, StageOutput
 from reasonembed_mteb.files import read_json_lines
 from reasonembed_mteb.llm.templates import without_thought
 from reasonembed_mteb.pipelines.asking import cost_of, stage_client
 from reasonembed_mteb.pipelines.templates import stage_template
+from reasonembed_mteb.retrieval.layouts import rewritten_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.llm.templates import ChatTemplate
     from reasonembed_mteb.pipelines.config import RewriteStage, WritingSection
     from reasonembed_mteb.pipelines.pool import Pool, Tools
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 
 def combined(query: str, rewriting: str, stage: WritingSection) -> str:
@@ -72,7 +72,7 @@ def rewrite(stage: RewriteStage, pool: Pool, tools: Tools) -> tuple[StageOutput,
     counts: Counter[str] = Counter()
     note = StageNote()
     if stage.bright is not None:
-        found = {q: [text] for q, text in bright_queries(pool.task.name, stage.bright).items()}
+        found = {q: [text] for q, text in rewritten_queries(pool.task.name, stage.bright).items()}
     elif stage.queries is not None:
         file = tools.config.path(stage.queries)
         found = {q: _combined_all(q, own, pool, stage) for q, own in read_rewritings(file).items()}
@@ -178,58 +178,3 @@ def read_rewritings(file: Path) -> Texts:
         msg = f"{file} holds no rewriting; give a file that does"
         raise DataError(msg)
     return found
-
-
-def check_bright_set(rewritten: str) -> None:
-    """Refuse a name that is none of BRIGHT's rewritten sets.
-
-    Args:
-        rewritten: Such as ``gpt4_reason``.
-
-    Raises:
-        UnknownNameError: If there is no such set; the nearest is named.
-    """
-    from reasonembed_mteb.retrieval.rows import load_rows
-
-    known = {row.rewritten for row in load_rows() if row.is_rewritten}
-    if rewritten not in known:
-        raise unknown_name("rewritten set", rewritten, known)
-
-
-def bright_row(task: str, rewritten: str) -> TaskRow:
-    """Return the row of BRIGHT's rewriting of a task.
-
-    Args:
-        task: MTEB task name.
-        rewritten: Such as ``gpt4_reason``.
-
-    Raises:
-        UnknownNameError: If there is no such set; the nearest is named.
-        DataError: If the task has none.
-    """
-    from reasonembed_mteb.retrieval.rows import load_rows, row_of_task
-
-    check_bright_set(rewritten)
-    own = row_of_task(task)
-    for row in load_rows():
-        if own is not None and (row.kind, row.subset, row.rewritten) == (own.kind, own.subset, rewritten):
-            return row
-    msg = f"{task} has no queries rewritten by {rewritten}; they are there for BRIGHT's short documents alone"
-    raise DataError(msg)
-
-
-def bright_queries(task: str, rewritten: str) -> dict[str, str]:
-    """Return one of BRIGHT's own rewritten sets.
-
-    Args:
-        task: MTEB task name.
-        rewritten: Such as ``gpt4_reason``.
-
-    Raises:
-        UnknownNameError: If there is no such set.
-        DataError: If the task has none, or the data is missing.
-    """
-    from reasonembed_mteb.retrieval.layouts import load_queries
-
-    queries = load_queries(bright_row(task, rewritten))
-    return dict(zip(queries["id"][:], queries["text"][:], strict=True))

@@ -222,11 +222,11 @@ def _model_key(section: RetrieverSection | CrossEncoderStage) -> str:
 
 
 def _check_sets(config: PipelineConfig) -> None:
-    from reasonembed_mteb.pipelines.rewrite import check_bright_set
+    from reasonembed_mteb.retrieval.layouts import check_rewriting
 
     for stage in config.stages:
         if isinstance(stage, RewriteStage) and stage.bright is not None:
-            check_bright_set(stage.bright)
+            check_rewriting(stage.bright)
 
 
 def _content(file: Path, stage: str) -> str:
@@ -507,10 +507,10 @@ def _pool_identity(pool: Pool) -> str:
 
 
 def _bright_revision(task: str, rewritten: str) -> str:
-    from reasonembed_mteb.pipelines.rewrite import bright_row
+    from reasonembed_mteb.retrieval.layouts import rewritten_row
     from reasonembed_mteb.retrieval.sources import data_revision
 
-    return data_revision(bright_row(task, rewritten))
+    return data_revision(rewritten_row(task, rewritten))
 
 
 def _is_readable(file: Path) -> bool:

@@ -147,13 +147,7 @@ class Generation:
     def run(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, seeds: Sequence[int]
     ) -> list[Generated]:
-        """Generate after each prompt of one batch, padded on the left, and read the vectors.
-
-        Args:
-            prompts: Token ids, at least one each.
-            decoding: How.
-            seeds: One a prompt, for a decoding that draws.
-        """
+        """Generate after each prompt of one batch, padded on the left, and read the vectors; see `Writer`."""
         self._generator.eval()
         device = self._backbone.device
         width = max(map(len, prompts))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.encoding.engines.vllm import import_vllm
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.reasoning.generation import Generation
+from reasonembed_mteb.reasoning.vllm_generation import VllmGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,6 +102,4 @@ class GeneratorChoice:
         """
         if self.name == TORCH:
             return Generation(model, generator, ending)
-        from reasonembed_mteb.reasoning.vllm_generation import VllmGeneration
-
         return VllmGeneration(model, generator, ending, self, source=source, length=length, revision=revision)

@@ -168,9 +168,9 @@ def _load(name: str) -> ReasonEmbed:
 
     try:
         return ReasonEmbed(name, device="cpu")
+    except ReasonEmbedError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ReasonEmbedError):
-            raise
         reason = str(error).strip().splitlines()[0]
         msg = f"cannot load {name} ({reason}): give a directory that holds a decoder, or a hub name, online"
         raise ReasonEmbedError(msg) from error

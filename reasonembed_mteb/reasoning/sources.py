@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reasonembed_mteb.endpoints.endpoint import Request
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names
 from reasonembed_mteb.evaluation.reasoning_record import ENDED, FULL
 from reasonembed_mteb.files import bytes_hash, fingerprint, read_json_lines
 from reasonembed_mteb.reasoning.store import Reasoning
+from reasonembed_mteb.retrieval.layouts import check_rewriting, rewritten_queries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from reasonembed_mteb.endpoints.endpoint import Endpoint
     from reasonembed_mteb.llm.client import LLMClient
     from reasonembed_mteb.reasoning.generation import Decoding
-    from reasonembed_mteb.retrieval.rows import TaskRow
 
 # Where the query stands in a prompt.
 PLACE_OF_QUERY = "{query}"
@@ -188,11 +188,7 @@ class RewrittenQueries:
         Raises:
             UnknownNameError: If no table has it; the nearest is named.
         """
-        from reasonembed_mteb.retrieval.rows import load_rows
-
-        known = dict.fromkeys(row.rewritten for row in load_rows() if row.is_rewritten)
-        if kind not in known:
-            raise unknown_name("rewriting", kind, known)
+        check_rewriting(kind)
         self._kind = kind
         self._loaded: dict[str, dict[str, str]] = {}
 
@@ -230,23 +226,8 @@ class RewrittenQueries:
 
     def _texts(self, task: str) -> dict[str, str]:
         if task not in self._loaded:
-            from reasonembed_mteb.retrieval.layouts import load_queries
-
-            held = load_queries(self._row(task))
-            self._loaded[task] = dict(zip(held["id"][:], held["text"][:], strict=True))
+            self._loaded[task] = rewritten_queries(task, self._kind)
         return self._loaded[task]
-
-    def _row(self, task: str) -> TaskRow:
-        from reasonembed_mteb.retrieval.rows import load_rows, row_of_task
-
-        own = row_of_task(task)
-        for row in load_rows():
-            same = own is not None and (row.table, row.subset) == (own.table, own.subset)
-            if same and row.rewritten == self._kind:
-                return row
-        asked = task or "a query outside a task"
-        msg = f"{asked} has no queries rewritten by {self._kind}: give a task of BRIGHT"
-        raise ReasonEmbedError(msg)
 
 
 class AskedReasonings:

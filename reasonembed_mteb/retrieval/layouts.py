@@ -153,6 +153,60 @@ def load_queries(row: TaskRow) -> Dataset:
     return _dataset(queries["id"][:], _joined(titles, queries["text"][:]))
 
 
+def check_rewriting(name: str) -> None:
+    """Refuse a name that is none of BRIGHT's rewritings of its queries.
+
+    Args:
+        name: Such as ``gpt4_reason``.
+
+    Raises:
+        UnknownNameError: If there is no such rewriting; the nearest is named.
+    """
+    from reasonembed_mteb.retrieval.rows import load_rows
+
+    known = dict.fromkeys(row.rewritten for row in load_rows() if row.is_rewritten)
+    if name not in known:
+        raise unknown_name("rewriting", name, known)
+
+
+def rewritten_row(task: str, name: str) -> TaskRow:
+    """Return the row whose queries are a task's, rewritten.
+
+    Args:
+        task: MTEB task name; empty outside one.
+        name: Of the rewriting, such as ``gpt4_reason``.
+
+    Raises:
+        UnknownNameError: If there is no such rewriting; the nearest is named.
+        DataError: If the task has none.
+    """
+    from reasonembed_mteb.retrieval.rows import load_rows, row_of_task
+
+    check_rewriting(name)
+    own = row_of_task(task)
+    for row in load_rows():
+        if own is not None and (row.kind, row.subset, row.rewritten) == (own.kind, own.subset, name):
+            return row
+    asked = task or "a query outside a task"
+    msg = f"{asked} has no queries rewritten by {name}: give a task of BRIGHT, of its short documents"
+    raise DataError(msg)
+
+
+def rewritten_queries(task: str, name: str) -> dict[str, str]:
+    """Return a task's queries as they were rewritten, by their ids.
+
+    Args:
+        task: See `rewritten_row`.
+        name: Likewise.
+
+    Raises:
+        UnknownNameError: If there is no such rewriting.
+        DataError: If the task has none, or the data is missing or damaged.
+    """
+    queries = load_queries(rewritten_row(task, name))
+    return dict(zip(queries["id"][:], queries["text"][:], strict=True))
+
+
 # Where queries' ids stand in another column than documents'.
 _QUERY_IDS = {"freshstack": "query_id", "coquir": "id"}
 

@@ -246,6 +246,8 @@ def training_arguments(
     import torch
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
+    from reasonembed_mteb.encoding.plan import usable_cores
+
     part, steps = recipe.training, recipe.evaluation.steps
     default = SentenceTransformerTrainingArguments
     made = SentenceTransformerTrainingArguments(
@@ -284,7 +286,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         report_to=part.report_to or "none",
         # More of them would wait for each other, and torch would warn.
-        dataloader_num_workers=min(part.workers, _cores()),
+        dataloader_num_workers=min(part.workers, usable_cores()),
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         # Workers that outlive an epoch would not learn of the next.
@@ -297,8 +299,3 @@ def training_arguments(
     if made.fsdp_plugin_args is not None and part.half:
         made.fsdp_plugin_args["mixed_precision_policy"] = fsdp_precision()
     return made
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
