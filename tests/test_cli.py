@@ -184,6 +184,7 @@ def test_dry_run_encodes_nothing(command: Command, tmp_path: Path, monkeypatch: 
     assert status == 0
     assert f"{name}: would run" in out
     assert "Given a Biology post, retrieve relevant passages" in out
+    assert "\n1 task, " in out
     assert not (tmp_path / "results").exists()
     status, out, err = command("run", "-m", RANDOM, "-t", BIOLOGY, "-t", ECONOMICS, "--dry-run")
     assert status == 1

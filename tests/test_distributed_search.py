@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -147,3 +147,13 @@ def test_the_model_is_the_one_of_the_manifest(tmp_path: Path) -> None:
     assert (chosen(task="U").task, chosen(task="U").instruction) == ("U", "")
     with pytest.raises(ReasonEmbedError, match="--task or --instruction, not both"):
         chosen(task="T", instruction="I")
+    with pytest.raises(ReasonEmbedError, match="the instruction is empty"):
+        chosen(instruction=" ")
+
+
+@pytest.mark.parametrize("said", [{"name": 5}, {"name": None}, {"name": "a", "max_length": "8"}, {"of": "a"}])
+def test_a_manifest_that_says_no_model_is_refused(tmp_path: Path, said: dict[str, Any]) -> None:
+    corpus = make_corpus(tmp_path)
+    corpus.about["model"] = said
+    with pytest.raises(StoreError, match=r"does not say how it was encoded .*encode it again"):
+        searching.chosen_model(corpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +294,36 @@ def test_a_fault_that_comes_later_is_found(connect: Any, model: Any) -> None:
             said = fault.removesuffix(" for 3 texts")
             with pytest.raises((EngineError, TextsError), match=said):
                 encode(encoder, ["a", "b", "c"])
+
+
+def _asking(before: set[threading.Thread]) -> list[str]:
+    """Return the threads of clients that were not there before."""
+    return [one.name for one in set(threading.enumerate()) - before if one.name == "llm-client"]
+
+
+def test_a_closed_engine_has_no_thread_and_opens_again(connect: Any, model: Any) -> None:
+    with serving(Served(model)) as server:
+        encoder = connect(server)
+        before = set(threading.enumerate())
+        for _ in range(2):
+            encoder.model.encode(["a", "b"], show_progress_bar=False)
+            assert _asking(before) == ["llm-client"]
+            encoder.model.engine.close()
+            assert not _asking(before)
+        # There is nothing to close twice.
+        encoder.model.engine.close()
+
+
+def test_what_fails_half_way_leaves_no_thread(connect: Any, model: Any) -> None:
+    served = Served(model)
+    with serving(served) as server:
+        encoder = connect(server, max_attempts=1)
+        before = set(threading.enumerate())
+        encoder.model.encode(["a", "b"], show_progress_bar=False)
+        served.change = FAULTS["vectors of 33 dimensions"]["change"]
+        with pytest.raises(EngineError):
+            encoder.model.encode(["a", "b"], show_progress_bar=False)
+        assert not _asking(before)
 
 
 def test_vectors_of_another_length_are_said_and_set_right(

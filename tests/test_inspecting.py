@@ -98,6 +98,18 @@ def test_where_two_models_differ_most(results: ResultSet) -> None:
         differ(results, "x/a", "a")
 
 
+@pytest.mark.parametrize("name", ["bm25", "bm25s", "baseline-bm25s"])
+def test_a_model_has_the_name_that_run_takes(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, "mteb/baseline-bm25s", MINI, {"5": 0.75})
+    assert read_results([tmp_path]).model(name).name == "mteb/baseline-bm25s"
+
+
+def test_a_models_own_name_goes_before_a_short_one(tmp_path: Path) -> None:
+    write_run(tmp_path, "mteb/baseline-bm25s", MINI, {"5": 0.75})
+    write_run(tmp_path, "x/bm25", MINI, {"5": 0.75})
+    assert read_results([tmp_path]).model("bm25").name == "x/bm25"
+
+
 def test_texts_come_from_the_data_or_say_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     texts = local_texts(MINI, ["5", "no such query"], [GOLD, "no such document"])
     assert set(texts.queries) == {"5"}

@@ -14,11 +14,13 @@ import pytest
 import torch
 from conftest import make_tokenizer, save_decoder
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
+from tokenizers import Tokenizer, processors
+from transformers import AutoModel, AutoTokenizer
 
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.mteb_encoder import load_other
+from reasonembed_mteb.models.special_tokens import settle_special_tokens
 from reasonembed_mteb.retrieval.rows import task_instructions
 
 if TYPE_CHECKING:
@@ -431,6 +433,44 @@ def save_contradiction(folder: Path, where: str, said: bool | None, kind: str) -
     config |= {"add_bos_token": False, "add_eos_token": False, key: said}
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
     return key
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "expected"),
+    [
+        ("S $A", {"add_eos_token": True}, "S $A E"),
+        ("S M $A", {"add_eos_token": True}, "S M $A E"),
+        ("$A M", {"add_bos_token": True, "add_eos_token": True}, "B $A M E"),
+        ("B S $A", {"add_bos_token": False}, "S $A"),
+        ("S B $A E M", {"add_bos_token": False, "add_eos_token": False}, "S $A M"),
+        ("S $A E M", {"add_eos_token": True}, "S $A E M"),
+    ],
+)
+def test_other_special_tokens_stay(
+    template: str, said: dict[str, bool], expected: str, tmp_path: Path
+) -> None:
+    short = {"B": "<|begin|>", "E": "<|endoftext|>", "S": "<|im_start|>", "M": "<|im_end|>", "$A": "$A"}
+    save_contradiction(tmp_path, "end", None, "LlamaTokenizer")
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {
+        "add_bos_token": "B" in template,
+        "add_eos_token": "E" in template,
+    }
+    file.write_text(json.dumps(config | said))
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    single = " ".join(short[piece] for piece in template.split())
+    known = [(token, backend.token_to_id(token)) for token in short.values() if token != "$A"]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    settle_special_tokens(tokenizer, str(tmp_path), {})
+    texts = {"$A": "x"} | {piece: short[piece] for piece in "BESM"}
+    wanted = [texts[piece] for piece in expected.split()]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("x")["input_ids"]) == wanted
+    # What is saved says the same to every other reader.
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert again.encode("x").tokens == wanted
 
 
 def test_a_default_of_transformers_4_that_differs_is_said(

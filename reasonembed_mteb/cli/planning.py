@@ -118,7 +118,8 @@ def show_costs(meta: ModelMeta, plans: Sequence[TaskPlan], options: RunOptions, 
     bare = bool((meta.experiment_kwargs or {}).get(ABLATED))
     stored = options.store is not None and "dense" in (meta.model_type or ())
     total = add_up(plans, shares=stored, documents=not (bare and stored))
-    lines = [f"{total.tasks:,} tasks, {_about(total.texts, total.without_texts)} texts"]
+    tasks = f"{total.tasks:,} {'task' if total.tasks == 1 else 'tasks'}"
+    lines = [f"{tasks}, {_about(total.texts, total.without_texts)} texts"]
     if any(plan.length for plan in plans):
         lines += _token_lines(total)
         speed = _speed(meta, plans, options, measure_speed)

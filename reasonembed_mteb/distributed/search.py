@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -362,7 +362,7 @@ def chosen_model(
         instruction: The sentence put before each query.
 
     Raises:
-        ReasonEmbedError: If both a task and an instruction are given.
+        ReasonEmbedError: If both a task and an instruction are given, or the instruction is empty.
         StoreError: If the manifest does not say it.
     """
     from reasonembed_mteb.distributed.worker import ModelChoice
@@ -370,8 +370,15 @@ def chosen_model(
     if task and instruction is not None:
         msg = "give --task or --instruction, not both"
         raise ReasonEmbedError(msg)
+    if instruction is not None and not instruction.strip():
+        msg = "the instruction is empty; give a sentence, or none at all"
+        raise ReasonEmbedError(msg)
     try:
         choice = ModelChoice(**corpus.about["model"])
+        for key, kind in get_type_hints(ModelChoice).items():
+            if not isinstance(value := getattr(choice, key), kind):
+                msg = f"its {key} is {value!r}"
+                raise TypeError(msg)
     except (KeyError, TypeError) as error:
         msg = f"the manifest of {corpus.name} does not say how it was encoded ({error}); encode it again"
         raise StoreError(msg) from error

@@ -24,6 +24,15 @@ BM25 = "mteb/baseline-bm25s"
 _SHORT_NAMES = {"bm25": BM25, "bm25s": BM25}
 
 
+def registered_name(name: str) -> str:
+    """Return the name under which MTEB files a model that has a short name of ours, else the name itself.
+
+    Args:
+        name: As the user wrote it.
+    """
+    return _SHORT_NAMES.get(name, name)
+
+
 def benchmark_tasks(benchmarks: Sequence[str]) -> dict[str, list[AbsTask]]:
     """Return the tasks of each benchmark.
 
@@ -200,7 +209,7 @@ def resolve_beside(name: str, template: str | None) -> ModelMeta:
     """
     from mteb.models.model_implementations import MODEL_REGISTRY
 
-    knows = _SHORT_NAMES.get(name, name) in MODEL_REGISTRY
+    knows = registered_name(name) in MODEL_REGISTRY
     return resolve_model(name, template=None if knows else template)
 
 
@@ -224,7 +233,7 @@ def resolve_model(
 
     from reasonembed_mteb.models.zoo import local_meta, with_instruction
 
-    registered = _SHORT_NAMES.get(name, name)
+    registered = registered_name(name)
     if registered in MODEL_REGISTRY:
         if template is not None or no_instruction:
             msg = (

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# As ``tokenizer.json`` holds one, or a piece of one.
+PostProcessor = dict[str, Any]
 
 # The classes of transformers 4.57.6 that write tokenizer.json's post-processor anew from (add_bos_token,
 # add_eos_token), with their defaults.
@@ -153,19 +158,21 @@ def _silent_defaults(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any])
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
-    """Return whether a text begins with BOS and ends with EOS."""
+    """Return whether BOS is among the tokens that are put before a text, and EOS among those after it."""
     ids = tokenizer("a")["input_ids"]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    before, after = ids[:1], ids[-1:]
+    places = [place for place in range(len(ids)) if bare and ids[place : place + len(bare)] == bare]
+    if places:
+        before, after = ids[: places[0]], ids[places[0] + len(bare) :]
     return {
-        "add_bos_token": ids[:1] == [tokenizer.bos_token_id] != bare[:1],
-        "add_eos_token": ids[-1:] == [tokenizer.eos_token_id] != bare[-1:],
+        "add_bos_token": tokenizer.bos_token_id in before,
+        "add_eos_token": tokenizer.eos_token_id in after,
     }
 
 
 def _set(tokenizer: Any, changed: dict[str, bool]) -> None:  # noqa: ANN401 - a fast tokenizer
     """Add or leave out BOS and EOS, and keep every other special token."""
-    from tokenizers import processors
-
     wanted = _added(tokenizer) | changed
     rest = set(tokenizer("a")["input_ids"]) - set(tokenizer("a", add_special_tokens=False)["input_ids"])
     if rest <= {tokenizer.bos_token_id, tokenizer.eos_token_id}:
@@ -173,13 +180,106 @@ def _set(tokenizer: Any, changed: dict[str, bool]) -> None:  # noqa: ANN401 - a 
         for key, value in wanted.items():
             setattr(tokenizer, key, value)
         return
-    template, tokens = "$A", []
-    for key, place in (("add_bos_token", "{token} {text}"), ("add_eos_token", "{text} {token}")):
-        if changed.get(key):
-            token = tokenizer_token(tokenizer, key)
-            template = place.format(token=token, text=template)
-            tokens.append((token, tokenizer.convert_tokens_to_ids(token)))
-    if tokens:
-        backend = tokenizer.backend_tokenizer
-        added = processors.TemplateProcessing(single=template, special_tokens=tokens)
-        backend.post_processor = processors.Sequence([backend.post_processor, added])
+    tokens = {key: tokenizer_token(tokenizer, key) for key in changed}
+    leaving = {key: token for key, token in tokens.items() if not changed[key]}
+    adding = {
+        key: {tokens[key]: tokenizer.convert_tokens_to_ids(tokens[key])} for key in changed.keys() - leaving
+    }
+
+    def edit(before: PostProcessor | None) -> PostProcessor:
+        bare = _without(before, leaving.get("add_bos_token"), leaving.get("add_eos_token"))
+        return surrounded(bare, adding.get("add_bos_token", {}), adding.get("add_eos_token", {}))
+
+    change_post_processor(tokenizer, edit)
+
+
+def change_post_processor(
+    tokenizer: Any,  # noqa: ANN401 - a fast tokenizer
+    edit: Callable[[PostProcessor | None], PostProcessor],
+) -> None:
+    """Change what a tokenizer puts around each text.
+
+    Args:
+        tokenizer: The tokenizer, changed in place.
+        edit: Returns the new post-processor of the old, as ``tokenizer.json`` holds them; None is none.
+    """
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["post_processor"] = edit(state["post_processor"])
+    # A post-processor has no reader of its own.
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+
+
+def surrounded(
+    processor: PostProcessor | None,
+    before: Mapping[str, int] | None = None,
+    after: Mapping[str, int] | None = None,
+) -> PostProcessor:
+    """Return a post-processor that puts tokens around each text, outside those that it puts there already.
+
+    Args:
+        processor: The old one, as ``tokenizer.json`` holds it; None for none.
+        before: Tokens that a text begins with, in their order, with their ids.
+        after: Those that it ends with.
+    """
+    first, last = dict(before or {}), dict(after or {})
+    added = {name: {"id": name, "ids": [place], "tokens": [name]} for name, place in (first | last).items()}
+
+    def edit(template: PostProcessor) -> PostProcessor:
+        return template | {
+            "single": [*_specials(first, 0), *template["single"], *_specials(last, 0)],
+            "pair": [*_specials(first, 0), *template["pair"], *_specials(last, 1)],
+            "special_tokens": template["special_tokens"] | added,
+        }
+
+    if processor is None:
+        return edit(_plain_template())
+    # Not a second template: it would take the several pieces that the first hands on for several texts.
+    changed = _with_template(processor, edit)
+    return changed or {"type": "Sequence", "processors": [processor, edit(_plain_template())]}
+
+
+def _without(processor: PostProcessor | None, first: str | None, last: str | None) -> PostProcessor | None:
+    """Return a post-processor whose template has one token nowhere before a text, another nowhere after."""
+
+    def edit(template: PostProcessor) -> PostProcessor:
+        return template | {key: _pieces_without(template[key], first, last) for key in ("single", "pair")}
+
+    return processor and (_with_template(processor, edit) or processor)
+
+
+def _pieces_without(
+    pieces: Sequence[PostProcessor], first: str | None, last: str | None
+) -> list[PostProcessor]:
+    texts = [place for place, piece in enumerate(pieces) if "Sequence" in piece]
+
+    def stays(place: int, piece: PostProcessor) -> bool:
+        token = piece.get("SpecialToken", {}).get("id")
+        left_out = first if place < texts[0] else last if place > texts[-1] else None
+        return token is None or token != left_out
+
+    return [piece for place, piece in enumerate(pieces) if stays(place, piece)]
+
+
+def _with_template(
+    processor: PostProcessor, edit: Callable[[PostProcessor], PostProcessor]
+) -> PostProcessor | None:
+    """Return a post-processor whose last template is changed, or None where it has none."""
+    if processor["type"] == "TemplateProcessing":
+        return edit(processor)
+    parts = processor.get("processors", [])
+    for place in reversed(range(len(parts))):
+        if changed := _with_template(parts[place], edit):
+            return processor | {"processors": [*parts[:place], changed, *parts[place + 1 :]]}
+    return None
+
+
+def _plain_template() -> PostProcessor:
+    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": [first], "pair": [first, second], "special_tokens": {}}
+
+
+def _specials(names: Iterable[str], kind: int) -> list[PostProcessor]:
+    return [{"SpecialToken": {"id": name, "type_id": kind}} for name in names]

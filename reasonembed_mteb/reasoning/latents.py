@@ -6,13 +6,13 @@ sentence-transformers directory, and whatever reads ``tokenizer.json`` appends t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import replacing_folder
+from reasonembed_mteb.models.special_tokens import change_post_processor, surrounded
 from reasonembed_mteb.reasoning.heads import keep_head, load_head
 
 if TYPE_CHECKING:
@@ -219,45 +219,14 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 def _append_tokens(tokenizer: Any, count: int) -> tuple[int, ...]:  # noqa: ANN401 - a fast tokenizer
     """Add the tokens to a tokenizer, and have its post-processor end each text with them."""
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     names = [_NAME.format(number) for number in range(count)]
     tokens: list[str | AddedToken] = [AddedToken(one, special=True, normalized=False) for one in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
-    backend = tokenizer.backend_tokenizer
-    state = json.loads(backend.to_str())
-    state["post_processor"] = _ending_in(state["post_processor"], ids)
-    # A post-processor has no reader of its own.
-    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+    change_post_processor(tokenizer, lambda before: surrounded(before, after=ids))
     return tuple(ids.values())
-
-
-def _ending_in(before: dict[str, Any] | None, ids: dict[str, int]) -> dict[str, Any]:
-    """Return a post-processor, as ``tokenizer.json`` holds it, that also ends each text with tokens."""
-    if before is None:
-        template = {"single": [_text("A")], "pair": [_text("A"), _text("B", 1)], "special_tokens": {}}
-        return _ending_in({"type": "TemplateProcessing"} | template, ids)
-    if before["type"] == "Sequence" and before["processors"][-1]["type"] == "TemplateProcessing":
-        *first, last = before["processors"]
-        return before | {"processors": [*first, _ending_in(last, ids)]}
-    if before["type"] != "TemplateProcessing":
-        return {"type": "Sequence", "processors": [before, _ending_in(None, ids)]}
-    # Not a second template: the first hands on several pieces, of which it takes at most two.
-    added = {name: {"id": name, "ids": [place], "tokens": [name]} for name, place in ids.items()}
-    return before | {
-        "single": [*before["single"], *(_special(name, 0) for name in ids)],
-        "pair": [*before["pair"], *(_special(name, 1) for name in ids)],
-        "special_tokens": before["special_tokens"] | added,
-    }
-
-
-def _text(name: str, kind: int = 0) -> dict[str, Any]:
-    return {"Sequence": {"id": name, "type_id": kind}}
-
-
-def _special(name: str, kind: int) -> dict[str, Any]:
-    return {"SpecialToken": {"id": name, "type_id": kind}}
 
 
 def _add_rows(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
 from reasonembed_mteb.evaluation.chapter_files import CHAPTERS
 from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
+from reasonembed_mteb.evaluation.resolving import registered_name
 from reasonembed_mteb.files import bytes_hash, is_number
 from reasonembed_mteb.retrieval.rows import row_of_task
 
@@ -108,7 +109,7 @@ class ResultSet:
         }
 
     def model(self, name: str) -> Model:
-        """Return a model by its label, its full name or the last part of it.
+        """Return a model by its label, its full name, the last part of it, or a short name of ours.
 
         Args:
             name: As the user wrote it.
@@ -118,8 +119,10 @@ class ResultSet:
             ReasonEmbedError: If the name fits several.
         """
         labels = self.labels
-        for names in (labels, {m: m.name for m in labels}, {m: m.name.split("/")[-1] for m in labels}):
-            fitting = [model for model, given in names.items() if given == name]
+        full = {m: m.name for m in labels}
+        last = {m: m.name.split("/")[-1] for m in labels}
+        for names, wanted in ((labels, name), (full, name), (last, name), (full, registered_name(name))):
+            fitting = [model for model, given in names.items() if given == wanted]
             if len(fitting) == 1:
                 return fitting[0]
             if fitting:
