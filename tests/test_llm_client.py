@@ -169,7 +169,8 @@ def test_passing_trouble_is_tried_again(bad: Reply, tmp_path: Path) -> None:
         assert client.usage.retries >= 10
 
 
-@pytest.mark.parametrize("kind", ["seconds", "milliseconds", "date"])
+# A date says whole seconds.
+@pytest.mark.parametrize("kind", ["seconds", "milliseconds", pytest.param("date", marks=pytest.mark.slow)])
 def test_retry_after_is_honoured(kind: str, tmp_path: Path) -> None:
     came: list[float] = []
 
@@ -321,6 +322,7 @@ def test_when_every_request_fails_it_is_the_endpoint(
             assert {a.text for a in answers(client, map(ask, range(count)))} == {"fine"}
 
 
+@pytest.mark.slow
 def test_requests_that_always_fail_end_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def script(seen: Seen) -> Reply:
         bad = seen.text.isdigit() and int(seen.text) % 50 == 7
@@ -343,6 +345,7 @@ def test_requests_that_always_fail_end_no_run(tmp_path: Path, caplog: pytest.Log
         assert server.total == sent
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_half_way_stops_and_goes_on_later(tmp_path: Path) -> None:
     broken = threading.Event()
 

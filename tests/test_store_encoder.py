@@ -90,6 +90,7 @@ def score(model: Path, output: Path, *tasks: str, **options: Any) -> list[runner
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_shared_corpus_is_embedded_once(tmp_path: Path, qwen3_dir: Path, encoded: list[str]) -> None:
     options = {"store": tmp_path / "store"}
@@ -302,6 +303,7 @@ def test_vectors_are_rounded_alike_whether_or_not_they_can_be_written(tmp_path: 
     assert torch.equal(encode_documents(front, ["a", "ccc"]).float(), written.float())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 @pytest.mark.filterwarnings("ignore:Estimating quantization")
 def test_int8_takes_its_range_from_the_whole_corpus(
@@ -323,6 +325,7 @@ def test_int8_takes_its_range_from_the_whole_corpus(
     assert run("stored", store=tmp_path / "store") == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 @pytest.mark.filterwarnings("ignore:Estimating quantization")
 def test_truncated_and_fused_runs_leave_excluded_documents_out(tmp_path: Path, qwen3_dir: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +13,7 @@ from reasonembed_mteb.synthesis.pipeline import estimate
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, "-m", "reasonembed_mteb", "synthesize", *arguments]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
+    from conftest import Command
 
 
 def test_an_estimate_counts_requests_and_cost(tmp_path: Path) -> None:
@@ -40,23 +35,25 @@ def test_an_estimate_counts_requests_and_cost(tmp_path: Path) -> None:
     assert skipped["clean"].requests == 0
 
 
-def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_asks_and_writes_nothing(command: Command, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with StubServer(answer) as server:
-        done = command(str(write_config(tmp_path, server.base_url)), "--dry-run")
+        status, out, err = command("synthesize", str(write_config(tmp_path, server.base_url)), "--dry-run")
         assert server.total == 0
-    assert done.returncode == 0, done.stderr
-    assert "annotate" in done.stdout
+    assert status == 0, err
+    assert "annotate" in out
     assert not (tmp_path / "out").exists()
 
 
-def test_one_step_and_its_table(tmp_path: Path) -> None:
+def test_one_step_and_its_table(command: Command, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with StubServer(answer) as server:
-        done = command(str(write_config(tmp_path, server.base_url)), "--step", "clean")
-    assert done.returncode == 0, done.stderr
-    assert "clean biology: " in done.stderr
-    assert "made" in done.stdout
+        status, out, err = command(
+            "synthesize", str(write_config(tmp_path, server.base_url)), "--step", "clean"
+        )
+    assert status == 0, err
+    assert "clean biology: " in err
+    assert "made" in out
 
 
 @pytest.mark.parametrize(
@@ -68,18 +65,19 @@ def test_one_step_and_its_table(tmp_path: Path) -> None:
         (["{config}", "--batch-answers", "none.jsonl"], "cannot read none.jsonl"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_one_line(arguments: list[str], said: str, command: Command, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     config = str(write_config(tmp_path, "http://127.0.0.1:9/v1"))
-    done = command(*(argument.format(config=config) for argument in arguments))
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    status, _, err = command("synthesize", *(argument.format(config=config) for argument in arguments))
+    assert status == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
 
 
-def test_a_failed_subset_is_exit_status_one(tmp_path: Path) -> None:
+def test_a_failed_subset_is_exit_status_one(command: Command, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("", encoding="utf-8")
     (tmp_path / "queries.jsonl").write_text("", encoding="utf-8")
-    done = command(str(write_config(tmp_path, "http://127.0.0.1:9/v1")), "--step", "clean")
-    assert done.returncode == 1
-    assert "is empty" in done.stdout
+    config = str(write_config(tmp_path, "http://127.0.0.1:9/v1"))
+    status, out, _ = command("synthesize", config, "--step", "clean")
+    assert status == 1
+    assert "is empty" in out

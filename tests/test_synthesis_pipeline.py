@@ -85,6 +85,7 @@ def test_a_run_with_nothing_to_do_hashes_each_file_once(
     assert set(hashed.values()) == {1}
 
 
+@pytest.mark.slow
 def test_steps_alone_give_the_same_bytes_as_all_at_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -229,6 +230,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         synthesize(config)
 
 
+@pytest.mark.slow
 def test_by_batches_the_samples_are_the_same(tmp_path: Path) -> None:
     for name in ("online", "offline"):
         (tmp_path / name).mkdir()

@@ -352,6 +352,7 @@ def test_resuming_goes_on_at_its_step(encoder: Any, trained: Any, tmp_path: Path
     assert trace.steps == [(2, False), (3, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", LAYERS)
 def test_layers_count_as_around_the_library_s_loss(around: Any, encoder: Any, trained: Any) -> None:
     run = same_start(encoder, trained)

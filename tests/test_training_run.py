@@ -128,7 +128,7 @@ def test_the_record_says_what_was_done(straight: Trained) -> None:
     assert record["reasoning_cut"] == {"biology": 0, "pony": 0}
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_resuming_is_exact(
     step: int, straight: Trained, qwen3_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +167,7 @@ def test_another_seed_is_another_model(
     assert not all(torch.equal(held[name], own[name]) for name in held)
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_the_run_begins_again(
     straight: Trained, qwen3_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +283,7 @@ def test_cached_gradients_train_alike(
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_infonce_needs_no_reasoning(qwen3_dir: Path, tmp_path: Path) -> None:
     rows = [{k: v for k, v in row.items() if k != "reasoning_query"} for row in make_rows(8)]
     file = write_rows(tmp_path / "biology.jsonl", rows)
@@ -302,6 +304,7 @@ def test_rows_without_reasoning_train_and_are_counted(qwen3_dir: Path, tmp_path:
     assert all(row["ri_mean"] for row in found)
 
 
+@pytest.mark.slow
 def test_a_mixed_run_takes_what_the_plan_says(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     mix = {"pony": {"repeats": 3}, "biology": {"cap": 8}}
     done = run(qwen3_dir, folder, tmp_path / "run", data={"mix": mix})
@@ -317,6 +320,7 @@ def test_a_mixed_run_takes_what_the_plan_says(qwen3_dir: Path, folder: Path, tmp
     )
 
 
+@pytest.mark.slow
 def test_accumulated_batches_share_a_step(qwen3_dir: Path, folder: Path, tmp_path: Path) -> None:
     done = run(qwen3_dir, folder, tmp_path / "run", training={"accumulation": 2}, loss={"start_step": 1})
     rows = rows_of(done.model.parent / "metrics.csv")
@@ -451,6 +455,7 @@ def test_saved_prompts_are_in_the_template_of_training(
     assert not any(text.startswith("Instruct") for text in prompts.values())
 
 
+@pytest.mark.slow
 def test_evaluation_and_a_later_run_put_the_same_text(
     qwen3_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,6 +497,7 @@ def test_the_card_names_what_was_trained(qwen3_dir: Path, tmp_path: Path) -> Non
     assert 'base_model: "Qwen/Qwen3-4B"' in card(named, record, {})
 
 
+@pytest.mark.slow
 def test_rows_without_negatives_name_the_way(qwen3_dir: Path, tmp_path: Path) -> None:
     rows = [row | {"neg": []} for row in make_rows(8)]
     file = write_rows(tmp_path / "biology.jsonl", rows)

@@ -176,6 +176,7 @@ def test_an_object_changed_in_memory_has_another_revision(qwen3_dir: Path) -> No
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.slow
 def test_models_loaded_without_mteb_get_their_own_scores(qwen3_dir: Path, tmp_path: Path) -> None:
     from mteb.cache import ResultCache
 
