@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from engine_data import Served, served_encoder, serving
 
+from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.distributed import pool as pooling
 from reasonembed_mteb.distributed.pool import ClusterPool
 from reasonembed_mteb.encoding import TextsError, accelerate
+from reasonembed_mteb.encoding.engines.probing import Probe
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TEXTS = [f"plants need light {n} " * (1 + n % 4) for n in range(50)]
 
@@ -97,6 +101,28 @@ def test_a_text_that_fails_is_named_by_its_place_among_all(
     monkeypatch.setattr(pooling.ModelHolder, "encode", failing)
     with pytest.raises(TextsError, match=r"position\(s\) 30 cannot"):
         pooled.encode(TEXTS)
+
+
+def test_an_engine_starts_anew_on_every_worker(
+    qwen3_dir: Path, pooled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ReasonEmbed(str(qwen3_dir), device="cpu")
+    expected = model.encode(TEXTS, show_progress_bar=False)
+    served = Served(model)
+    started = []
+    own = Probe.start
+    monkeypatch.setattr(Probe, "start", lambda probe: started.append(probe) or own(probe))
+    with serving(served) as server:
+        away = served_encoder(qwen3_dir, server).model
+        away.use_pool(ClusterPool(pooled.here, away))
+        found = away.encode(TEXTS, show_progress_bar=False)
+        # The one here, and one on each worker.
+        assert len(started) == 1 + pooled.here.workers
+        assert pooled.here.calls > 5
+        assert away.encoding_stats.tokens == model.encoding_stats.tokens
+        for actor in away._elsewhere._actors:
+            actor._model.engine.close()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_what_is_not_handed_on_is_refused(pooled: Any) -> None:

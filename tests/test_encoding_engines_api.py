@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -274,6 +276,7 @@ FAULTS = {
     "NaN or infinite": {"change": broken},
     "2 vectors for 3 texts": {"change": lambda vectors: vectors[: max(len(vectors) - 1, 1)]},
     "different texts the same vector": {"change": lambda vectors: np.repeat(vectors[:1], len(vectors), 0)},
+    "vectors that are zero": {"change": np.zeros_like},
     "holds no vectors": {"change": lambda vectors: vectors[:, None, :], "takes_base64": False},
 }
 
@@ -289,7 +292,7 @@ def test_a_fault_that_comes_later_is_found(connect: Any, model: Any) -> None:
     with serving(served) as server:
         encoder = connect(server, max_attempts=1)
         encode(encoder, ["a", "b", "c"])
-        for fault in ("vectors of 33 dimensions", "NaN or infinite", "2 vectors for 3 texts"):
+        for fault in [*list(FAULTS)[:3], "vectors that are zero"]:
             served.change = FAULTS[fault]["change"]
             said = fault.removesuffix(" for 3 texts")
             with pytest.raises((EngineError, TextsError), match=said):
@@ -427,6 +430,31 @@ def test_a_model_that_is_not_served_is_named(connect: Any) -> None:
 def test_what_is_no_answer_is_refused(raw: bytes) -> None:
     with pytest.raises(AttemptError, match="holds no vectors of one length"):
         read_vectors(raw)
+
+
+@pytest.mark.parametrize("places", [[0, 0], [1, 2], [0, None], ["0", "1"]])
+def test_places_that_are_not_each_there_once_are_refused(places: list[Any]) -> None:
+    data = [{"embedding": [1.0]} | ({} if place is None else {"index": place}) for place in places]
+    with pytest.raises(AttemptError, match="holds no vectors"):
+        read_vectors(json.dumps({"data": data}).encode())
+
+
+def test_vectors_without_places_are_in_their_order() -> None:
+    body = {"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}
+    assert read_vectors(json.dumps(body).encode()).vectors.tolist() == [[1.0], [2.0]]
+
+
+def test_a_copy_is_an_engine_of_its_own(connect: Any, expected: Any, model: Any) -> None:
+    with serving(Served(model)) as server:
+        encoder = connect(server)
+        copied = pickle.loads(pickle.dumps(encoder.model))
+        encoder.model.engine.close()
+        copied.max_seq_length = LENGTH
+        found = copied.encode(TEXTS_GIVEN, prompt="Query: ", show_progress_bar=False)
+        assert copied.engine is not encoder.model.engine
+        assert copied.engine.identity == encoder.model.engine.identity
+        copied.engine.close()
+    np.testing.assert_allclose(found, expected[0], atol=1e-6)
 
 
 def test_an_endpoint_that_dies_is_gone_on_with(connect: Any, model: Any, tmp_path: Path) -> None:

@@ -33,12 +33,13 @@ class ModelHolder:
         """Take the model onto a device.
 
         Args:
-            model: On the CPU.
-            device: Where it encodes.
+            model: On the CPU, or computed for by an engine.
+            device: Where it encodes, where its own weights do.
             threads: To compute with, on the CPU.
         """
         torch.set_num_threads(threads)
-        self._model = model.to(device)
+        # An engine's model has no weights to put anywhere.
+        self._model = model if model.engine is not None else model.to(device)
 
     def encode(self, texts: list[str], length: int | None, options: dict[str, Any]) -> Part:
         """See `reasonembed_mteb.encoding.fast.TextPool.encode`."""
@@ -55,13 +56,20 @@ class ClusterPool:
 
     Args:
         machines: The cluster.
-        model: Its weights are sent to every worker, so that these are the ones that the run records.
+        model: Its weights are sent to every worker, so that these are the ones that the run records; an
+            engine starts anew on every worker.
     """
 
     def __init__(self, machines: RayMachines, model: FastSentenceTransformer) -> None:
         """Send the model to the workers."""
         self._machines = machines
         device = "cuda" if machines.gpus else "cpu"
+        holder = partial(ModelHolder, device=device, threads=machines.threads)
+        if model.engine is not None:
+            # Each worker has an engine of its own, for which this one makes room.
+            model.engine.close()
+            self._actors = machines.actors(holder, model)
+            return
         if machines.gpus and not torch.cuda.is_available():
             logger.warning(
                 "there is no GPU here, so the weights are in float32, on the workers' GPUs too: start the "
@@ -71,9 +79,7 @@ class ClusterPool:
         # What lies on a GPU here could be read on no machine without one.
         model.to("cpu")
         try:
-            self._actors = machines.actors(
-                partial(ModelHolder, device=device, threads=machines.threads), model
-            )
+            self._actors = machines.actors(holder, model)
         finally:
             model.to(where)
 

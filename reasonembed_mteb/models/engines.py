@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from reasonembed_mteb.endpoints.endpoint import Endpoint, versioned_address
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mteb.models import ModelMeta
 
     from reasonembed_mteb.encoding.engines.engine import Engine, ModelFacts
     from reasonembed_mteb.encoding.fast import FastSentenceTransformer
+    from reasonembed_mteb.encoding.tokenizing import TokenRows
 
 # The experiment option under which results of an engine are filed, apart from those of torch.
 ENGINE_OPTION = "engine"
@@ -278,7 +280,6 @@ def model_facts(model: FastSentenceTransformer, name: str, revision: str | None)
     from reasonembed_mteb.encoding.engines.engine import ModelFacts
     from reasonembed_mteb.encoding.engines.running import full_dimension, normalizes
     from reasonembed_mteb.encoding.fast import reads_text_only
-    from reasonembed_mteb.encoding.tokenizing import Tokenizing
 
     if not reads_text_only(model):
         msg = f"{name} reads more than plain text, or reads it through a chat template: use --engine torch"
@@ -297,8 +298,15 @@ def model_facts(model: FastSentenceTransformer, name: str, revision: str | None)
         max_tokens=int(model.max_seq_length or transformer.auto_model.config.max_position_embeddings),
         compared_by_dot=str(model.similarity_fn_name) == "dot",
         tokenizer=transformer.tokenizer,
-        tokenize=lambda texts: Tokenizing(transformer, None)(texts),
+        tokenize=partial(_tokenized, transformer),
     )
+
+
+def _tokenized(transformer: Any, texts: Sequence[str]) -> TokenRows:  # noqa: ANN401 - a Transformer module
+    """Read texts at the length that is in force now."""
+    from reasonembed_mteb.encoding.tokenizing import Tokenizing
+
+    return Tokenizing(transformer, None)(texts)
 
 
 def make_engine(facts: ModelFacts, choice: EngineChoice) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,10 @@ class ApiEngine:
         self._sender: Sender | None = None
         # Called once: by `close`, or with the engine's end.
         self._end: Callable[[], object] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], ApiEngine], tuple[()]]:
+        """Start anew in another process, from which the server is asked then, its known texts first."""
+        return partial(ApiEngine, self._endpoint, self._facts, tokens=self._tokens), ()
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -75,7 +75,10 @@ class ModelFacts:
 
 
 class Engine(Protocol):
-    """Computes the vectors of texts that the model's own tokenizer has read and cut."""
+    """Computes the vectors of texts that the model's own tokenizer has read and cut.
+
+    A copy, in another process too, is an engine that starts anew with the same settings.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -170,6 +170,8 @@ class Probe:
             )
         if not np.isfinite(reply.vectors).all():
             self._refuse("gives vectors with NaN or infinite values")
+        if not reply.vectors.any(axis=1).all():
+            self._refuse("gives vectors that are zero")
 
     def _check_length_of_vectors(self, vectors: NDArray[np.float32]) -> None:
         lengths = np.linalg.norm(vectors, axis=1)
@@ -267,7 +269,8 @@ class Probe:
         return reply
 
     def _check_vectors_of_long(self, reply: VectorsReply, count: int) -> None:
-        if reply.vectors.shape != (count, self.facts.dimension) or not np.isfinite(reply.vectors).all():
+        usable = np.isfinite(reply.vectors).all() and reply.vectors.any(axis=1).all()
+        if reply.vectors.shape != (count, self.facts.dimension) or not usable:
             self._refuse("gives no usable vectors for long texts")
 
     def input_of(self, row: TokenizedText) -> Input:

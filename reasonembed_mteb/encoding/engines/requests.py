@@ -60,14 +60,15 @@ def read_vectors(raw: bytes) -> VectorsReply:
     """Read the body of a successful reply.
 
     Args:
-        raw: ``{"data": [{"index", "embedding"}], "usage": {...}}``; a vector as a list or as base64.
+        raw: ``{"data": [{"index", "embedding"}], "usage": {...}}``; a vector as a list or as base64, and the
+            places in every entry or in none.
 
     Raises:
         AttemptError: If it holds no vectors of one length.
     """
     try:
         body = json.loads(raw)
-        data = sorted(body["data"], key=lambda one: int(one["index"]))
+        data = _in_order(body["data"])
         vectors = [_vector(one["embedding"]) for one in data]
         usage = body.get("usage") or {}
         count = usage.get("prompt_tokens") or usage.get("total_tokens")
@@ -76,6 +77,16 @@ def read_vectors(raw: bytes) -> VectorsReply:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         msg = f"the answer holds no vectors of one length: {shown(raw.decode('utf-8', 'replace'))}"
         raise AttemptError(msg, "bad_answer") from error
+
+
+def _in_order(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return entries by their places; those of a server that names none are in their order already."""
+    if all("index" not in one for one in data):
+        return data
+    if sorted(one["index"] for one in data) != list(range(len(data))):
+        msg = "its entries do not have each index once"
+        raise ValueError(msg)
+    return sorted(data, key=lambda one: int(one["index"]))
 
 
 def _vector(given: Any) -> NDArray[np.float32]:  # noqa: ANN401 - any JSON

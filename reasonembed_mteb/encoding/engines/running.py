@@ -123,4 +123,7 @@ def _fill(out: NDArray[np.float32], engine: Engine, rows: Sequence[TokenizedText
         raise TextsError(
             named, "have vectors that are NaN or infinite: serve the model in bfloat16 or float32"
         )
+    empty = np.flatnonzero(~found.any(axis=1))
+    if len(empty):
+        raise TextsError([start + filled[place] for place in empty], "have vectors that are zero")
     out[filled] = found

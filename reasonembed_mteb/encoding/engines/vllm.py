@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from reasonembed_mteb.encoding.engines.engine import EngineError
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,6 +116,7 @@ class VllmEngine:
             msg = f"vLLM pools by {pools}, and {facts.name} by {facts.pooling}: use --engine torch"
             raise EngineError(msg)
         import_vllm()
+        self._again = partial(VllmEngine, facts, dtype=dtype, tokens=tokens, options=options)
         self._chosen = {"dtype": dtype, "pooling": POOLINGS[facts.pooling]} | dict(options or {})
         arguments = {
             "revision": facts.revision,
@@ -127,6 +129,10 @@ class VllmEngine:
             **(options or {}),
         }
         self._loaded = LoadedVllm(facts.name, "use --engine torch, or serve it", **arguments)
+
+    def __reduce__(self) -> tuple[Callable[[], VllmEngine], tuple[()]]:
+        """Load the weights anew in another process."""
+        return self._again, ()
 
     @property
     def identity(self) -> dict[str, Any]:
