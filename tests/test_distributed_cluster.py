@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from engine_data import Served, serving
 
 from reasonembed_mteb.distributed import probe
 from reasonembed_mteb.distributed.cluster import (
@@ -29,6 +30,7 @@ from reasonembed_mteb.distributed.cluster import (
 from reasonembed_mteb.distributed.encode import encode_corpus
 from reasonembed_mteb.distributed.processes import Processes
 from reasonembed_mteb.distributed.worker import EncodeJob, ModelChoice, Speed
+from reasonembed_mteb.encoding.engines.probing import KNOWN_TEXTS
 from reasonembed_mteb.errors import DataError, MissingExtraError, ReasonEmbedError
 from reasonembed_mteb.retrieval.trec import read_run
 
@@ -253,6 +255,30 @@ def test_a_run_on_a_cluster_scores_as_a_run_here(cluster: str, command: Command,
     for name, found in here.items():
         for query, scores in found.items():
             assert scores == pytest.approx(there[name][query], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_from_every_worker(
+    cluster: str, command: Command, qwen3_dir: Path, tmp_path: Path
+) -> None:
+    from reasonembed_mteb import ReasonEmbed
+
+    # The server counts the processes that ask for the known texts: this one and two workers.
+    served = Served(ReasonEmbed(str(qwen3_dir), device="cpu"))
+    run = ("run", "-m", str(qwen3_dir), "-t", "ReasonMiniPony", "--no-store", "--engine", "api")
+    runs, probes = [], []
+    with serving(served) as server:
+        asked = ("--base-url", server.base_url, "--served-model", "small", "--run-file", "{task}.trec")
+        for where in ((), ("--cluster", cluster, "--workers", "2")):
+            served.sent.clear()
+            status, _, err = command(*run, *asked, *where, "--overwrite")
+            assert status == 0, err
+            runs.append(read_run(tmp_path / "ReasonMiniPony.trec"))
+            probes.append(sum(KNOWN_TEXTS[0] in inputs for inputs in served.sent))
+    assert probes == [1, 3]
+    here, there = runs
+    for query, scores in here.items():
+        assert scores == pytest.approx(there[query], abs=1e-5)
 
 
 @pytest.mark.slow

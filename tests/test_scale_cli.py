@@ -119,6 +119,8 @@ def test_decoders_are_asked_with_their_instruction(command: Command, beir: Path,
         (("--cluster", "nowhere"), "is no address"),
         (("--task", "BrightBiolgyRetrieval"), "did you mean 'BrightBiologyRetrieval'?"),
         (("--output", ""), "an empty name is no place"),
+        (("--name", "my corpus"), "'my-corpus'"),
+        (("--name", "../x"), "'x'"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -153,7 +155,9 @@ def test_a_store_that_holds_no_corpus_is_named(command: Command, beir: Path) -> 
     [
         ("a/corpus.jsonl.gz", "corpus"),
         ("s3://b/part one/", "part-one"),
-        ("x/*.parquet", "corpus"),
+        ("x/*.parquet", "x"),
+        ("s3://b/my part/2024-*/*.jsonl", "my-part"),
+        ("*.parquet", "corpus"),
         ("my.data", "my.data"),
     ],
 )

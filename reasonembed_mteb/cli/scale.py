@@ -186,6 +186,10 @@ def encode(
     )
     given: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens, "attn": attn}
     given |= {"compile_layers": compile_layers}
+    named = corpus_name(name or absolute(source))
+    if name is not None and named != name:
+        msg = f"--name {name!r} cannot stand in a file's name as it is: give {named!r}, or another"
+        raise ReasonEmbedError(msg)
     started = time.monotonic()
     with machines(cluster, workers, threads, gpus_per_worker) as where:
         job = EncodeJob(choice, Speed(threads=where.threads, **given), absolute(output), dtype, block_tokens)
@@ -195,7 +199,7 @@ def encode(
             absolute(source),
             job,
             where,
-            name=corpus_name(name or source),
+            name=named,
             progress=shows_progress(debug),
             say=say,
         )
@@ -231,7 +235,9 @@ def corpus_name(source: str) -> str:
     Args:
         source: A name, a path or an address.
     """
-    last = source.rstrip("/").rsplit("/", 1)[-1]
+    # A pattern names what it chooses from by its folder.
+    parts = [part for part in source.split("/") if part and not re.search(r"[*?\[]", part)]
+    last = parts[-1] if parts else ""
     stem = re.sub(r"(\.(parquet|jsonl|ndjson|json|gz))+$", "", last)
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "corpus"
 
