@@ -187,6 +187,12 @@ def test_a_long_text_is_cut_and_keeps_its_latents(compressor: LatentCompressor) 
     assert memory.positions == COUNT
 
 
+@pytest.mark.parametrize("length", [0, 2, COUNT])
+def test_a_length_without_room_for_a_text_is_refused(compressor: LatentCompressor, length: int) -> None:
+    with pytest.raises(ReasonEmbedError, match=rf"max_tokens is {length}, .* beside the {COUNT} special"):
+        LatentCompressor(compressor.generator, compressor.tokenizer, max_tokens=length)
+
+
 # Memories.
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm.auto import trange
 
+from reasonembed_mteb.encoding.tokenizing import check_room
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.files import json_hash
 from reasonembed_mteb.reasoning.heads import load_generator
@@ -67,7 +68,8 @@ class LatentCompressor:
             max_tokens: Tokens of a text with its latents; None takes the tokenizer's.
 
         Raises:
-            ReasonEmbedError: If the model has no latent tokens, or is no decoder.
+            ReasonEmbedError: If the model has no latent tokens, or is no decoder, or ``max_tokens`` has no
+                room for a text beside them.
         """
         self.generator: Any = generator
         self.tokenizer: Any = tokenizer
@@ -81,7 +83,8 @@ class LatentCompressor:
         self._after = len(text_frame(tokenizer)[1])
         check_backbone(self.generator.base_model)
         limit = getattr(self.generator.config, "max_position_embeddings", None) or 1 << 30
-        self.max_tokens = min(max_tokens or tokenizer.model_max_length, limit)
+        self.max_tokens = min(tokenizer.model_max_length if max_tokens is None else max_tokens, limit)
+        check_room(tokenizer, self.max_tokens, "max_tokens")
 
     @classmethod
     def from_pretrained(

@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
-from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning, context_length
+from reasonembed_mteb.reasoning.latents import context_length
+from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, Query, check_prompt
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reasonembed_mteb.encoding.tokenizing import special_tokens
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import replacing_folder
 from reasonembed_mteb.models.special_tokens import change_post_processor, surrounded
@@ -18,6 +19,7 @@ from reasonembed_mteb.reasoning.heads import keep_head, load_head
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sentence_transformers import SentenceTransformer
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -121,6 +123,18 @@ def text_frame(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401 -
     return whole[:start], whole[start + len(bare) :]
 
 
+def context_length(model: SentenceTransformer) -> int:
+    """Return how many tokens a model reads: its own length, and no more than it has positions for.
+
+    Args:
+        model: Any.
+    """
+    own = model.max_seq_length
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    return min(one for one in (own, most, 1 << 30) if one is not None)
+
+
 def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: float = NOISE) -> ReasonEmbed:
     """Write a model that reads its vector through latent tokens, as a plain sentence-transformers directory.
 
@@ -138,8 +152,9 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
         The model as it was saved, loaded on the CPU.
 
     Raises:
-        ReasonEmbedError: If the count is no positive number, or the model does not take latents: an encoder,
-            an adapter, another pooling, latents already there, a tokenizer without a fast post-processor.
+        ReasonEmbedError: If the count is no positive number or leaves no room for a text, or the model does
+            not take latents: an encoder, an adapter, another pooling, latents already there, a tokenizer
+            without a fast post-processor.
     """
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
@@ -152,6 +167,7 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
         # One copy of the weights; both readers get the same rows.
         transformer.model = generator.base_model
     ids = _append_tokens(model.tokenizer, count)
+    _check_room(model, name, count)
     _add_rows(generator or transformer.model, ids, model.tokenizer.eos_token_id, seed, noise)
     if generator is not None:
         _never_generate(generator, ids)
@@ -179,6 +195,17 @@ def _load(name: str) -> ReasonEmbed:
 def _check_count(count: int) -> None:
     if not 1 <= count <= _MOST:
         msg = f"{count} latent tokens: give at least 1 and at most {_MOST:,}"
+        raise ReasonEmbedError(msg)
+
+
+def _check_room(model: ReasonEmbed, name: str, count: int) -> None:
+    """Refuse latents that leave no room for a text: all would have one vector."""
+    length, around = context_length(model), special_tokens(model.tokenizer)
+    if length <= around:
+        msg = (
+            f"{count:,} latent tokens leave no room for a text in the {length:,} tokens that {name} reads: "
+            f"give fewer than {length - around + count:,}"
+        )
         raise ReasonEmbedError(msg)
 
 

@@ -14,7 +14,7 @@ from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.reasoning.generators import GeneratorChoice
 from reasonembed_mteb.reasoning.heads import load_generator, on_backbone
-from reasonembed_mteb.reasoning.latents import text_frame
+from reasonembed_mteb.reasoning.latents import context_length, text_frame
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
 
@@ -245,15 +245,3 @@ def _check_decoder(model: SentenceTransformer, name: str) -> None:
     if isinstance(model, ReasonEmbed) and not model.pools_last_token:
         msg = f"{name} does not pool the last token, which is what can be read after a reasoning"
         raise ReasonEmbedError(msg)
-
-
-def context_length(model: SentenceTransformer) -> int:
-    """Return how many tokens a model reads: its own length, and no more than it has positions for.
-
-    Args:
-        model: Any.
-    """
-    own = model.max_seq_length
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    most = getattr(config, "max_position_embeddings", None)
-    return min(one for one in (own, most, 1 << 30) if one is not None)
