@@ -19,6 +19,7 @@ from reasonembed_mteb.reasoning.latents import add_latents, find_latents
 from reasonembed_mteb.reasoning.masks import COMPRESSION, GENERATION, KINDS, LATENT, NOTHING, TARGET
 from reasonembed_mteb.reasoning.training import LatentCollator, LatentKind, LatentPart, LatentRecipe
 from reasonembed_mteb.training.building import make_collator
+from reasonembed_mteb.training.data import ReadOptions, load_training_data
 from reasonembed_mteb.training.recipes import check_recipe, load_recipe, recipe_names
 from reasonembed_mteb.training.registry import recipe_kind, register_kind, registered_kinds
 from reasonembed_mteb.training.run import train
@@ -337,6 +338,17 @@ def test_a_model_without_latents_is_refused(folder: Path, tmp_path: Path) -> Non
     plain = save_decoder(tmp_path / "plain")
     with pytest.raises(ReasonEmbedError, match=r"no latent tokens: .*latents add .*--set model.name=DIR"):
         run(plain, folder, tmp_path / "run", "lora")
+
+
+@pytest.mark.parametrize("name", ["generation_target", "compression_question", "compression_target"])
+def test_a_target_that_names_a_latent_is_refused(name: str, tmp_path: Path) -> None:
+    rows = make_rows(8)
+    rows[2][name] = "the sky <|latent_1|> is blue"
+    file = write_rows(tmp_path / "rows" / "biology-formatted.jsonl", rows)
+    with pytest.raises(DataError, match=rf"line 3: {name} holds <\|latent_1\|>, the name of a latent token"):
+        load_training_data([file], cache=tmp_path / "cache")
+    dropped = load_training_data([file], cache=tmp_path / "cache", options=ReadOptions(invalid="drop"))
+    assert dropped.rows == 7
 
 
 @pytest.mark.parametrize("name", ["query_tokens", "document_tokens"])

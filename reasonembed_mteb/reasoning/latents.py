@@ -6,14 +6,18 @@ sentence-transformers directory, and whatever reads ``tokenizer.json`` appends t
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.encoding.tokenizing import special_tokens
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.files import replacing_folder
-from reasonembed_mteb.models.special_tokens import change_post_processor, surrounded
+from reasonembed_mteb.models.special_tokens import (
+    LATENT_NAME,
+    LATENT_PATTERN,
+    change_post_processor,
+    surrounded,
+)
 from reasonembed_mteb.reasoning.heads import keep_head, load_head
 
 if TYPE_CHECKING:
@@ -25,9 +29,7 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
-_NAME = "<|latent_{}|>"
 _PROBE = "a"
-_PATTERN = re.compile(r"<\|latent_(\d+)\|>")
 # Spread of the noise on a new row, relative to the root mean square of EOS's row: the rows differ, and each
 # is still read much as EOS is.
 NOISE = 0.02
@@ -106,7 +108,7 @@ def latent_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     numbered = {
         int(match[1]): place
         for token, place in tokenizer.get_added_vocab().items()
-        if (match := _PATTERN.fullmatch(token))
+        if (match := LATENT_PATTERN.fullmatch(token))
     }
     return tuple(numbered[number] for number in sorted(numbered))
 
@@ -248,7 +250,7 @@ def _append_tokens(tokenizer: Any, count: int) -> tuple[int, ...]:  # noqa: ANN4
     """Add the tokens to a tokenizer, and have its post-processor end each text with them."""
     from tokenizers import AddedToken
 
-    names = [_NAME.format(number) for number in range(count)]
+    names = [LATENT_NAME.format(number) for number in range(count)]
     tokens: list[str | AddedToken] = [AddedToken(one, special=True, normalized=False) for one in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
