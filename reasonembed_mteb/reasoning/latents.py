@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.encoding.tokenizing import special_tokens
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import ReasonEmbedError, check_seed
 from reasonembed_mteb.files import replacing_folder
 from reasonembed_mteb.models.special_tokens import (
     LATENT_NAME,
@@ -154,13 +154,14 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
         The model as it was saved, loaded on the CPU.
 
     Raises:
-        ReasonEmbedError: If the count is no positive number or leaves no room for a text, or the model does
-            not take latents: an encoder, an adapter, another pooling, latents already there, a tokenizer
-            without a fast post-processor.
+        ReasonEmbedError: If the count is no positive number or leaves no room for a text, the seed is out
+            of range, or the model does not take latents: an encoder, an adapter, another pooling, latents
+            already there, a tokenizer without a fast post-processor.
     """
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
     _check_count(count)
+    check_seed(seed)
     model = _load(name)
     _check_model(model, name)
     generator = load_head(name)
