@@ -359,7 +359,14 @@ def test_lengths_without_room_beside_the_latents_are_refused(name: str, tmp_path
     recipe = check_recipe(content(tmp_path / "latent", data={name: 8}), "tiny")
     with pytest.raises(ReasonEmbedError, match=rf"data.{name} is 8, .* give 9 or more"):
         make_collator(model, recipe, plan)  # type: ignore[arg-type]
-    make_collator(model, check_recipe(content(tmp_path / "latent", data={name: 9}), "tiny"), plan)  # type: ignore[arg-type]
+    wider = check_recipe(content(tmp_path / "latent", data={name: 9}), "tiny")
+    make_collator(model, wider, plan)  # type: ignore[arg-type]
+    prefixed = wider.model_copy(
+        update={"model": wider.model.model_copy(update={"document_prefix": "the sky is blue: "})}
+    )
+    if name == "document_tokens":
+        with pytest.raises(ReasonEmbedError, match="of the prompt 'the sky is blue: '"):
+            make_collator(model, prefixed, plan)  # type: ignore[arg-type]
 
 
 def test_a_target_that_is_no_text_is_refused(tmp_path: Path, latent: Path) -> None:

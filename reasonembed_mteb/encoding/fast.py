@@ -191,7 +191,8 @@ class FastSentenceTransformer(SentenceTransformer):
         # A call's own options may bring another length.
         if "processing_kwargs" not in options:
             first: Any = self[0]
-            check_room(self.tokenizer, length_limit(first, options.get("task")), "max_seq_length")
+            limit = length_limit(first, options.get("task"))
+            check_room(self.tokenizer, limit, "max_seq_length", options.get("prompt") or "")
 
     def _is_for_us(self, inputs: list[Any], options: dict[str, Any]) -> bool:
         return (

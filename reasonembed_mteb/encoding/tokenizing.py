@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 30
 # No tokenizer that was met ends a text with more special tokens (latent tokens among them).
 _MOST_ENDING_TOKENS = 128
+# Characters of a prompt that a message shows.
+_SHOWN = 40
 KEPT_KEYS = frozenset({"input_ids", "token_type_ids", "attention_mask"})
 
 
@@ -114,24 +116,33 @@ def _tokens_after_the_cut(whole: NDArray[np.int32], cut: NDArray[np.int32]) -> i
     return None
 
 
-def check_room(tokenizer: Any, tokens: int, what: str) -> None:  # noqa: ANN401 - a transformers tokenizer
+def check_room(
+    tokenizer: Any,  # noqa: ANN401 - a transformers tokenizer
+    tokens: int,
+    what: str,
+    prompt: str = "",
+) -> None:
     """Refuse a length at which nothing of a text would be read: all texts would have one vector.
 
     Below the special tokens' own number a tokenizer cuts nothing at all.
 
     Args:
         tokenizer: Puts special tokens around each text.
-        tokens: The length, special tokens included.
+        tokens: The length, special tokens and prompt included.
         what: Whose length it is, for the message.
+        prompt: Put before each text.
 
     Raises:
         ReasonEmbedError: If the length has no room for one token of a text.
     """
     around = special_tokens(tokenizer)
-    if tokens <= around:
+    before = len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]) if prompt else 0
+    if tokens <= around + before:
+        told = f" and the {before:,} of the prompt {prompt[:_SHOWN]!r}" if before else ""
         msg = (
             f"{what} is {tokens:,}, which leaves no room for a text beside the {around:,} special tokens "
-            f"(BOS, EOS, latent tokens) that the tokenizer puts around each: give {around + 1:,} or more"
+            f"(BOS, EOS, latent tokens) that the tokenizer puts around each{told}: "
+            f"give {around + before + 1:,} or more"
         )
         raise ReasonEmbedError(msg)
 
