@@ -16,6 +16,8 @@ _LISTED_BY = {
     "benchmark": "reasonembed tasks",
     "model": "reasonembed models",
 }
+# What numpy's, torch's and transformers' generators all take.
+MOST_SEED = 2**32 - 1
 # Names that an error shows where none is near.
 _SHOWN = 8
 
@@ -38,6 +40,20 @@ class UnknownNameError(ReasonEmbedError, KeyError):
     def __str__(self) -> str:
         """Return the message itself; KeyError would show its repr."""
         return str(self.args[0]) if self.args else ""
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a generator would refuse later, once models and data are loaded.
+
+    Args:
+        seed: Of numpy's, torch's or transformers' random numbers.
+
+    Raises:
+        ReasonEmbedError: If it is out of range.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        msg = f"seed is {seed}: give a whole number from 0 to {MOST_SEED:,}"
+        raise ReasonEmbedError(msg)
 
 
 def one_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from conftest import save_decoder
 
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
@@ -33,3 +34,22 @@ def test_a_count_of_none(command: Command, tmp_path: Path) -> None:
         assert status == 2
         assert f"{count} latent tokens: give at least 1" in error
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("latents", "add", "absent", "--count", "3", "--output", "made"),
+        ("reason-run", "-m", "absent", "-b", "ReasonMini", "--tokens", "4"),
+        ("train-reranker", "absent", "--data", "rows", "--output", "made"),
+        ("mine", "absent", "--output", "made"),
+        ("samples", "absent", "--output", "made"),
+    ],
+    ids=lambda given: given[0],
+)
+def test_a_seed_that_no_generator_takes(arguments: tuple[str, ...], command: Command) -> None:
+    for seed in (-1, 10**23):
+        status, out, error = command(*arguments, f"--seed={seed}")
+        assert (status, out) == (2, "")
+        # Before anything is loaded: nothing here is there.
+        assert error.startswith("reasonembed: Invalid value for '--seed':")

@@ -156,6 +156,35 @@ def test_long_texts_are_cut_as_the_tokenizer_cuts(kind: dict[str, bool], tmp_pat
             assert [row.tolist() for row in rows.ids] == expected["input_ids"]
 
 
+@pytest.mark.parametrize("attn", ["auto", "off"])
+def test_a_length_without_room_for_a_text_is_refused(encoder: SentenceTransformer, attn: str) -> None:
+    fast = accelerate(encoder, attn=attn)
+    # A BOS and an EOS token stand around each text.
+    for length in (0, 1, 2):
+        fast.max_seq_length = length
+        with pytest.raises(ReasonEmbedError, match=rf"max_seq_length is {length}, .* 2 special .* give 3"):
+            fast.encode(["Why is the sky blue?", "red"])
+    fast.max_seq_length = 3
+    first, second = fast.encode(["Why is the sky blue?", "red"])
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("attn", ["auto", "off"])
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(encoder: SentenceTransformer, attn: str) -> None:
+    fast = accelerate(encoder, attn=attn)
+    prompt = "Instruct: sky\nQuery: "
+    before = len(fast.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    fast.max_seq_length = 2 + before
+    with pytest.raises(
+        ReasonEmbedError, match=rf"and the {before} of the prompt 'Instruct: .* give {before + 3}"
+    ):
+        fast.encode(["blue", "red"], prompt=prompt)
+    fast.encode(["blue", "red"])
+    fast.max_seq_length = 3 + before
+    first, second = fast.encode(["blue", "red"], prompt=prompt)
+    assert not np.array_equal(first, second)
+
+
 def test_a_tokenizer_without_a_pad_token(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path, "llama", pad=False, headless=True)
     text_only = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}

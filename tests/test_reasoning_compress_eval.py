@@ -108,6 +108,12 @@ def test_examples_are_read(examples_file: Path) -> None:
         ({"text": "t", "question": "q", "answers": []}, r"a list of texts, not \[\]"),
         ({"text": "t", "question": "q", "answers": ["a", 1]}, r"not \['a', 1\]"),
         ({"text": "t", "question": "q", "answer": ""}, r"not \[''\]"),
+        (
+            {"text": "a <|latent_0|>", "question": "q", "answer": "a"},
+            r":1: text holds <\|latent_0\|>, the na",
+        ),
+        ({"text": "t", "question": "<|latent_7|>", "answer": "a"}, r":1: question holds <\|latent_7\|>"),
+        ({"text": "t", "question": "q", "answers": ["a", "<|latent_0|>"]}, r":1: answer holds"),
     ],
 )
 def test_lines_that_are_no_examples_are_refused(line: Any, message: str, tmp_path: Path) -> None:
@@ -263,6 +269,15 @@ def test_a_damaged_record_is_left_out_and_named(change: dict[str, Any], tmp_path
     chapters, problems = compression_chapters([tmp_path])
     assert chapters == []
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_record_that_nobody_could_read_is_not_written(number: float, tmp_path: Path) -> None:
+    file = compression_file(tmp_path, "m")
+    readings = (replace(record().readings[0], cross_entropy=number), *record().readings[1:])
+    with pytest.raises(DataError, match=rf"not written: readings\.0\.cross_entropy is {number}"):
+        write_compression_run(file, record(readings=readings))
+    assert not file.exists()
 
 
 def test_the_chapter_has_one_table_and_one_picture(tmp_path: Path) -> None:

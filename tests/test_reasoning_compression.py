@@ -187,6 +187,12 @@ def test_a_long_text_is_cut_and_keeps_its_latents(compressor: LatentCompressor) 
     assert memory.positions == COUNT
 
 
+@pytest.mark.parametrize("length", [0, 2, COUNT])
+def test_a_length_without_room_for_a_text_is_refused(compressor: LatentCompressor, length: int) -> None:
+    with pytest.raises(ReasonEmbedError, match=rf"max_tokens is {length}, .* beside the {COUNT} special"):
+        LatentCompressor(compressor.generator, compressor.tokenizer, max_tokens=length)
+
+
 # Memories.
 
 
@@ -277,6 +283,45 @@ def test_wrong_numbers_and_kinds_are_refused(compressor: LatentCompressor, memor
             compressor.compress(none)
     with pytest.raises(ReasonEmbedError, match="nothing to predict an answer from"):
         compressor.answer_losses_from_text(["a"], [""], ["b"], tokens=0)
+
+
+def test_columns_that_do_not_fit_are_refused(compressor: LatentCompressor, memory: LatentMemory) -> None:
+    three, two = TEXTS, ["a", "b"]
+    calls: dict[str, Any] = {
+        "2 questions for 3 texts": lambda: compressor.generate_from_text(three, two),
+        "3 questions for 2 texts": lambda: compressor.generate_from_text(two, three),
+        "2 answers for 3 texts": lambda: compressor.answer_losses(memory, QUESTIONS, two),
+        "4 answers for 3 texts": lambda: compressor.answer_losses(memory, QUESTIONS, two + two),
+        "answers is one text: give a list of 3": lambda: compressor.answer_losses(memory, QUESTIONS, "xyz"),
+        "texts is one text": lambda: compressor.generate_from_text("abc", three),
+        "questions is one text": lambda: compressor.answer_losses_from_text(three, "abc", three),
+        "2 questions for 3 .*": lambda: compressor.answer_losses_from_text(three, two, three),
+        r"answers\[1\] is NoneType": lambda: compressor.answer_losses(memory, QUESTIONS, ["a", None, "c"]),
+        "batch_size is 0": lambda: compressor.compress(three, batch_size=0),
+        "batch_size is -1": lambda: compressor.generate(memory, "which?", batch_size=-1),
+        "batch_size is 0: give 1": lambda: compressor.answer_losses(memory, three, three, batch_size=0),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ReasonEmbedError, match=message):
+            call()
+    assert compressor.generate_from_text([], []) == []
+    assert not len(compressor.answer_losses_from_text([], [], []).losses)
+
+
+def test_a_latents_name_within_a_text_is_refused(compressor: LatentCompressor, memory: LatentMemory) -> None:
+    named = ["a", "<|latent_1|>", "c"]
+    calls: dict[str, Any] = {
+        "texts": lambda: compressor.compress(named),
+        "questions": lambda: compressor.generate(memory, named),
+        "answers": lambda: compressor.answer_losses(memory, QUESTIONS, named),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ReasonEmbedError, match=rf"{name}\[1\] holds <\|latent_1\|>, the name of a latent"
+        ):
+            call()
+    with pytest.raises(ReasonEmbedError, match=r"texts\[1\] holds"):
+        compressor.generate_from_text(named, QUESTIONS)
 
 
 def test_models_that_cannot_compress_are_refused(tmp_path: Path) -> None:

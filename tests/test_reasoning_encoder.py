@@ -115,6 +115,17 @@ def test_a_long_query_is_cut_and_its_prompt_and_ending_stay(folder: Path, tmp_pa
     assert one.prompt_tokens == 60 - 8 - 2
 
 
+def test_an_instruction_that_leaves_no_room_for_its_query(folder: Path, tmp_path: Path) -> None:
+    model = ReasonEmbed(str(folder), device="cpu")
+    model.max_seq_length = 40
+    encoder = ReasoningEncoder.of_itself(model, str(folder), Decoding(8), tmp_path)
+    encoder.encode_query(QUERIES[:1], instruction="Find")
+    with pytest.raises(
+        ReasonEmbedError, match=r"the instruction 'Instruct: Find Find .* has \d+ tokens, and"
+    ):
+        encoder.encode_query(QUERIES[:1], instruction="Find " * 40)
+
+
 def test_documents_are_embedded_as_ever(folder: Path, tmp_path: Path) -> None:
     encoder = load(folder, tmp_path)
     np.testing.assert_array_equal(encoder.encode_document(QUERIES), encoder.model.encode_document(QUERIES))

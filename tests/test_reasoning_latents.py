@@ -229,6 +229,26 @@ def test_a_count_that_is_none(count: int, made: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range(seed: int, tmp_path: Path) -> None:
+    # Before the model is loaded.
+    with pytest.raises(
+        ReasonEmbedError, match=rf"seed is {seed}: give a whole number from 0 to 4,294,967,295"
+    ):
+        add_latents("absent", 2, tmp_path / "made", seed=seed)
+
+
+def test_a_count_that_leaves_no_room_for_a_text(tmp_path: Path) -> None:
+    bare = save_decoder(tmp_path / "bare", "llama", bos=True, headless=True)
+    config = json.loads((bare / "config.json").read_text()) | {"max_position_embeddings": 6}
+    (bare / "config.json").write_text(json.dumps(config))
+    # BOS and five latents fill the six positions.
+    with pytest.raises(ReasonEmbedError, match=r"5 latent tokens leave no room .* 6 tokens .* fewer than 5"):
+        add_latents(str(bare), 5, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    add_latents(str(bare), 4, tmp_path / "made")
+
+
 def test_latents_that_are_there_already(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match="has 3 latent tokens already"):
         add_latents(str(made / "qwen3-latents"), 2, tmp_path / "made")

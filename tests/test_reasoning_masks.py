@@ -79,6 +79,18 @@ def test_an_answer_of_a_question_alone_is_no_target() -> None:
     assert made["input_ids"].tolist() == [[1, 90, 91]]
 
 
+def test_targets_that_hold_a_latent_are_refused() -> None:
+    # Beside the latents of every row, and within a query, one may stand.
+    lay_out([JointRow([1, LATENTS[0], 2], written=1, question=[5], answer=[6])], LATENTS, EOS, PAD)
+    for row in (
+        JointRow([1, LATENTS[0]], written=1),
+        JointRow([1], answer=[4, LATENTS[1]]),
+        JointRow([1], question=[LATENTS[1]], answer=[4]),
+    ):
+        with pytest.raises(ReasonEmbedError, match=r"row 1 of the batch: .* holds a latent token"):
+            lay_out([JointRow([1]), row], LATENTS, EOS, PAD)
+
+
 def test_who_sees_whom() -> None:
     kinds = torch.tensor([[SOURCE, LATENT, LATENT, TARGET, TARGET, PADDING]])
     mask = joint_mask(kinds, torch.float64)

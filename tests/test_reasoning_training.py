@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,8 @@ from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.reasoning.latents import add_latents, find_latents
 from reasonembed_mteb.reasoning.masks import COMPRESSION, GENERATION, KINDS, LATENT, NOTHING, TARGET
 from reasonembed_mteb.reasoning.training import LatentCollator, LatentKind, LatentPart, LatentRecipe
+from reasonembed_mteb.training.building import make_collator
+from reasonembed_mteb.training.data import ReadOptions, load_training_data
 from reasonembed_mteb.training.recipes import check_recipe, load_recipe, recipe_names
 from reasonembed_mteb.training.registry import recipe_kind, register_kind, registered_kinds
 from reasonembed_mteb.training.run import train
@@ -335,6 +338,35 @@ def test_a_model_without_latents_is_refused(folder: Path, tmp_path: Path) -> Non
     plain = save_decoder(tmp_path / "plain")
     with pytest.raises(ReasonEmbedError, match=r"no latent tokens: .*latents add .*--set model.name=DIR"):
         run(plain, folder, tmp_path / "run", "lora")
+
+
+@pytest.mark.parametrize("name", ["generation_target", "compression_question", "compression_target"])
+def test_a_target_that_names_a_latent_is_refused(name: str, tmp_path: Path) -> None:
+    rows = make_rows(8)
+    rows[2][name] = "the sky <|latent_1|> is blue"
+    file = write_rows(tmp_path / "rows" / "biology-formatted.jsonl", rows)
+    with pytest.raises(DataError, match=rf"line 3: {name} holds <\|latent_1\|>, the name of a latent token"):
+        load_training_data([file], cache=tmp_path / "cache")
+    dropped = load_training_data([file], cache=tmp_path / "cache", options=ReadOptions(invalid="drop"))
+    assert dropped.rows == 7
+
+
+@pytest.mark.parametrize("name", ["query_tokens", "document_tokens"])
+def test_lengths_without_room_beside_the_latents_are_refused(name: str, tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "plain", headless=True)
+    add_latents(str(folder), 8, tmp_path / "latent")
+    model, plan = _loaded(tmp_path / "latent"), SimpleNamespace(groups={"biology": 3})
+    recipe = check_recipe(content(tmp_path / "latent", data={name: 8}), "tiny")
+    with pytest.raises(ReasonEmbedError, match=rf"data.{name} is 8, .* give 9 or more"):
+        make_collator(model, recipe, plan)  # type: ignore[arg-type]
+    wider = check_recipe(content(tmp_path / "latent", data={name: 9}), "tiny")
+    make_collator(model, wider, plan)  # type: ignore[arg-type]
+    prefixed = wider.model_copy(
+        update={"model": wider.model.model_copy(update={"document_prefix": "the sky is blue: "})}
+    )
+    if name == "document_tokens":
+        with pytest.raises(ReasonEmbedError, match="of the prompt 'the sky is blue: '"):
+            make_collator(model, prefixed, plan)  # type: ignore[arg-type]
 
 
 def test_a_target_that_is_no_text_is_refused(tmp_path: Path, latent: Path) -> None:

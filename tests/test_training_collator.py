@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_data import checked_rows as rows
 
+from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.training.collator import GroupCollator, document_id, row_instruction
 
@@ -86,6 +87,20 @@ def test_lengths_hold_in_training_and_are_not_kept(model: ReasonEmbed) -> None:
     assert batch["query_input_ids"].shape[1] == batch["reasoning_query_input_ids"].shape[1] == 9
     assert batch["documents_input_ids"].shape[1] == 5
     assert model.max_seq_length == before
+
+
+def test_instructions_that_leave_no_room_for_a_query_are_refused(model: ReasonEmbed) -> None:
+    made = rows(2)
+    prefixes = collator(model).prefixes(made)
+    length = len(model.tokenizer(prefixes[0])["input_ids"])
+    with pytest.raises(
+        ReasonEmbedError, match=rf"subset biology: {length} tokens .* data.query_tokens={length}"
+    ):
+        collator(model, query_tokens=length).check_room(made)
+    collator(model, query_tokens=length + 1).check_room(made)
+    # A row that has room is enough; without a template nothing stands before a query.
+    collator(model, query_tokens=length).check_room([*made, made[0] | {"instruction": "Find"}])
+    collator(model, query_tokens=8, template="").check_room(made)
 
 
 def test_padding_is_on_the_right(model: ReasonEmbed) -> None:

@@ -80,6 +80,7 @@ def test_every_value_has_its_source() -> None:
         ("loss.temperature=hot", "loss.temperature = 'hot' must be a valid number"),
         ("training.warmup=1.5", "training.warmup = 1.5 must be less than 1"),
         ("training.epochs=-1", "training.epochs"),
+        ("training.seed=4294967296", "training.seed = 4294967296 must be less than or equal to 4294967295"),
         ("lora.rank=-1", "lora.rank"),
         ("batch.group=0", "batch.group"),
         ("loss.kind=triplet", "loss.kind = 'triplet' must be 'redapter' or 'infonce'"),

@@ -77,6 +77,8 @@ def test_wrong_settings_are_refused() -> None:
     for epochs in (0, -1, float("nan")):
         with pytest.raises(ReasonEmbedError, match=r"epochs is .*: give a number above 0"):
             RerankerSettings(epochs=epochs)
+    with pytest.raises(ReasonEmbedError, match="seed is -1: give a whole number from 0"):
+        RerankerSettings(seed=-1)
     with pytest.raises(ReasonEmbedError, match="learning_rate is nan"):
         RerankerSettings(learning_rate=float("nan"))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from reasonembed_mteb.cli.show import set_up_logging
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import MOST_SEED, ReasonEmbedError
 from reasonembed_mteb.escaping import visible, visible_lines
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -113,6 +113,16 @@ OutputFolder = Annotated[
     Path, typer.Option("--output-folder", help="MTEB's result cache.", rich_help_panel=OUTPUT)
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' logs.")]
+
+
+def seed_option(what: str, panel: str | None = None) -> Any:  # noqa: ANN401 - as typer's own
+    """Return an option ``--seed`` whose range every generator of random numbers takes.
+
+    Args:
+        what: Its help.
+        panel: Under which heading it stands.
+    """
+    return typer.Option("--seed", min=0, max=MOST_SEED, help=what, rich_help_panel=panel)
 
 
 def say(line: str) -> None:

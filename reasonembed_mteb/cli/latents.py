@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, app, say
+from reasonembed_mteb.cli.common import Debug, app, say, seed_option
 from reasonembed_mteb.cli.show import set_up_logging
 
 latents_group = typer.Typer(
@@ -21,7 +21,7 @@ def add(
     model: Annotated[str, typer.Argument(help="Directory or hub name of a decoder.")],
     count: Annotated[int, typer.Option("--count", help="How many latent tokens, K.")],
     output: Annotated[Path, typer.Option("--output", help="A new folder.")],
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise on the new rows.")] = 0,
+    seed: Annotated[int, seed_option("Of the noise on the new rows.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Add latent tokens behind every text; the folder loads with sentence-transformers alone."""

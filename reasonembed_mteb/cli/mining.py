@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, one_device, say
+from reasonembed_mteb.cli.common import Debug, InstructionTemplate, app, connect, one_device, say, seed_option
 from reasonembed_mteb.cli.show import show_table
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
@@ -45,7 +45,7 @@ def mine(
     min_score: Annotated[float | None, typer.Option(help="Lowest score of a negative.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Highest score of a negative.")] = None,
     sampling: Annotated[str, typer.Option(help="top or random.")] = "top",
-    seed: Annotated[int, typer.Option(help="Of random sampling and of an annotator.")] = 42,
+    seed: Annotated[int, seed_option("Of random sampling and of an annotator.")] = 42,
     reranker: Annotated[
         str | None,
         typer.Option(

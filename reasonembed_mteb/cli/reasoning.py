@@ -23,6 +23,7 @@ from reasonembed_mteb.cli.common import (
     app,
     connect,
     say,
+    seed_option,
     shows_progress,
     vector_store,
 )
@@ -85,7 +86,7 @@ def reason_run(
     top_p: Annotated[
         float, typer.Option(help="Draw among the likeliest of this share.", rich_help_panel=_REASONING)
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draw.", rich_help_panel=_REASONING)] = 0,
+    seed: Annotated[int, seed_option("Of the draw.", _REASONING)] = 0,
     endpoint: Annotated[
         str | None,
         typer.Option(help="OpenAI-compatible address; its model reasons.", rich_help_panel=_SERVER),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import FAILED, Debug, app, say
+from reasonembed_mteb.cli.common import FAILED, Debug, app, say, seed_option
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 
@@ -75,7 +75,7 @@ def samples(
     data: Annotated[Path, typer.Argument(help="Output of synthesize, a folder of samples, or one file.")],
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
     rows: Annotated[int, typer.Option(min=1, help="Rows a subset, at most.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 42,
+    seed: Annotated[int, seed_option("Of the draw.")] = 42,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:

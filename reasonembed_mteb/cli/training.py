@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reasonembed_mteb.cli.common import Debug, app, one_device, say, show
+from reasonembed_mteb.cli.common import Debug, app, one_device, say, seed_option, show
 from reasonembed_mteb.cli.show import set_up_logging, show_table
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.escaping import visible
@@ -178,7 +178,7 @@ def train_reranker(
     batch_size: Annotated[int, typer.Option(min=1, help="Queries a step (bce: pairs).")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak; it falls linearly to 0.")] = 2e-5,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 42,
+    seed: Annotated[int, seed_option("Of everything that is drawn.")] = 42,
     device: Annotated[str | None, typer.Option(help="Such as cuda:0.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     debug: Debug = False,

@@ -23,7 +23,7 @@ from reasonembed_mteb.encoding.loop import EncodeRequest, Encoding
 from reasonembed_mteb.encoding.output import EncodingStats, TextsError
 from reasonembed_mteb.encoding.packing import can_pack
 from reasonembed_mteb.encoding.plan import check_options, make_plan
-from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS
+from reasonembed_mteb.encoding.tokenizing import KEPT_KEYS, check_room, length_limit
 from reasonembed_mteb.errors import ReasonEmbedError
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class FastSentenceTransformer(SentenceTransformer):
         """Encode what the fast path knows; hand the rest to the library."""
         if reads_text_only(self):
             _check_texts(inputs)
+            self._check_length(kwargs)
         started = time.perf_counter()
         self.last_token_counts = None
         if self.engine is not None:
@@ -185,6 +186,13 @@ class FastSentenceTransformer(SentenceTransformer):
         done.seconds = time.perf_counter() - started
         self.encoding_stats.add(done)
         return found
+
+    def _check_length(self, options: dict[str, Any]) -> None:
+        # A call's own options may bring another length.
+        if "processing_kwargs" not in options:
+            first: Any = self[0]
+            limit = length_limit(first, options.get("task"))
+            check_room(self.tokenizer, limit, "max_seq_length", options.get("prompt") or "")
 
     def _is_for_us(self, inputs: list[Any], options: dict[str, Any]) -> bool:
         return (

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from reasonembed_mteb.errors import ReasonEmbedError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 30
 # No tokenizer that was met ends a text with more special tokens (latent tokens among them).
 _MOST_ENDING_TOKENS = 128
+# Characters of a prompt that a message shows.
+_SHOWN = 40
 KEPT_KEYS = frozenset({"input_ids", "token_type_ids", "attention_mask"})
 
 
@@ -49,7 +53,7 @@ class Tokenizing:
         self._transformer = transformer
         self._prompt = prompt
         self._kwargs = kwargs
-        self.limit = _length_limit(transformer, kwargs.get("task"))
+        self.limit = length_limit(transformer, kwargs.get("task"))
 
     def __call__(self, texts: Sequence[str]) -> TokenRows:
         """Tokenise texts.
@@ -112,8 +116,53 @@ def _tokens_after_the_cut(whole: NDArray[np.int32], cut: NDArray[np.int32]) -> i
     return None
 
 
-def _length_limit(transformer: Transformer, task: str | None) -> int:
-    """Return the tokens at which the module cuts, special ones included."""
+def check_room(
+    tokenizer: Any,  # noqa: ANN401 - a transformers tokenizer
+    tokens: int,
+    what: str,
+    prompt: str = "",
+) -> None:
+    """Refuse a length at which nothing of a text would be read: all texts would have one vector.
+
+    Below the special tokens' own number a tokenizer cuts nothing at all.
+
+    Args:
+        tokenizer: Puts special tokens around each text.
+        tokens: The length, special tokens and prompt included.
+        what: Whose length it is, for the message.
+        prompt: Put before each text.
+
+    Raises:
+        ReasonEmbedError: If the length has no room for one token of a text.
+    """
+    around = special_tokens(tokenizer)
+    before = len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]) if prompt else 0
+    if tokens <= around + before:
+        told = f" and the {before:,} of the prompt {prompt[:_SHOWN]!r}" if before else ""
+        msg = (
+            f"{what} is {tokens:,}, which leaves no room for a text beside the {around:,} special tokens "
+            f"(BOS, EOS, latent tokens) that the tokenizer puts around each{told}: "
+            f"give {around + before + 1:,} or more"
+        )
+        raise ReasonEmbedError(msg)
+
+
+def special_tokens(tokenizer: Any) -> int:  # noqa: ANN401 - a transformers tokenizer
+    """Return how many special tokens a tokenizer puts around each text.
+
+    Args:
+        tokenizer: Any.
+    """
+    return int(tokenizer.num_special_tokens_to_add(pair=False))
+
+
+def length_limit(transformer: Transformer, task: str | None) -> int:
+    """Return the tokens at which a module cuts, special ones included.
+
+    Args:
+        transformer: The module.
+        task: ``query``, ``document`` or none, which may have lengths of their own.
+    """
     text = (getattr(transformer, "processing_kwargs", None) or {}).get("text") or {}
     if text.get("truncation", True) in (False, "do_not_truncate"):
         return _NO_LIMIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,7 @@ from reasonembed_mteb.escaping import file_name
 from reasonembed_mteb.files import json_text, read_json_object, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 Record = TypeVar("Record")
@@ -47,8 +48,31 @@ def write_chapter(file: Path, record: Any) -> None:  # noqa: ANN401 - any datacl
     Args:
         file: See `chapter_file`.
         record: A dataclass of what JSON can hold.
+
+    Raises:
+        DataError: If a number is not finite: no reader would take the record.
     """
-    write_whole(file, json_text({"format": FORMAT, **asdict(record)}))
+    content = asdict(record)
+    if (found := _not_finite(content)) is not None:
+        msg = (
+            f"{file} is not written: {found[0]} is {found[1]}, and no reader takes a number that is not "
+            "finite; look whether all of the model's weights are"
+        )
+        raise DataError(msg)
+    write_whole(file, json_text({"format": FORMAT, **content}))
+
+
+def _not_finite(value: Any, place: str = "") -> tuple[str, float] | None:  # noqa: ANN401 - what JSON can hold
+    """Return the place of the first number that is not finite, such as ``readings.0.f1``, and the number."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (place, value)
+    items: Iterable[tuple[object, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    found = (_not_finite(one, f"{place}.{name}" if place else str(name)) for name, one in items)
+    return next((one for one in found if one is not None), None)
 
 
 def read_chapter(file: Path, make: Callable[[dict[str, Any]], Record], what: str, command: str) -> Record:

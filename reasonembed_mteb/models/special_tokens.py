@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# The names of the tokens that `reasonembed latents add` adds, by number from 0.
+LATENT_NAME = "<|latent_{}|>"
+LATENT_PATTERN = re.compile(r"<\|latent_(\d+)\|>")
 
 # As ``tokenizer.json`` holds one, or a piece of one.
 PostProcessor = dict[str, Any]
@@ -33,6 +38,23 @@ REBUILT_TOKENIZERS = {
     "GPTNeoX": (False, False),
 }
 _SIDES = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
+
+
+def latent_in(text: str) -> str | None:
+    """Say why a text cannot be read beside latent tokens: it holds the name of one. None where it can.
+
+    Whatever its number: how many latents the models have that read a file is not known as it is read.
+
+    Args:
+        text: Any.
+    """
+    found = LATENT_PATTERN.search(text)
+    if found is None:
+        return None
+    return (
+        f"holds {found[0]}, the name of a latent token, which a tokenizer reads as the token itself: write "
+        "it in another way"
+    )
 
 
 def settle_special_tokens(

@@ -27,6 +27,7 @@ from reasonembed_mteb.evaluation.compression_record import (
     write_compression_run,
 )
 from reasonembed_mteb.files import content_hash, read_json_lines
+from reasonembed_mteb.models.special_tokens import latent_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +111,11 @@ def _example(line: Any, place: str) -> CompressionExample:  # noqa: ANN401 - wha
     if not whole:
         msg = f"{place}: answer must be text, or answers a list of texts, not {answers!r:.40}"
         raise DataError(msg)
+    named = [*texts.items(), *(("answer", one) for one in answers or ())]
+    for name, value in named:
+        if why := latent_in(str(value)):
+            msg = f"{place}: {name} {why}"
+            raise DataError(msg)
     return CompressionExample(str(texts["text"]), str(texts["question"]), tuple(answers or ()))
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm.auto import trange
 
+from reasonembed_mteb.encoding.tokenizing import check_room
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.files import json_hash
+from reasonembed_mteb.models.special_tokens import latent_in
 from reasonembed_mteb.reasoning.heads import load_generator
 from reasonembed_mteb.reasoning.joint import row_losses
 from reasonembed_mteb.reasoning.latents import find_latents, text_frame
@@ -67,7 +69,8 @@ class LatentCompressor:
             max_tokens: Tokens of a text with its latents; None takes the tokenizer's.
 
         Raises:
-            ReasonEmbedError: If the model has no latent tokens, or is no decoder.
+            ReasonEmbedError: If the model has no latent tokens, or is no decoder, or ``max_tokens`` has no
+                room for a text beside them.
         """
         self.generator: Any = generator
         self.tokenizer: Any = tokenizer
@@ -81,7 +84,8 @@ class LatentCompressor:
         self._after = len(text_frame(tokenizer)[1])
         check_backbone(self.generator.base_model)
         limit = getattr(self.generator.config, "max_position_embeddings", None) or 1 << 30
-        self.max_tokens = min(max_tokens or tokenizer.model_max_length, limit)
+        self.max_tokens = min(tokenizer.model_max_length if max_tokens is None else max_tokens, limit)
+        check_room(tokenizer, self.max_tokens, "max_tokens")
 
     @classmethod
     def from_pretrained(
@@ -130,13 +134,14 @@ class LatentCompressor:
             The memory, on the CPU.
 
         Raises:
-            ReasonEmbedError: If there are no texts, or the kind is unknown.
+            ReasonEmbedError: If there are no texts, one holds a latent's name, or the kind is unknown.
         """
         if kind not in (CACHE, HIDDEN):
             raise unknown_name("kind of memory", kind, (CACHE, HIDDEN))
         if isinstance(texts, str) or not texts:
             msg = "give a list of at least one text to compress"
             raise ReasonEmbedError(msg)
+        (texts,) = _paired(len(texts), texts=texts)
         parts = [self._compress(texts[start:end], kind) for start, end in _batches(len(texts), batch_size)]
         return LatentMemory(
             kind,
@@ -195,7 +200,8 @@ class LatentCompressor:
             N answers.
 
         Raises:
-            ReasonEmbedError: If another model made the memory, or the numbers do not fit.
+            ReasonEmbedError: If another model made the memory, the numbers do not fit, or a text holds a
+                latent's name.
         """
         asked = self._questions(memory, questions)
         return [
@@ -223,12 +229,16 @@ class LatentCompressor:
             tokens: Tokens of each text that are read, from its start; None for all, 0 for no text.
             max_new_tokens: Tokens of an answer at most.
             batch_size: Answers at a time.
+
+        Raises:
+            ReasonEmbedError: If the numbers do not fit, or a text holds a latent's name.
         """
+        texts, asked = _paired(len(texts), texts=texts, questions=questions)
         return [
             answer
             for start, end in _batches(len(texts), batch_size)
             for answer in self._write(
-                self._text_context(texts[start:end], tokens), questions[start:end], max_new_tokens
+                self._text_context(texts[start:end], tokens), asked[start:end], max_new_tokens
             )
         ]
 
@@ -247,8 +257,9 @@ class LatentCompressor:
             ReasonEmbedError: As of `generate`.
         """
         asked = self._questions(memory, questions)
+        (wanted,) = _paired(len(memory), answers=answers)
         return _joined(
-            self._losses(self._context(memory.rows(start, end)), asked[start:end], answers[start:end])
+            self._losses(self._context(memory.rows(start, end)), asked[start:end], wanted[start:end])
             for start, end in _batches(len(memory), batch_size)
         )
 
@@ -269,11 +280,13 @@ class LatentCompressor:
             answers: N answers.
             tokens: As of `generate_from_text`.
             batch_size: Answers at a time.
+
+        Raises:
+            ReasonEmbedError: As of `generate_from_text`.
         """
+        texts, asked, wanted = _paired(len(texts), texts=texts, questions=questions, answers=answers)
         return _joined(
-            self._losses(
-                self._text_context(texts[start:end], tokens), questions[start:end], answers[start:end]
-            )
+            self._losses(self._text_context(texts[start:end], tokens), asked[start:end], wanted[start:end])
             for start, end in _batches(len(texts), batch_size)
         )
 
@@ -290,11 +303,8 @@ class LatentCompressor:
         if memory.model != self.model_hash:
             msg = "the memory was made by another model, or by other weights of it: compress the texts again"
             raise ReasonEmbedError(msg)
-        asked = [questions] * len(memory) if isinstance(questions, str) else list(questions)
-        if len(asked) != len(memory):
-            msg = f"{len(asked)} questions for {len(memory)} texts: give one for all, or one for each"
-            raise ReasonEmbedError(msg)
-        return asked
+        asked = [questions] * len(memory) if isinstance(questions, str) else questions
+        return _paired(len(memory), questions=asked)[0]
 
     @torch.no_grad()
     def _context(self, memory: LatentMemory) -> _Context:
@@ -405,6 +415,23 @@ class LatentCompressor:
             raise ReasonEmbedError(msg)
 
 
+def _paired(count: int, **columns: Sequence[str]) -> list[list[str]]:
+    """Return columns of texts once each has N: none is dropped in silence, none read letter by letter."""
+    for name, column in columns.items():
+        if isinstance(column, str):
+            msg = f"{name} is one text: give a list of {count:,}"
+            raise ReasonEmbedError(msg)
+        if len(column) != count:
+            msg = f"{len(column):,} {name} for {count:,} texts: give one for each text"
+            raise ReasonEmbedError(msg)
+        for number, text in enumerate(column):
+            why = latent_in(text) if isinstance(text, str) else f"is {type(text).__name__}: give text"
+            if why:
+                msg = f"{name}[{number}] {why}"
+                raise ReasonEmbedError(msg)
+    return [list(column) for column in columns.values()]
+
+
 def _until(row: list[int], eos: int) -> list[int]:
     return row[: row.index(eos)] if eos in row else row
 
@@ -419,11 +446,14 @@ def _cache(layers: Any) -> DynamicCache:  # noqa: ANN401 - pairs of keys and val
 
 
 def _joined(parts: Iterator[Reading]) -> Reading:
-    found = list(parts)
+    found = list(parts) or [Reading(torch.zeros(0), torch.zeros(0))]
     return Reading(torch.cat([part.losses for part in found]), torch.cat([part.tokens for part in found]))
 
 
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield begin and end of batches, with a bar where there are many."""
+    if size < 1:
+        msg = f"batch_size is {size}: give 1 or more"
+        raise ReasonEmbedError(msg)
     for start in trange(0, count, size, desc="Texts", unit="batch", disable=count <= size, leave=False):
         yield start, min(start + size, count)

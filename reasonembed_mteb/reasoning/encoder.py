@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.models.mteb_encoder import ProtocolEncoder
-from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning, context_length
+from reasonembed_mteb.reasoning.latents import context_length
+from reasonembed_mteb.reasoning.reasoner import PROMPT, SelfReasoning
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, Query, check_prompt
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class ReasoningEncoder:
         if isinstance(self._reasoner, SelfReasoning):
             limit = min(self._length, self.model.max_seq_length or self._length)
             texts = [prefix + one.text for one in queries]
-            found = self._reasoner.reasonings(texts, limit, show_progress=shown)
+            found = self._reasoner.reasonings(texts, limit, prefix=prefix, show_progress=shown)
             vectors = torch.from_numpy(np.stack([one.vector for one in found if one.vector is not None]))
         else:
             found = self._reasoner.reasonings(queries)

@@ -6,26 +6,30 @@ sentence-transformers directory, and whatever reads ``tokenizer.json`` appends t
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.encoding.tokenizing import special_tokens
+from reasonembed_mteb.errors import ReasonEmbedError, check_seed
 from reasonembed_mteb.files import replacing_folder
-from reasonembed_mteb.models.special_tokens import change_post_processor, surrounded
+from reasonembed_mteb.models.special_tokens import (
+    LATENT_NAME,
+    LATENT_PATTERN,
+    change_post_processor,
+    surrounded,
+)
 from reasonembed_mteb.reasoning.heads import keep_head, load_head
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sentence_transformers import SentenceTransformer
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
-_NAME = "<|latent_{}|>"
 _PROBE = "a"
-_PATTERN = re.compile(r"<\|latent_(\d+)\|>")
 # Spread of the noise on a new row, relative to the root mean square of EOS's row: the rows differ, and each
 # is still read much as EOS is.
 NOISE = 0.02
@@ -104,7 +108,7 @@ def latent_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     numbered = {
         int(match[1]): place
         for token, place in tokenizer.get_added_vocab().items()
-        if (match := _PATTERN.fullmatch(token))
+        if (match := LATENT_PATTERN.fullmatch(token))
     }
     return tuple(numbered[number] for number in sorted(numbered))
 
@@ -119,6 +123,18 @@ def text_frame(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401 -
     bare: list[int] = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]
+
+
+def context_length(model: SentenceTransformer) -> int:
+    """Return how many tokens a model reads: its own length, and no more than it has positions for.
+
+    Args:
+        model: Any.
+    """
+    own = model.max_seq_length
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    return min(one for one in (own, most, 1 << 30) if one is not None)
 
 
 def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: float = NOISE) -> ReasonEmbed:
@@ -138,12 +154,14 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
         The model as it was saved, loaded on the CPU.
 
     Raises:
-        ReasonEmbedError: If the count is no positive number, or the model does not take latents: an encoder,
-            an adapter, another pooling, latents already there, a tokenizer without a fast post-processor.
+        ReasonEmbedError: If the count is no positive number or leaves no room for a text, the seed is out
+            of range, or the model does not take latents: an encoder, an adapter, another pooling, latents
+            already there, a tokenizer without a fast post-processor.
     """
     from reasonembed_mteb.models.reason_embed import ReasonEmbed
 
     _check_count(count)
+    check_seed(seed)
     model = _load(name)
     _check_model(model, name)
     generator = load_head(name)
@@ -152,6 +170,7 @@ def add_latents(name: str, count: int, output: Path, *, seed: int = 0, noise: fl
         # One copy of the weights; both readers get the same rows.
         transformer.model = generator.base_model
     ids = _append_tokens(model.tokenizer, count)
+    _check_room(model, name, count)
     _add_rows(generator or transformer.model, ids, model.tokenizer.eos_token_id, seed, noise)
     if generator is not None:
         _never_generate(generator, ids)
@@ -179,6 +198,17 @@ def _load(name: str) -> ReasonEmbed:
 def _check_count(count: int) -> None:
     if not 1 <= count <= _MOST:
         msg = f"{count} latent tokens: give at least 1 and at most {_MOST:,}"
+        raise ReasonEmbedError(msg)
+
+
+def _check_room(model: ReasonEmbed, name: str, count: int) -> None:
+    """Refuse latents that leave no room for a text: all would have one vector."""
+    length, around = context_length(model), special_tokens(model.tokenizer)
+    if length <= around:
+        msg = (
+            f"{count:,} latent tokens leave no room for a text in the {length:,} tokens that {name} reads: "
+            f"give fewer than {length - around + count:,}"
+        )
         raise ReasonEmbedError(msg)
 
 
@@ -221,7 +251,7 @@ def _append_tokens(tokenizer: Any, count: int) -> tuple[int, ...]:  # noqa: ANN4
     """Add the tokens to a tokenizer, and have its post-processor end each text with them."""
     from tokenizers import AddedToken
 
-    names = [_NAME.format(number) for number in range(count)]
+    names = [LATENT_NAME.format(number) for number in range(count)]
     tokens: list[str | AddedToken] = [AddedToken(one, special=True, normalized=False) for one in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))

@@ -65,7 +65,12 @@ def lay_out(rows: Sequence[JointRow], latents: Sequence[int], eos: int, pad: int
 
     Returns:
         ``input_ids``, ``attention_mask``, `KINDS`, `GENERATION` and `COMPRESSION`, each ``(B, T)`` int64.
+
+    Raises:
+        ReasonEmbedError: If a target or a question holds a latent: none is ever written, so that the loss
+            would be infinite.
     """
+    _check_targets(rows, latents)
     made = [_one_row(row, latents, eos) for row in rows]
     width = max(len(row["input_ids"]) for row in made)
     fill = {"input_ids": pad, "attention_mask": 0, KINDS: PADDING, GENERATION: NOTHING, COMPRESSION: NOTHING}
@@ -73,6 +78,17 @@ def lay_out(rows: Sequence[JointRow], latents: Sequence[int], eos: int, pad: int
         name: torch.tensor([row[name] + [empty] * (width - len(row[name])) for row in made])
         for name, empty in fill.items()
     }
+
+
+def _check_targets(rows: Sequence[JointRow], latents: Sequence[int]) -> None:
+    for number, row in enumerate(rows):
+        written = row.source[len(row.source) - row.written :]
+        if not {*written, *row.question, *row.answer}.isdisjoint(latents):
+            msg = (
+                f"row {number} of the batch: a target or its question holds a latent token, which is read "
+                "and never written: take its name out of the text"
+            )
+            raise ReasonEmbedError(msg)
 
 
 def _one_row(row: JointRow, latents: Sequence[int], eos: int) -> dict[str, list[int]]:

@@ -10,7 +10,8 @@ from reasonembed_mteb.evaluation.limits import own_copy
 from reasonembed_mteb.evaluation.plan import CHARACTERS_A_TOKEN, load_here
 from reasonembed_mteb.evaluation.variants import load_variant
 from reasonembed_mteb.models.engines import without_weights
-from reasonembed_mteb.reasoning.reasoner import PromptFrame, context_length, own_key
+from reasonembed_mteb.reasoning.latents import context_length
+from reasonembed_mteb.reasoning.reasoner import PromptFrame, own_key
 from reasonembed_mteb.reasoning.running import base_key
 from reasonembed_mteb.reasoning.sources import AskedReasonings, Query
 from reasonembed_mteb.reasoning.store import ReasoningStore, known_models

@@ -14,7 +14,7 @@ from reasonembed_mteb.models.identity import describe_model, weights_hash
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.reasoning.generators import GeneratorChoice
 from reasonembed_mteb.reasoning.heads import load_generator, on_backbone
-from reasonembed_mteb.reasoning.latents import text_frame
+from reasonembed_mteb.reasoning.latents import context_length, text_frame
 from reasonembed_mteb.reasoning.sources import PLACE_OF_QUERY, check_prompt
 from reasonembed_mteb.reasoning.store import Reasoning, ReasoningStore, reasoning_key
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # The query with its instruction, and what its reasoning follows. Our own wording.
 PROMPT = "{query}\nReasoning: "
+# Characters of an instruction that a message shows.
+_SHOWN = 40
 # Nothing of it can be changed.
 _TORCH = GeneratorChoice()
 
@@ -69,6 +71,25 @@ class PromptFrame:
         """
         query = self._bare(self._first + text)
         return [*self._before, *query[: self._room(limit)], *self._after]
+
+    def check_prefix(self, prefix: str, limit: int) -> None:
+        """Refuse an instruction that leaves no room for its query: all would have one reasoning.
+
+        Args:
+            prefix: The instruction, as it stands before each query.
+            limit: As of `ids`.
+
+        Raises:
+            ReasonEmbedError: If there is none.
+        """
+        room, taken = self._room(limit), len(self._bare(self._first + prefix))
+        if room <= taken:
+            msg = (
+                f"the instruction {prefix[:_SHOWN]!r} has {taken:,} tokens, and {room:,} are left for it and "
+                "its query: give fewer reasoning tokens or a shorter instruction, or raise the model's "
+                "max_seq_length"
+            )
+            raise ReasonEmbedError(msg)
 
     def _bare(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -148,7 +169,9 @@ class SelfReasoning:
             revision=loading.get("revision"),
         )
 
-    def reasonings(self, texts: Sequence[str], limit: int, *, show_progress: bool = False) -> list[Reasoning]:
+    def reasonings(
+        self, texts: Sequence[str], limit: int, *, prefix: str = "", show_progress: bool = False
+    ) -> list[Reasoning]:
         """Return what is reasoned about each query: what is kept, and what is generated now.
 
         Batches are those of all the texts, kept or not, and each is kept as a whole, so that a run that was
@@ -157,8 +180,13 @@ class SelfReasoning:
         Args:
             texts: Queries, each with its instruction.
             limit: Most tokens of a query with its prompt.
+            prefix: The instruction with which each text begins.
             show_progress: Whether a bar is shown.
+
+        Raises:
+            ReasonEmbedError: If there is no room for a query.
         """
+        self._frame.check_prefix(prefix, limit)
         prompts = [self._frame.ids(text, limit) for text in texts]
         keys = [self._key(prompt) for prompt in prompts]
         found = self._store.find(list(dict.fromkeys(keys)))
@@ -245,15 +273,3 @@ def _check_decoder(model: SentenceTransformer, name: str) -> None:
     if isinstance(model, ReasonEmbed) and not model.pools_last_token:
         msg = f"{name} does not pool the last token, which is what can be read after a reasoning"
         raise ReasonEmbedError(msg)
-
-
-def context_length(model: SentenceTransformer) -> int:
-    """Return how many tokens a model reads: its own length, and no more than it has positions for.
-
-    Args:
-        model: Any.
-    """
-    own = model.max_seq_length
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    most = getattr(config, "max_position_embeddings", None)
-    return min(one for one in (own, most, 1 << 30) if one is not None)

@@ -132,6 +132,7 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
         recipe: Says lengths, prefixes and seed.
         plan: The plan, for the groups.
     """
+    from reasonembed_mteb.encoding.tokenizing import check_room
     from reasonembed_mteb.training.adapters import backbone
     from reasonembed_mteb.training.collator import GroupCollator
     from reasonembed_mteb.training.cuts import position_limit
@@ -141,6 +142,9 @@ def make_collator(model: SentenceTransformer, recipe: Recipe, plan: TrainingPlan
     for name in ("query_tokens", "document_tokens"):
         if getattr(part, name) > most:
             logger.warning("data.%s is %d; the model takes %d tokens", name, getattr(part, name), most)
+        # Queries' instructions may be their rows' own.
+        before = recipe.model.document_prefix if name == "document_tokens" else ""
+        check_room(model.tokenizer, min(getattr(part, name), most), f"data.{name}", before)
     plain = GroupCollator(
         preprocess_fn=model.preprocess,
         groups=plan.groups,

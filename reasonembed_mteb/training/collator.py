@@ -10,7 +10,7 @@ import torch
 import xxhash
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-from reasonembed_mteb.errors import UnknownNameError
+from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.retrieval.rows import instruction_for
 from reasonembed_mteb.training.cuts import UNCUT, mean_cut, row_cuts, token_counts
 from reasonembed_mteb.training.sampling import PASS, draw_group, generator
@@ -157,6 +157,27 @@ class GroupCollator(SentenceTransformerDataCollator):
     def reasoning_limit(self) -> int:
         """Tokens at which a reasoning query is cut."""
         return self.query_tokens if self.reasoning_tokens is None else self.reasoning_tokens
+
+    def check_room(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows whose instructions fill the length of a query: all queries would have one vector.
+
+        Args:
+            rows: Some of one subset, at least one.
+
+        Raises:
+            ReasonEmbedError: If no row has room for its query.
+        """
+        prefixes = sorted(set(self.prefixes(rows)))
+        if "" in prefixes:
+            return
+        shortest = min(self._count(prefixes))
+        if shortest >= self.query_tokens:
+            msg = (
+                f"subset {rows[0]['subset']}: {shortest:,} tokens stand around a query, its instruction "
+                f"among them, which leaves no room for it in data.query_tokens={self.query_tokens:,}: "
+                "give more, or shorter instructions"
+            )
+            raise ReasonEmbedError(msg)
 
     def cuts(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return the share of its reasoning that each row with a reasoning query loses.

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Part of every key: a change of what is stored must not meet old files.
-VERSION = 4
+VERSION = 5
 ROWS_A_BATCH = 256
 # reason-embed-data's files are named `<subset>-formatted.jsonl`.
 _ENDING = "-formatted"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, check_seed, one_line, unknown_name
 from reasonembed_mteb.files import package_versions, replacing_folder, write_whole
 from reasonembed_mteb.training.building import CHECKPOINTS
 from reasonembed_mteb.training.checkpoints import last_whole
@@ -67,6 +67,7 @@ class RerankerSettings:
         if not -math.inf < self.lowest < self.highest < math.inf:
             msg = f"grades from {self.lowest:g} to {self.highest:g} leave no room: give the lowest one first"
             raise ReasonEmbedError(msg)
+        check_seed(self.seed)
         if self.documents < 2 or self.batch_size < 1 or self.save_steps < 1:
             msg = "a query needs two documents or more, a batch one query, a checkpoint one step"
             raise ReasonEmbedError(msg)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import is_number
+from reasonembed_mteb.models.special_tokens import latent_in
 from reasonembed_mteb.training.schema import MOST_DOCUMENTS, MOST_QUERIES
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
     negatives = _texts(raw, NEGATIVES, required=False) + _numbered(raw)
     reasoning = _optional(raw, REASONING)
     targets = {name: _optional(raw, (name,)) for name in TARGETS}
+    _check_latents(targets)
     given = [text for text in targets.values() if text]
     _check_unicode([query, reasoning or "", own or "", *given, *positives, *negatives])
     if not query.strip():
@@ -156,6 +158,14 @@ def _shape(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
             raise BadRowError(msg)
         found.append(int(value) or None)
     return found[0], found[1]
+
+
+def _check_latents(targets: Mapping[str, str | None]) -> None:
+    """Refuse targets that hold a latent token's name: its share is 0, as none is ever to be written."""
+    for name, text in targets.items():
+        if why := latent_in(text or ""):
+            msg = f"{name} {why}"
+            raise BadRowError(msg)
 
 
 def _check_unicode(texts: list[str]) -> None:

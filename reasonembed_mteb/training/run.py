@@ -254,6 +254,9 @@ def train(
     speak = say if state.is_main_process else logger.debug
     _say_plan(plan, data, start, speak)
     trainer = build_trainer(recipe, data, plan, output, say)
+    for rows in data.subsets.values():
+        # In every process: one that stopped alone would leave the others waiting.
+        trainer.group_collator.check_room(sample_rows(rows))
     if state.is_main_process:
         _warn_of_cuts(trainer.group_collator, data)
     # Before the first step: evaluations and checkpoints have the prompts that the finished model has.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.errors import MOST_SEED, ReasonEmbedError
 from reasonembed_mteb.prompts import QUERY_TEMPLATE
 
 Positive = Annotated[int, Field(ge=1)]
@@ -292,7 +292,7 @@ class TrainingPart(RecipeSection):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, ge=0)
     accumulation: Positive = 1
-    seed: Count = 42
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 42
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     precision: Literal["fp16", "bf16", "fp32"] = "bf16"
     checkpointing: bool = True
