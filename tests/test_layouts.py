@@ -319,7 +319,28 @@ def test_freshstack_counts_nuggets(
     assert scores["main_score"] == scores["alpha_ndcg_at_10"] > 0
 
 
-def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
+def test_nuggets_of_no_query_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_FRESHSTACK_PATH", str(tmp_path))
+    write_lines(tmp_path / "godot" / "train.jsonl", [{"_id": k, "text": t} for k, t in DOCUMENTS.items()])
+
+    def write_nuggets(*names: str) -> None:
+        nuggets = [{"_id": n, "relevant_corpus_ids": ["d1"], "non_relevant_corpus_ids": []} for n in names]
+        rows = [{"query_id": "77", "query_title": "How", "query_text": "so?", "nuggets": nuggets}]
+        write_lines(tmp_path / "godot" / "test.jsonl", rows)
+
+    row = find("ReasonEmbedFreshStackGodot")
+    write_nuggets("77_0", "8_0", "9_0")
+    assert layouts.load_split(row)["relevant_docs"] == {"77": {"d1": 1}}
+    assert "2 nuggets belong to no query, since their ids begin with none's" in caplog.text
+    assert "and are left out: 8_0, 9_0" in caplog.text
+    write_nuggets("8_0", "9_0")
+    with pytest.raises(DataError, match="ReasonEmbedFreshStackGodot: no query has a relevant document"):
+        layouts.load_split(row)
+
+
+def write_coquir(folder: Path, *, languages: Sequence[str], unasked: Sequence[str] = ()) -> None:
     corpus = [
         {"id": f"x-{language}-{number}", "title": "", "text": f"{language} {number}", "lang": language}
         for language in languages
@@ -327,6 +348,8 @@ def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
     ]
     write_parquet(folder / "corpus" / "corpus-0.parquet", corpus)
     queries = [{"id": "q1", "text": "sort a list"}, {"id": "q2", "text": "read a file"}]
+    others = [one for one in languages if one not in ("go", "python", *unasked)]
+    queries += [{"id": f"q-{one}", "text": f"print in {one}"} for one in others]
     write_parquet(folder / "query" / "query-0.parquet", queries)
     labels = [
         {
@@ -335,6 +358,7 @@ def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
             "neg-docids": ["x-go-2", "x-python-3", "x-python-4"],
         },
         {"qid": "q2", "pos-docids": ["x-go-3"], "neg-docids": []},
+        *({"qid": f"q-{one}", "pos-docids": [f"x-{one}-1"], "neg-docids": []} for one in others),
     ]
     write_parquet(folder / "data" / "test-0.parquet", labels)
 
@@ -348,7 +372,7 @@ def test_coquir_asks_the_pools_of_the_answers(tmp_path: Path, monkeypatch: pytes
     assert loaded["go"]["relevant_docs"] == {"q1": {"x-go-1": 1}, "q2": {"x-go-3": 1}}
     assert loaded["python"]["queries"]["id"][:] == ["q1"]
     assert loaded["python"]["judged"]["q1"].worse == ("x-python-3", "x-python-4")
-    assert len(loaded["c"]["queries"]) == 0
+    assert loaded["c"]["relevant_docs"] == {"q-c": {"x-c-1": 1}}
     with pytest.raises(DataError, match="has the pools c, go"):
         layouts.load_split(row)
 
@@ -376,6 +400,14 @@ def test_a_pool_without_documents_is_named(tmp_path: Path, monkeypatch: pytest.M
         layouts.load_data(row)
     write_coquir(tmp_path / "CVEFixes", languages=[*row.pools, "cobol"])
     with pytest.raises(DataError, match="has documents of cobol"):
+        layouts.load_data(row)
+
+
+def test_a_pool_that_no_query_goes_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = find("ReasonEmbedCoQuIRCVEFixes")
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "CVEFixes", languages=row.pools, unasked=["java"])
+    with pytest.raises(DataError, match="CVEFixes, java: no query has a relevant document here"):
         layouts.load_data(row)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
 from reasonembed_mteb.evaluation.chapter_files import CHAPTERS
 from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
 from reasonembed_mteb.evaluation.resolving import registered_name
@@ -171,22 +171,58 @@ def read_results(folders: Sequence[Path]) -> ResultSet:
                 results.found += _read(file, folder, metas)
             except DataError as error:
                 results.problems.append(f"{file}: {error}")
-    results.found = _one_a_task(_apart(results.found))
+    results.found, torn = _one_a_task(_apart(results.found))
+    results.problems += torn
     return results
 
 
-def _one_a_task(found: Sequence[Result]) -> list[Result]:
-    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it."""
+def _one_a_task(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it.
+
+    A run that was stopped leaves the pools that it had finished. A mean over them is not the task's score, so
+    that such a result is left out; a line names the pools that it lacks.
+    """
     pools: dict[tuple[Any, ...], list[Result]] = {}
     for result in found:
         # MTEB's own tasks over several of our rows keep their subsets.
         alone = row_of_task(result.task) is None
         key = (result.model, result.task, result.split, result.limit, result.subset if alone else "")
         pools.setdefault(key, []).append(result)
-    return [
-        held[0] if len(held) == 1 else replace(held[0], subset="", score=_mean_of(held), scores_file=None)
-        for held in pools.values()
-    ]
+    whole, problems = [], []
+    for held in pools.values():
+        lacking = _lacking_pools(held)
+        if lacking:
+            problems.append(
+                f"{held[0].file}: it lacks {len(lacking)} of the task's pools ({first_names(lacking)}), as a "
+                "run that was stopped leaves it; run the task again"
+            )
+        elif len(held) == 1:
+            whole.append(held[0])
+        else:
+            whole.append(replace(held[0], subset="", score=_mean_of(held), scores_file=None))
+    return whole, problems
+
+
+def _lacking_pools(held: Sequence[Result]) -> list[str]:
+    """Return the pools of a task of our tables that its results do not hold."""
+    task = held[0].task
+    row = row_of_task(task)
+    if row is None:
+        return []
+    expected = row.pools if task == row.name and not row.is_mtebs else _mteb_subsets(task)
+    found = {result.subset for result in held}
+    return [pool for pool in expected if pool not in found]
+
+
+@cache
+def _mteb_subsets(task: str) -> tuple[str, ...]:
+    import mteb
+
+    try:
+        return tuple(mteb.get_task(task).metadata.hf_subsets)
+    except KeyError:
+        # An older or newer MTEB's task.
+        return ()
 
 
 def _mean_of(held: Sequence[Result]) -> float:

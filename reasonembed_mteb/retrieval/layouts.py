@@ -23,7 +23,7 @@ from reasonembed_mteb.retrieval.measures import Judged
 from reasonembed_mteb.retrieval.sources import Source, read_split, splits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from datasets import Dataset
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_RELOAD = "download the data again"
 # AbsTaskRetrieval's own name for the only subset of a task.
 ONE_POOL = "default"
 
@@ -98,6 +99,9 @@ def _checked(row: TaskRow, name: str, corpus: Dataset, queries: Dataset, found: 
     # `[:]` reads a column at once; iterating over it reads row by row.
     known = set(corpus["id"][:])
     labels, excluded = apply_rules(found.labels, found.excluded, queries["id"][:], known, name)
+    if not any(label > 0 for gold in labels.values() for label in gold.values()):
+        msg = f"{name}: no query has a relevant document here, so that nothing can be scored; {_RELOAD}"
+        raise DataError(msg)
     warn_of_empty_queries(queries, name)
     return {
         "corpus": corpus,
@@ -354,6 +358,7 @@ def _nuggets(row: TaskRow) -> TaskLabels:
             for document, mark in marks.items():
                 labels[query][document] = labels[query].get(document, 0) + mark
         judged[query] = Judged({n: [d for d, mark in marks.items() if mark] for n, marks in own.items()})
+    _warn_of_nobodys_nuggets(row, labels, support)
     return TaskLabels(labels, {}, judged)
 
 
@@ -364,6 +369,17 @@ def _warn_of_foreign_nuggets(row: TaskRow, query: str, nuggets: Mapping[str, obj
             "%s: query %s gets nuggets of another query, %s, since their ids begin with its own: the "
             "official scorer does so",
             *(row.name, query, first_names(foreign)),
+        )
+
+
+def _warn_of_nobodys_nuggets(row: TaskRow, queries: Collection[str], nuggets: Collection[str]) -> None:
+    # `startswith` takes a tuple.
+    starts = tuple(queries)
+    nobodys = [name for name in nuggets if not name.startswith(starts)]
+    if nobodys:
+        logger.warning(
+            "%s: %s nuggets belong to no query, since their ids begin with none's, and are left out: %s",
+            *(row.name, f"{len(nobodys):,}", first_names(nobodys)),
         )
 
 
