@@ -98,11 +98,20 @@ def part_mean(rows: Sequence[TaskRow], scores: Mapping[str, float]) -> float:
         rows: Its tasks.
         scores: Main score by task name, of all of them.
     """
-    units: dict[str, list[float]] = {}
-    for row in rows:
-        units.setdefault(row.unit or row.name, []).append(scores[row.name])
-    means = [math.fsum(held) / len(held) for held in units.values()]
+    means = [math.fsum(scores[name] for name in names) / len(names) for names in units_of(rows)]
     return math.fsum(means) / len(means)
+
+
+def units_of(rows: Sequence[TaskRow]) -> list[list[str]]:
+    """Return the names of the tasks that count together in a benchmark's mean; most count by themselves.
+
+    Args:
+        rows: The benchmark's tasks.
+    """
+    units: dict[str, list[str]] = {}
+    for row in rows:
+        units.setdefault(row.unit or row.name, []).append(row.name)
+    return list(units.values())
 
 
 class UnitBenchmark(Benchmark):
