@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING
 
@@ -293,11 +294,30 @@ def test_reports_name_what_was_not_run(tmp_path: Path) -> None:
     write_models(tmp_path, 1, left_out="ReasonEmbedTempoLaw")
     whole, *_, light = suite_tables(read_results([tmp_path]))
     assert light.name == f"{LIGHT}, by reasoning"
-    assert whole.notes[0] == "not run: TEMPO (1 of 13 tasks)"
-    mean = whole.rows[0].mean
-    assert mean is not None
-    assert not mean.whole
+    assert whole.notes == (
+        "not run: TEMPO (1 of 13 tasks)",
+        "no score for a/m0: 14 of 15 benchmarks are whole; missing: TEMPO",
+    )
+    assert len(whole.rows[0].cells) == 14
+    assert whole.rows[0].mean is None
     assert whole.rows[0].rank is None
+
+
+def test_tables_of_groups_that_nobody_ran_are_left_out(tmp_path: Path) -> None:
+    """Six benchmarks are whole, and every domain and kind lacks a task of the nine others."""
+    lacking = {row.benchmark for row in rows_of(NAME)} - set(list(COUNTS)[:6])
+    for row in rows_of(NAME):
+        if row.benchmark not in lacking:
+            subsets = mteb.get_task(row.name).hf_subsets
+            write_result(tmp_path, "a/m", row.name, 0.5, metric=row.main_score, subsets=subsets)
+    whole, *others = suite_tables(read_results([tmp_path]))
+    assert [table.name for table in others if table.name.startswith(f"{NAME},")] == []
+    assert whole.notes[-1] == (
+        "not shown: the tables by domain and by reasoning, as no model has run every task of a group"
+    )
+    text, _ = write_report(read_results([tmp_path]), ReportOptions(), "json")
+    (shown,) = [one for one in json.loads(text)["tables"] if one["name"] == f"{NAME}, by benchmark"]
+    assert shown["rows"][0]["mean"] is None
 
 
 def test_a_run_of_bright_alone_is_no_suite(tmp_path: Path) -> None:
