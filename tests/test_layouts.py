@@ -152,6 +152,36 @@ def test_one_excluded_document_may_stand_by_itself(tmp_path: Path, monkeypatch: 
     assert layouts.load_split(find("ReasonEmbedMIRBMODup"))["excluded_ids"] == {"q1": ["d9"]}
 
 
+@pytest.mark.parametrize(
+    ("corpus", "queries", "labels"),
+    [
+        ("corpus.jsonl", "queries.jsonl", "qrels/test.jsonl"),
+        ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"),
+        ("corpus.jsonl", "queries.jsonl", "test.tsv"),
+        # As the hub converts data sets to Parquet.
+        ("corpus/corpus/0000.parquet", "queries/queries/0000.parquet", "default/test/0000.parquet"),
+    ],
+)
+def test_mirb_is_found_in_the_usual_forms(
+    corpus: str, queries: str, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MIRB_PATH", str(tmp_path))
+    rows: dict[str, list[dict[str, Any]]] = {
+        corpus: [{"_id": k, "text": t} for k, t in DOCUMENTS.items()],
+        queries: [{"_id": k, "text": t} for k, t in QUERIES.items()],
+        labels: [{"query-id": query, "corpus-id": "d1", "score": 1} for query in QUERIES],
+    }
+    for name, content in rows.items():
+        file = tmp_path / "holps" / name
+        (write_parquet if file.suffix == ".parquet" else write_lines)(file, content)
+        if file.suffix == ".tsv":
+            lines = ["\t".join(map(str, row.values())) for row in content]
+            file.write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    loaded = layouts.load_split(find("ReasonEmbedMIRBHolPremise"))
+    assert loaded["relevant_docs"] == {query: {"d1": 1} for query in QUERIES}
+    assert len(loaded["corpus"]) == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize(("task", "variable", "split"), [
     ("ReasonEmbedMMBrightAskUbuntu", "REASONEMBED_MM_BRIGHT_PATH", "askubuntu"),
     ("ReasonEmbedTempoHSM", "REASONEMBED_TEMPO_PATH", "hsm"),

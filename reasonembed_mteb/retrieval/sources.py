@@ -152,9 +152,15 @@ def data_files(folder: Path, config: str, split: str, file: str = "") -> list[Pa
 def _patterns(config: str, split: str) -> list[str]:
     """Return where a split may lie: as the hub converts it, as its authors write it, as `hf` leaves it."""
     if not split:
-        return [f"{config}/*.{ending}" for ending in _ENDINGS] + [f"{config}.{ending}" for ending in _ENDINGS]
-    # The hub keeps the config `default` of a data set in a folder of this name, or at its top.
-    tops = ["data/", ""] if config == "default" else []
+        return [
+            *(f"{config}/*.{ending}" for ending in _ENDINGS),
+            *(f"{config}.{ending}" for ending in _ENDINGS),
+            # The hub's conversion has a folder a split, and files by number.
+            f"{config}/*/[0-9]*.parquet",
+        ]
+    # The hub keeps the config `default` of a data set in a folder of this name, or at its top; BEIR has labels in
+    # a folder of their own.
+    tops = ["data/", "", "qrels/"] if config == "default" else []
     return [
         f"{config}/{split}-*.parquet",
         f"{config}/{split}.parquet",
@@ -162,7 +168,7 @@ def _patterns(config: str, split: str) -> list[str]:
         f"{config}/{split}.jsonl",
         f"{config}/{split}.json",
         *(f"{config}/{split}/*.{ending}" for ending in _ENDINGS),
-        *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl")),
+        *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl", ".tsv")),
         f"{config}.parquet",
         f"{config}.jsonl",
     ]
