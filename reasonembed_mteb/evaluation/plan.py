@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.evaluation.sizes import published_size
+from reasonembed_mteb.files import fingerprint
 from reasonembed_mteb.models.instructions import planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 from reasonembed_mteb.retrieval.sources import local_copy, nothing_fetched
@@ -55,8 +56,9 @@ class TaskPlan:
         truncated: Share of the documents that are cut.
         sampled: Whether the documents' tokens come from `SAMPLE` documents.
         published: Whether the data are not here: numbers are the published ones, tokens are estimated.
-        same_queries: Equal for tasks with the same queries; see `reasonembed_mteb.evaluation.sizes`.
-        same_documents: Likewise for documents.
+        same_queries: Equal for tasks with the same queries: by the texts that are here, or as published; see
+            `reasonembed_mteb.evaluation.sizes`.
+        same_documents: Likewise for documents; of many, a sample is compared.
     """
 
     task: str
@@ -194,11 +196,10 @@ def plan_task(
             nobody has published its size.
     """
     found = _texts_here(task, limit)
-    size = published_size(task)
     prefix = planned_prefix(meta, task.metadata)
     reader = reader or Reader(meta)
     if found is None:
-        return _plan_published(meta, task, size, prefix, limit, reader)
+        return _plan_published(meta, task, published_size(task), prefix, limit, reader)
     queries, documents, total = found
     task.unload_data()
     tokenizer = reader.tokenizer
@@ -207,8 +208,9 @@ def plan_task(
         prefix,
         len(queries),
         total,
-        same_queries=size.same_queries,
-        same_documents=size.same_documents,
+        same_queries=fingerprint("queries", *sorted(queries)),
+        # What was published of a task says nothing of the texts that were counted here.
+        same_documents=fingerprint("documents", total, *sorted(documents)),
     )
     if tokenizer is None:
         return plan

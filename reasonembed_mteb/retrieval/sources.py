@@ -158,8 +158,8 @@ def _patterns(config: str, split: str) -> list[str]:
             # The hub's conversion has a folder a split, and files by number.
             f"{config}/*/[0-9]*.parquet",
         ]
-    # The hub keeps the config `default` of a data set in a folder of this name, or at its top; BEIR has labels in
-    # a folder of their own.
+    # The hub keeps the config `default` of a data set in a folder of this name, or at its top; BEIR keeps
+    # labels in a folder of their own.
     tops = ["data/", "", "qrels/"] if config == "default" else []
     return [
         f"{config}/{split}-*.parquet",
