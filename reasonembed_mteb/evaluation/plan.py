@@ -13,10 +13,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, one_line
 from reasonembed_mteb.evaluation.sizes import published_size
 from reasonembed_mteb.files import fingerprint
-from reasonembed_mteb.models.instructions import planned_prefix
+from reasonembed_mteb.models.instructions import ABLATED, planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 from reasonembed_mteb.retrieval.sources import local_copy, nothing_fetched
 
@@ -148,6 +148,36 @@ def models_without_instruction(
         for place, (meta, prefix) in enumerate(zip(models, prefixes, strict=True))
         if "dense" in (meta.model_type or ()) and prefix is not None and instruction not in prefix
     ]
+
+
+def without_idle_ablations(
+    models: Sequence[ModelMeta], tasks: Sequence[AbsTask]
+) -> tuple[list[ModelMeta], list[str]]:
+    """Leave out models without instruction that would repeat the scores of the plain model.
+
+    Args:
+        models: MTEB metadata; some perhaps of `reasonembed_mteb.evaluation.variants.without_instruction`.
+        tasks: The tasks.
+
+    Returns:
+        The models that are left, and a line for each that has no instruction to take away: on all tasks, so
+        that it is left out, or on some, on which its score is the plain model's.
+    """
+    kept, lines = [], []
+    for meta in models:
+        chosen = dict(meta.experiment_kwargs or {})
+        if not chosen.pop(ABLATED, False):
+            kept.append(meta)
+            continue
+        plain = meta.model_copy(update={"experiment_kwargs": chosen or None})
+        bare = [task.metadata.name for task in tasks if planned_prefix(plain, task.metadata) == ""]
+        if len(bare) < len(tasks):
+            kept.append(meta)
+        if bare:
+            which = f"the queries of {len(bare)} of {len(tasks)} tasks ({first_names(bare)})"
+            result = "its scores are equal there" if len(bare) < len(tasks) else "it is not run a second time"
+            lines.append(f"--ablate-instruction: {meta.name} puts nothing before {which} as it is: {result}")
+    return kept, lines
 
 
 def plan_tasks(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
 from reasonembed_mteb.evaluation.chapter_files import CHAPTERS
 from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
-from reasonembed_mteb.evaluation.resolving import registered_name
+from reasonembed_mteb.evaluation.resolving import experiment_words, registered_name
 from reasonembed_mteb.files import bytes_hash, is_number
 from reasonembed_mteb.retrieval.rows import row_of_task
 
@@ -31,12 +31,14 @@ class Model:
         revision: Its revision; two of one model are two models here.
         options: How it was run where not plainly: experiment options, a reranking, a smoke run.
         source: The folder it was read from, where two folders disagree about it.
+        shown: The options as labels show them, where that is not how MTEB files them.
     """
 
     name: str
     revision: str
     options: str = ""
     source: str = ""
+    shown: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,16 @@ class ResultSet:
 
     @property
     def labels(self) -> dict[Model, str]:
-        """A short name for each model; the revision, then the folder, is added where two share one."""
-        named = {model: _label(model) for model in self.models}
+        """A short name for each model.
+
+        Where two share one, their options in full, then the revision, then the folder is added.
+        """
+        named = {model: _label(model, model.shown or model.options) for model in self.models}
+        names = Counter(named.values())
+        named = {
+            model: _label(model, model.options) if names[label] > 1 else label
+            for model, label in named.items()
+        }
         names = Counter(named.values())
         named = {
             model: f"{label} @{model.revision[:8]}" if names[label] > 1 else label
@@ -119,9 +129,17 @@ class ResultSet:
             ReasonEmbedError: If the name fits several.
         """
         labels = self.labels
+        filed = {m: _label(m, m.options) for m in labels}
         full = {m: m.name for m in labels}
         last = {m: m.name.split("/")[-1] for m in labels}
-        for names, wanted in ((labels, name), (full, name), (last, name), (full, registered_name(name))):
+        registered = registered_name(name)
+        for names, wanted in (
+            (labels, name),
+            (filed, name),
+            (full, name),
+            (last, name),
+            (full, registered),
+        ):
             fitting = [model for model, given in names.items() if given == wanted]
             if len(fitting) == 1:
                 return fitting[0]
@@ -132,8 +150,8 @@ class ResultSet:
         raise unknown_name("model of these results", name, labels.values())
 
 
-def _label(model: Model) -> str:
-    return f"{model.name} ({model.options})" if model.options else model.name
+def _label(model: Model, options: str) -> str:
+    return f"{model.name} ({options})" if options else model.name
 
 
 # Next to MTEB's `results` tree in an output folder, and no results themselves.
@@ -381,14 +399,16 @@ def _model(file: Path, meta: dict[str, Any], record: Record | None, source: str)
     # Before revisions had folders, results lay in the model's own.
     bare = "__" in own.name and "__" not in own.parent.name
     name = (own if bare else own.parent).name.replace("__", "/", 1)
-    options = [experiment] if experiment else []
-    if record is not None and record.causes.rerank:
-        options.append(f"reranks the {record.causes.rerank.partition(' ')[2] or 'first stage'}")
+    chosen = meta.get("experiment_kwargs")
+    words = experiment_words(chosen) if experiment and isinstance(chosen, dict) else ""
+    rerank = record.causes.rerank if record is not None else None
+    stage = f"reranks the {rerank.partition(' ')[2] or 'first stage'}" if rerank else ""
     return Model(
         name=str(meta.get("name") or name),
         revision=str(meta.get("revision") or (_NO_REVISION if bare else own.name)),
-        options=", ".join(options),
+        options=", ".join(filter(None, (experiment, stage))),
         source=source,
+        shown=", ".join(filter(None, (words or experiment, stage))),
     )
 
 
