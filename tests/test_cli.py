@@ -16,6 +16,8 @@ from mteb.models.model_meta import ModelMeta
 from reasonembed_mteb import cli
 from reasonembed_mteb.cli import show as console
 from reasonembed_mteb.evaluation import runner
+from reasonembed_mteb.retrieval.rows import suites
+from reasonembed_mteb.retrieval.suite import score_suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -290,6 +292,24 @@ def test_mean_is_by_benchmark_and_never_over_fewer_tasks(capsys: pytest.CaptureF
     order = [line.split()[0] for line in lines if line.strip().startswith(("T", "BENCH"))]
     assert order == ["T1", "T2", "BENCH,", "T3"]
     assert console.failure_lines(outcomes) == ["FAILED c/d on T2: broken"]
+
+
+def test_a_benchmark_of_ours_has_its_own_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    """MIRB counts twelve scores of fifteen tasks; a suite is the mean of its benchmarks' means."""
+    suite = suites()["RIR(ReasonEmbed)"]
+    rows = [row for part in suite.rows().values() for row in part]
+    scores = {row.name: number / 200 for number, row in enumerate(rows)}
+    outcomes = [outcome("a/b", row.name, scores[row.name], row.main_score) for row in rows]
+    mirb = [row.name for row in rows if row.benchmark == "MIRB(ReasonEmbed)"]
+    console.show_outcomes(outcomes, {"MIRB(ReasonEmbed)": mirb, suite.name: list(scores)}, "title")
+    lines = capsys.readouterr().out.splitlines()
+    (own,) = [line.split() for line in lines if "MIRB(ReasonEmbed), macro mean of 12" in line]
+    premises = [scores[row.name] for row in rows if row.unit]
+    others = [scores[row.name] for row in rows if row.name in mirb and not row.unit]
+    mean = sum([*others, sum(premises) / len(premises)]) / 12
+    assert own[-2:] == ["ndcg_at_10", f"{100 * mean:.2f}"]
+    (whole,) = [line.split() for line in lines if "RIR(ReasonEmbed), mean of 15 benchmark means" in line]
+    assert whole[-2:] == ["mixed", f"{100 * (score_suite(suite, scores).score or 0):.2f}"]
 
 
 @pytest.mark.parametrize("cells", [("9.5%", "100.0%"), ("~7", "~1,234"), ("0.5", "-"), ("1", "failed")])

@@ -152,6 +152,36 @@ def test_one_excluded_document_may_stand_by_itself(tmp_path: Path, monkeypatch: 
     assert layouts.load_split(find("ReasonEmbedMIRBMODup"))["excluded_ids"] == {"q1": ["d9"]}
 
 
+@pytest.mark.parametrize(
+    ("corpus", "queries", "labels"),
+    [
+        ("corpus.jsonl", "queries.jsonl", "qrels/test.jsonl"),
+        ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"),
+        ("corpus.jsonl", "queries.jsonl", "test.tsv"),
+        # As the hub converts data sets to Parquet.
+        ("corpus/corpus/0000.parquet", "queries/queries/0000.parquet", "default/test/0000.parquet"),
+    ],
+)
+def test_mirb_is_found_in_the_usual_forms(
+    corpus: str, queries: str, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MIRB_PATH", str(tmp_path))
+    rows: dict[str, list[dict[str, Any]]] = {
+        corpus: [{"_id": k, "text": t} for k, t in DOCUMENTS.items()],
+        queries: [{"_id": k, "text": t} for k, t in QUERIES.items()],
+        labels: [{"query-id": query, "corpus-id": "d1", "score": 1} for query in QUERIES],
+    }
+    for name, content in rows.items():
+        file = tmp_path / "holps" / name
+        (write_parquet if file.suffix == ".parquet" else write_lines)(file, content)
+        if file.suffix == ".tsv":
+            lines = ["\t".join(map(str, row.values())) for row in content]
+            file.write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    loaded = layouts.load_split(find("ReasonEmbedMIRBHolPremise"))
+    assert loaded["relevant_docs"] == {query: {"d1": 1} for query in QUERIES}
+    assert len(loaded["corpus"]) == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize(("task", "variable", "split"), [
     ("ReasonEmbedMMBrightAskUbuntu", "REASONEMBED_MM_BRIGHT_PATH", "askubuntu"),
     ("ReasonEmbedTempoHSM", "REASONEMBED_TEMPO_PATH", "hsm"),
@@ -319,7 +349,28 @@ def test_freshstack_counts_nuggets(
     assert scores["main_score"] == scores["alpha_ndcg_at_10"] > 0
 
 
-def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
+def test_nuggets_of_no_query_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_FRESHSTACK_PATH", str(tmp_path))
+    write_lines(tmp_path / "godot" / "train.jsonl", [{"_id": k, "text": t} for k, t in DOCUMENTS.items()])
+
+    def write_nuggets(*names: str) -> None:
+        nuggets = [{"_id": n, "relevant_corpus_ids": ["d1"], "non_relevant_corpus_ids": []} for n in names]
+        rows = [{"query_id": "77", "query_title": "How", "query_text": "so?", "nuggets": nuggets}]
+        write_lines(tmp_path / "godot" / "test.jsonl", rows)
+
+    row = find("ReasonEmbedFreshStackGodot")
+    write_nuggets("77_0", "8_0", "9_0")
+    assert layouts.load_split(row)["relevant_docs"] == {"77": {"d1": 1}}
+    assert "2 nuggets belong to no query, since their ids begin with none's" in caplog.text
+    assert "and are left out: 8_0, 9_0" in caplog.text
+    write_nuggets("8_0", "9_0")
+    with pytest.raises(DataError, match="ReasonEmbedFreshStackGodot: no query has a relevant document"):
+        layouts.load_split(row)
+
+
+def write_coquir(folder: Path, *, languages: Sequence[str], unasked: Sequence[str] = ()) -> None:
     corpus = [
         {"id": f"x-{language}-{number}", "title": "", "text": f"{language} {number}", "lang": language}
         for language in languages
@@ -327,6 +378,8 @@ def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
     ]
     write_parquet(folder / "corpus" / "corpus-0.parquet", corpus)
     queries = [{"id": "q1", "text": "sort a list"}, {"id": "q2", "text": "read a file"}]
+    others = [one for one in languages if one not in ("go", "python", *unasked)]
+    queries += [{"id": f"q-{one}", "text": f"print in {one}"} for one in others]
     write_parquet(folder / "query" / "query-0.parquet", queries)
     labels = [
         {
@@ -335,6 +388,7 @@ def write_coquir(folder: Path, *, languages: Sequence[str]) -> None:
             "neg-docids": ["x-go-2", "x-python-3", "x-python-4"],
         },
         {"qid": "q2", "pos-docids": ["x-go-3"], "neg-docids": []},
+        *({"qid": f"q-{one}", "pos-docids": [f"x-{one}-1"], "neg-docids": []} for one in others),
     ]
     write_parquet(folder / "data" / "test-0.parquet", labels)
 
@@ -348,7 +402,7 @@ def test_coquir_asks_the_pools_of_the_answers(tmp_path: Path, monkeypatch: pytes
     assert loaded["go"]["relevant_docs"] == {"q1": {"x-go-1": 1}, "q2": {"x-go-3": 1}}
     assert loaded["python"]["queries"]["id"][:] == ["q1"]
     assert loaded["python"]["judged"]["q1"].worse == ("x-python-3", "x-python-4")
-    assert len(loaded["c"]["queries"]) == 0
+    assert loaded["c"]["relevant_docs"] == {"q-c": {"x-c-1": 1}}
     with pytest.raises(DataError, match="has the pools c, go"):
         layouts.load_split(row)
 
@@ -376,6 +430,14 @@ def test_a_pool_without_documents_is_named(tmp_path: Path, monkeypatch: pytest.M
         layouts.load_data(row)
     write_coquir(tmp_path / "CVEFixes", languages=[*row.pools, "cobol"])
     with pytest.raises(DataError, match="has documents of cobol"):
+        layouts.load_data(row)
+
+
+def test_a_pool_that_no_query_goes_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = find("ReasonEmbedCoQuIRCVEFixes")
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "CVEFixes", languages=row.pools, unasked=["java"])
+    with pytest.raises(DataError, match="CVEFixes, java: no query has a relevant document here"):
         layouts.load_data(row)
 
 
@@ -433,3 +495,103 @@ def test_impliret_has_its_published_scores(
     top = places < 10
     scores = (np.where(top, 1 / np.log2(places + 2), 0), top, np.where(top, 1 / (places + 1), 0))
     assert [100 * part.mean() for part in scores] == pytest.approx(expected, abs=0.02)
+
+
+def write_mm_bright(folder: Path, examples: Sequence[Mapping[str, Any]], documents: Sequence[Any]) -> None:
+    write_lines(folder / "documents" / "academia.jsonl", documents)
+    write_lines(folder / "examples" / "academia.jsonl", examples)
+
+
+def test_numbers_are_ids_too_and_one_document_may_stand_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MM_BRIGHT_PATH", str(tmp_path))
+    documents = [{"id": number, "content": f"text {number}"} for number in range(20)]
+    examples = [{"id": 7, "query": "why?", "gold_ids": [1, 2], "negative_ids": [3]}]
+    write_mm_bright(tmp_path, examples, documents)
+    loaded = layouts.load_split(find("ReasonEmbedMMBrightAcademia"))
+    assert loaded["relevant_docs"] == {"7": {"1": 1, "2": 1}}
+    assert loaded["excluded_ids"] == {"7": ["3"]}
+    # Not the documents 1 and 2, letter by letter.
+    write_mm_bright(
+        tmp_path, [{"id": "7", "query": "why?", "gold_ids": "12", "negative_ids": "13"}], documents
+    )
+    loaded = layouts.load_split(find("ReasonEmbedMMBrightAcademia"))
+    assert (loaded["relevant_docs"], loaded["excluded_ids"]) == ({"7": {"12": 1}}, {"7": ["13"]})
+
+
+def test_missing_texts_are_empty_and_missing_ids_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MM_BRIGHT_PATH", str(tmp_path))
+    documents: list[dict[str, Any]] = [{"id": "d1", "content": "text"}, {"id": "d2", "content": None}]
+    examples = [
+        {"id": name, "query": text, "gold_ids": ["d1"], "negative_ids": None}
+        for name, text in (("q1", "why?"), ("q2", None))
+    ]
+    write_mm_bright(tmp_path, examples, documents)
+    loaded = layouts.load_split(find("ReasonEmbedMMBrightAcademia"))
+    assert loaded["queries"]["text"][:] == ["why?", ""]
+    assert loaded["corpus"]["text"][:] == ["text", ""]
+    assert "documents/academia.jsonl have no text; they count as empty" in caplog.text
+    assert "1 queries are empty: q2" in caplog.text
+    write_mm_bright(tmp_path, examples, [*documents, {"id": None, "content": "text"}])
+    with pytest.raises(DataError, match=r"documents/academia\.jsonl: 1 rows have no id; download"):
+        layouts.load_split(find("ReasonEmbedMMBrightAcademia"))
+
+
+@pytest.mark.parametrize("label", ["", "high", "0.5", "nan"])
+def test_a_label_that_is_no_whole_number_is_named(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REASONEMBED_MATHNET_PATH", str(tmp_path))
+    write_lines(tmp_path / "easy" / "corpus.jsonl", [{"_id": k, "text": t} for k, t in DOCUMENTS.items()])
+    write_lines(tmp_path / "easy" / "queries.jsonl", [{"_id": k, "text": t} for k, t in QUERIES.items()])
+    file = tmp_path / "easy" / "qrels" / "test.tsv"
+    file.parent.mkdir()
+    file.write_text(f"query-id\tcorpus-id\tscore\nq1\td1\t1.0\nq2\td2\t{label}\n")
+    with pytest.raises(
+        DataError, match=f"test.tsv, row 2: the label of query 'q2', document 'd2' is '{label}'"
+    ):
+        layouts.load_split(find("ReasonEmbedMathNetEasy"))
+    # Nothing below the header.
+    file.write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(DataError, match=r"test\.tsv holds no rows; download it again"):
+        layouts.load_split(find("ReasonEmbedMathNetEasy"))
+
+
+def test_coquir_joins_the_rows_of_a_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REASONEMBED_COQUIR_PATH", str(tmp_path))
+    write_coquir(tmp_path / "SQLR2", languages=["go", "python"])
+    rows = [
+        {"qid": "q1", "pos-docids": ["x-go-1"], "neg-docids": ["x-go-2", "x-go-3"]},
+        {"qid": "q1", "pos-docids": ["x-go-4"], "neg-docids": ["x-go-3", "x-go-5"]},
+    ]
+    write_parquet(tmp_path / "SQLR2" / "data" / "test-0.parquet", rows)
+    loaded = layouts.load_split(find("ReasonEmbedCoQuIRSQLR2"))
+    assert loaded["relevant_docs"] == {"q1": {"x-go-1": 1, "x-go-4": 1}}
+    assert loaded["judged"]["q1"].worse == ("x-go-2", "x-go-3", "x-go-5")
+
+
+def test_bar_exam_files_may_have_further_columns_and_questions_without_passage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REASONEMBED_BAR_EXAM_QA_PATH", str(tmp_path))
+    for part in ("passages", "qa"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    passages = tmp_path / "data" / "passages"
+    (passages / "a.tsv").write_text("idx\ttext\n1\tone\n2\ttwo\n")
+    (passages / "b.tsv").write_text("faiss_id\ttext\tidx\n9\tthree\t3\n")
+    (tmp_path / "data" / "qa" / "a.csv").write_text("prompt,question,gold_idx\np,q1,3\np,q2,\n")
+    row = find("ReasonEmbedBarExamQAFull")
+    loaded = layouts.load_split(row)
+    assert dict(zip(loaded["corpus"]["id"], loaded["corpus"]["text"], strict=True)) == {
+        "1": "one",
+        "2": "two",
+        "3": "three",
+    }
+    assert loaded["relevant_docs"] == {"question-0": {"3": 1}, "question-1": {}}
+    assert "1 questions name no passage and are left out (question-1, counted from 0" in caplog.text
+    (passages / "b.tsv").write_text("faiss_id\ttext\n9\tthree\n")
+    with pytest.raises(DataError, match=r"b\.tsv has no column idx \(it has faiss_id, text\)"):
+        layouts.load_split(row)

@@ -44,6 +44,38 @@ def test_plan_counts_what_would_be_encoded(bert: Path, data: Path, monkeypatch: 
     assert (sampled.sampled, sampled.document_tokens) == (True, 40 * 3)
 
 
+def test_what_tasks_share_is_told_by_the_texts_that_are_here(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BRIGHT's AoPS and TheoremQA share their documents as published; local copies may differ."""
+    other = tmp_path / "other"
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(other))
+    for subset, last in (("aops", ""), ("theoremqa_questions", " salt"), ("biology", "")):
+        write_subset(other, subset, last=last)
+    meta = resolving.resolve_model("bm25s")
+    names = ("ReasonEmbedBrightAops", "ReasonEmbedBrightTheoremQAQuestions", BIOLOGY)
+    aops, theorems, biology = (planning.plan_task(meta, mteb.get_task(name)) for name in names)
+    assert aops.same_documents != theorems.same_documents
+    assert aops.same_documents == biology.same_documents
+    assert aops.same_queries == theorems.same_queries == biology.same_queries
+
+
+def test_a_model_without_instruction_is_not_run_twice(bert: Path) -> None:
+    """A task without instruction, or a model that takes none, leaves nothing to ablate."""
+    none, own = mteb.get_task("ReasonEmbedBarExamQAFull"), mteb.get_task(BIOLOGY)
+    plain = resolving.resolve_model(str(bert), template="cell {instruction} ")
+    both = resolving.Variants(ablate_instruction=True).of([plain])
+    assert planning.without_idle_ablations(both, [own]) == (both, [])
+    kept, (line,) = planning.without_idle_ablations(both, [own, none])
+    assert kept == both
+    assert (
+        "nothing before the queries of 1 of 2 tasks (ReasonEmbedBarExamQAFull) as it is: its scores" in line
+    )
+    kept, (line,) = planning.without_idle_ablations(both, [none])
+    assert kept == [plain]
+    assert line.endswith("as it is: it is not run a second time")
+
+
 def test_plan_of_a_model_without_tokenizer_and_of_broken_data(data: Path) -> None:
     (data / "examples/economics-00000-of-00001.parquet").unlink()
     tasks = [mteb.get_task(name) for name in (ECONOMICS, BIOLOGY, "STS12")]

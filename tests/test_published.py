@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mteb
 import pytest
+from mteb.models.model_implementations import MODEL_REGISTRY
 
 from reasonembed_mteb.models.checkpoints import CHECKPOINTS, Checkpoint
 from reasonembed_mteb.reporting.published import (
@@ -88,6 +89,43 @@ def test_our_checkpoints_have_the_papers_rows(checkpoint: Checkpoint) -> None:
         assert len(found) == len(benchmarks()[benchmark]) + 1
         assert found[-1].subset == MEAN
         assert found[-1].value == mean
+
+
+def test_hub_names_are_spelt_as_mteb_spells_them() -> None:
+    known = {name.lower(): name for name in MODEL_REGISTRY}
+    given = {score.hub for score in published_scores() if score.hub is not None}
+    assert {name: known[name.lower()] for name in given if known.get(name.lower(), name) != name} == {}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "model", "found"),
+    [
+        (
+            "MathNet",
+            "Gemini-embedding-001",
+            {"recall_at_1": 11.36, "recall_at_5": 90.68, "recall_at_10": 96.93},
+        ),
+        (
+            "FreshStack",
+            "Stella-1.5B",
+            {"alpha_ndcg_at_10": 31.7, "coverage_at_20": 61.5, "recall_at_50": 47.9},
+        ),
+        ("ImpliRet", "BM25", {"ndcg_at_10": 15.2, "recall_at_10": 33.2, "mrr_at_10": 9.86}),
+        ("MM-BRIGHT", "CLIP ViT-L/14", {"ndcg_at_10": 9.57}),
+    ],
+)
+def test_the_suites_benchmarks_have_their_further_metrics(
+    benchmark: str, model: str, found: dict[str, float]
+) -> None:
+    """One number of each metric: of the mean where that alone was published, else of one subset."""
+    held = [s for s in published_scores() if (s.benchmark, s.model) == (f"{benchmark}(ReasonEmbed)", model)]
+    assert {s.metric: s.value for s in held if s.subset in {"easy", "W_Multi"}} or {
+        s.metric: s.value for s in held
+    } == found
+    # A mean over some of the subsets is none.
+    assert benchmark in ("FreshStack", "MM-BRIGHT") or {s.metric for s in held if s.subset == MEAN} <= {
+        "ndcg_at_10"
+    }
 
 
 def test_other_names_and_unknown_models() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mteb.models import ModelMeta
 from reporting_data import record, write_result, write_run
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
@@ -328,3 +329,33 @@ def test_nan_by_query_is_refused(tmp_path: Path) -> None:
     pq.write_table(broken, result.scores_file)
     with pytest.raises(DataError, match="NaN"):
         read_scores_by_query(result)
+
+
+def test_labels_say_in_words_how_the_instruction_was_given(tmp_path: Path) -> None:
+    """As `reasonembed run` prints them; templates in full where two would share a label."""
+
+    def write(model: str, **chosen: object) -> None:
+        meta = ModelMeta.create_empty(overwrites={"name": model, "experiment_kwargs": chosen or None})
+        file = write_result(tmp_path, model, BIOLOGY, 0.5)
+        if not chosen:
+            return
+        folder = file.parent / "experiments" / str(meta.experiment_name)
+        folder.mkdir(parents=True)
+        file.rename(folder / file.name)
+        about = {"name": model, "revision": "r1", "experiment_kwargs": chosen}
+        (folder / "model_meta.json").write_text(json.dumps(about))
+
+    write("a/m", instruction_template="Instruct: {instruction}\\nQuery: ", without_instruction=True)
+    write("a/n", without_instruction=True)
+    write("a/o", embed_dim=64)
+    write("a/p", instruction_template="A {instruction}")
+    write("a/p", instruction_template="B {instruction}")
+    results = read_results([tmp_path])
+    labels = {model.name: label for model, label in results.labels.items()}
+    assert labels["a/m"] == "a/m (--instruction-template, without instruction)"
+    assert labels["a/n"] == "a/n (without instruction)"
+    assert labels["a/o"] == "a/o (embed_dim_64)"
+    long = [label for label in results.labels.values() if label.startswith("a/p")]
+    assert len(set(long)) == 2
+    assert all("instruction_template_" in label for label in long)
+    assert {results.model(label) for label in long} == {m for m in results.models if m.name == "a/p"}

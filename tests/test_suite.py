@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING
 
@@ -254,7 +255,7 @@ def write_models(folder: Path, count: int, left_out: str = "") -> list[dict[str,
         held.append(scores)
         for task, score in scores.items():
             row = tables.find(task)
-            subsets = row.pools or ("default",)
+            subsets = mteb.get_task(task).hf_subsets
             write_result(
                 folder,
                 f"a/m{number}",
@@ -293,11 +294,30 @@ def test_reports_name_what_was_not_run(tmp_path: Path) -> None:
     write_models(tmp_path, 1, left_out="ReasonEmbedTempoLaw")
     whole, *_, light = suite_tables(read_results([tmp_path]))
     assert light.name == f"{LIGHT}, by reasoning"
-    assert whole.notes[0] == "not run: TEMPO (1 of 13 tasks)"
-    mean = whole.rows[0].mean
-    assert mean is not None
-    assert not mean.whole
+    assert whole.notes == (
+        "not run: TEMPO (1 of 13 tasks)",
+        "no score for a/m0: 14 of 15 benchmarks are whole; missing: TEMPO",
+    )
+    assert len(whole.rows[0].cells) == 14
+    assert whole.rows[0].mean is None
     assert whole.rows[0].rank is None
+
+
+def test_tables_of_groups_that_nobody_ran_are_left_out(tmp_path: Path) -> None:
+    """Six benchmarks are whole, and every domain and kind lacks a task of the nine others."""
+    lacking = {row.benchmark for row in rows_of(NAME)} - set(list(COUNTS)[:6])
+    for row in rows_of(NAME):
+        if row.benchmark not in lacking:
+            subsets = mteb.get_task(row.name).hf_subsets
+            write_result(tmp_path, "a/m", row.name, 0.5, metric=row.main_score, subsets=subsets)
+    whole, *others = suite_tables(read_results([tmp_path]))
+    assert [table.name for table in others if table.name.startswith(f"{NAME},")] == []
+    assert whole.notes[-1] == (
+        "not shown: the tables by domain and by reasoning, as no model has run every task of a group"
+    )
+    text, _ = write_report(read_results([tmp_path]), ReportOptions(), "json")
+    (shown,) = [one for one in json.loads(text)["tables"] if one["name"] == f"{NAME}, by benchmark"]
+    assert shown["rows"][0]["mean"] is None
 
 
 def test_a_run_of_bright_alone_is_no_suite(tmp_path: Path) -> None:
@@ -315,6 +335,33 @@ def test_pools_of_a_task_are_one_result(tmp_path: Path) -> None:
     file.write_text(text)
     (found,) = read_results([tmp_path]).found
     assert found.score == pytest.approx(np.mean([0, 0.1, 0.2, 0.3, 0.4]))
+
+
+def test_a_result_that_lacks_a_pool_is_not_run(tmp_path: Path) -> None:
+    """As a run that was stopped leaves it: of our pools, and of the subsets of MTEB's own tasks."""
+    stopped = {"ReasonEmbedCoQuIRCVEFixes": ("ruby",), "CodeSearchNetCCRetrieval": ("go", "java")}
+    for task, left_out in stopped.items():
+        subsets = [name for name in mteb.get_task(task).hf_subsets if name not in left_out]
+        write_result(tmp_path, "a/m", task, 0.5, subsets=subsets)
+    results = read_results([tmp_path])
+    assert results.found == []
+    one, other = results.problems
+    assert "CodeSearchNetCCRetrieval.json: it lacks 2 of the task's pools (go, java), as a run that" in one
+    assert "ReasonEmbedCoQuIRCVEFixes.json: it lacks 1 of the task's pools (ruby), as a run that" in other
+
+
+@pytest.mark.filterwarnings("ignore:.*Missing subsets:UserWarning")
+def test_mteb_counts_no_task_that_lacks_a_pool(tmp_path: Path) -> None:
+    from mteb.cache import ResultCache
+
+    for row in tables.benchmarks()["CoQuIR(ReasonEmbed)"]:
+        subsets = row.pools[1:] if row.subset == "CVEFixes" else row.pools or ("default",)
+        write_result(tmp_path, "a/m", row.name, 0.5, subsets=subsets)
+    benchmark = mteb.get_benchmark(NAME)
+    results = ResultCache(tmp_path).load_results(tasks=list(benchmark.tasks), validate_and_filter=False)
+    (found,) = benchmark.get_score(results).values()
+    assert found["Tasks"] == 6
+    assert found["Benchmark::CoQuIR(ReasonEmbed)"] is None
 
 
 def test_a_profile_is_drawn_of_kinds_of_reasoning(tmp_path: Path) -> None:

@@ -263,6 +263,9 @@ def run(
         variants=resolving.Variants(truncate_dim, compress, hybrid_with, fusion, ablate_instruction),
         engine=computes,
     )
+    metas, idle = planning.without_idle_ablations(metas, tasks)
+    for line in idle:
+        say(line)
     labels = resolving.model_labels(metas)
     if dry_run:
         plans = planning.plan_models(metas, tasks, limit)

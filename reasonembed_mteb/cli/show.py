@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -13,13 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 from reasonembed_mteb.escaping import visible, visible_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TextIO
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
 
     from reasonembed_mteb.evaluation.runner import Outcome
+
+    # Makes a benchmark's score of its tasks' by name; None where that is not whole.
+    _Mean = Callable[[Mapping[str, float]], float | None]
 
 # Columns of a table that goes into a pipe, which has no width.
 _PIPE_WIDTH = 200
@@ -184,7 +188,7 @@ def show_instructions(models: Sequence[ModelMeta], labels: Sequence[str], tasks:
 
 
 def show_outcomes(outcomes: Sequence[Outcome], groups: Mapping[str, Sequence[str]], title: str) -> None:
-    """Print tasks by models, with the macro mean of each benchmark.
+    """Print tasks by models, with the score of each benchmark: a suite's own, else the macro mean.
 
     Args:
         outcomes: One per model and task.
@@ -212,17 +216,39 @@ def _cell(outcome: Outcome) -> str:
 
 
 def _mean_row(name: str, columns: Sequence[Sequence[Outcome]]) -> list[str]:
+    from reasonembed_mteb.retrieval.rows import suites
+
+    what, score = _score_of(name, len(columns[0]))
     metrics = {outcome.metric for outcome in columns[0]}
-    label = f"{name}, macro mean of {len(columns[0])}"
-    if len(metrics) > 1:
-        # Such as MTEB's BRIGHT(v1.1), whose long tasks have another main score.
-        return [label, "mixed", *("-" for _ in columns)]
-    return [label, metrics.pop(), *map(_mean, columns)]
+    if len(metrics) == 1:
+        return [f"{name}, {what}", metrics.pop(), *(_mean(outcomes, score) for outcomes in columns)]
+    # Such as MTEB's BRIGHT(v1.1), whose long tasks have another main score; a suite is made of several.
+    means = [_mean(outcomes, score) if name in suites() else "-" for outcomes in columns]
+    return [f"{name}, {what}", "mixed", *means]
 
 
-def _mean(outcomes: Sequence[Outcome]) -> str:
-    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
-    return f"{100 * sum(scores) / len(scores):.2f}" if len(scores) == len(outcomes) else "incomplete"
+def _score_of(name: str, tasks: int) -> tuple[str, _Mean]:
+    """Return what the score of a benchmark is, in words and as a function of its tasks' scores."""
+    from reasonembed_mteb.retrieval.rows import benchmarks, suites
+    from reasonembed_mteb.retrieval.suite import part_mean, score_suite, units_of
+
+    if name in suites():
+        suite = suites()[name]
+        return f"mean of {len(suite.rows())} benchmark means", lambda scores: score_suite(suite, scores).score
+    if name in benchmarks():
+        rows = benchmarks()[name]
+        return f"macro mean of {len(units_of(rows))}", lambda scores: part_mean(rows, scores)
+    return f"macro mean of {tasks}", _plain_mean
+
+
+def _plain_mean(scores: Mapping[str, float]) -> float:
+    return math.fsum(scores.values()) / len(scores)
+
+
+def _mean(outcomes: Sequence[Outcome], score: _Mean) -> str:
+    scores = {outcome.task: outcome.score for outcome in outcomes if outcome.score is not None}
+    mean = score(scores) if len(scores) == len(outcomes) else None
+    return "incomplete" if mean is None else f"{100 * mean:.2f}"
 
 
 def failure_lines(outcomes: Sequence[Outcome]) -> list[str]:

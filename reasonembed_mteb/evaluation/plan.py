@@ -13,9 +13,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, one_line
 from reasonembed_mteb.evaluation.sizes import published_size
-from reasonembed_mteb.models.instructions import planned_prefix
+from reasonembed_mteb.files import fingerprint
+from reasonembed_mteb.models.instructions import ABLATED, planned_prefix
 from reasonembed_mteb.retrieval.rows import max_tokens_for
 from reasonembed_mteb.retrieval.sources import local_copy, nothing_fetched
 
@@ -55,8 +56,9 @@ class TaskPlan:
         truncated: Share of the documents that are cut.
         sampled: Whether the documents' tokens come from `SAMPLE` documents.
         published: Whether the data are not here: numbers are the published ones, tokens are estimated.
-        same_queries: Equal for tasks with the same queries; see `reasonembed_mteb.evaluation.sizes`.
-        same_documents: Likewise for documents.
+        same_queries: Equal for tasks with the same queries: by the texts that are here, or as published; see
+            `reasonembed_mteb.evaluation.sizes`.
+        same_documents: Likewise for documents; of many, a sample is compared.
     """
 
     task: str
@@ -148,6 +150,36 @@ def models_without_instruction(
     ]
 
 
+def without_idle_ablations(
+    models: Sequence[ModelMeta], tasks: Sequence[AbsTask]
+) -> tuple[list[ModelMeta], list[str]]:
+    """Leave out models without instruction that would repeat the scores of the plain model.
+
+    Args:
+        models: MTEB metadata; some perhaps of `reasonembed_mteb.evaluation.variants.without_instruction`.
+        tasks: The tasks.
+
+    Returns:
+        The models that are left, and a line for each that has no instruction to take away: on all tasks, so
+        that it is left out, or on some, on which its score is the plain model's.
+    """
+    kept, lines = [], []
+    for meta in models:
+        chosen = dict(meta.experiment_kwargs or {})
+        if not chosen.pop(ABLATED, False):
+            kept.append(meta)
+            continue
+        plain = meta.model_copy(update={"experiment_kwargs": chosen or None})
+        bare = [task.metadata.name for task in tasks if planned_prefix(plain, task.metadata) == ""]
+        if len(bare) < len(tasks):
+            kept.append(meta)
+        if bare:
+            which = f"the queries of {len(bare)} of {len(tasks)} tasks ({first_names(bare)})"
+            result = "its scores are equal there" if len(bare) < len(tasks) else "it is not run a second time"
+            lines.append(f"--ablate-instruction: {meta.name} puts nothing before {which} as it is: {result}")
+    return kept, lines
+
+
 def plan_tasks(
     meta: ModelMeta, tasks: Sequence[AbsTask], limit: int | None = None
 ) -> tuple[list[TaskPlan], list[str]]:
@@ -194,11 +226,10 @@ def plan_task(
             nobody has published its size.
     """
     found = _texts_here(task, limit)
-    size = published_size(task)
     prefix = planned_prefix(meta, task.metadata)
     reader = reader or Reader(meta)
     if found is None:
-        return _plan_published(meta, task, size, prefix, limit, reader)
+        return _plan_published(meta, task, published_size(task), prefix, limit, reader)
     queries, documents, total = found
     task.unload_data()
     tokenizer = reader.tokenizer
@@ -207,8 +238,9 @@ def plan_task(
         prefix,
         len(queries),
         total,
-        same_queries=size.same_queries,
-        same_documents=size.same_documents,
+        same_queries=fingerprint("queries", *sorted(queries)),
+        # What was published of a task says nothing of the texts that were counted here.
+        same_documents=fingerprint("documents", total, *sorted(documents)),
     )
     if tokenizer is None:
         return plan

@@ -12,7 +12,7 @@ from reasonembed_mteb.models.engines import with_engine
 from reasonembed_mteb.models.instructions import ABLATED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mteb.abstasks import AbsTask
     from mteb.models import ModelMeta
@@ -310,12 +310,24 @@ def model_labels(models: Sequence[ModelMeta]) -> list[str]:
 
 
 def _name(meta: ModelMeta) -> str:
-    chosen = meta.experiment_kwargs or {}
-    for option in ("instruction_template", "no_instruction"):
-        if option in chosen:
-            bare = ", without instruction" if chosen.get(ABLATED) else ""
-            return f"{meta.name} (--{option.replace('_', '-')}{bare})"
-    return meta.model_name_with_experiment or str(meta.name)
+    words = experiment_words(meta.experiment_kwargs or {})
+    return f"{meta.name} ({words})" if words else meta.model_name_with_experiment or str(meta.name)
+
+
+def experiment_words(chosen: Mapping[str, object]) -> str:
+    """Return in words how a model was given its instruction, for labels; empty for MTEB's own name of it.
+
+    Args:
+        chosen: MTEB's ``experiment_kwargs``.
+    """
+    words = [
+        f"--{option.replace('_', '-')}"
+        for option in ("instruction_template", "no_instruction")
+        if option in chosen
+    ][:1]
+    if chosen.get(ABLATED) and (words or len(chosen) == 1):
+        words.append("without instruction")
+    return ", ".join(words)
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError, unknown_name
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, first_names, unknown_name
 from reasonembed_mteb.evaluation.chapter_files import CHAPTERS
 from reasonembed_mteb.evaluation.record import Record, read_record, scores_path
-from reasonembed_mteb.evaluation.resolving import registered_name
+from reasonembed_mteb.evaluation.resolving import experiment_words, registered_name
 from reasonembed_mteb.files import bytes_hash, is_number
 from reasonembed_mteb.retrieval.rows import row_of_task
 
@@ -31,12 +31,14 @@ class Model:
         revision: Its revision; two of one model are two models here.
         options: How it was run where not plainly: experiment options, a reranking, a smoke run.
         source: The folder it was read from, where two folders disagree about it.
+        shown: The options as labels show them, where that is not how MTEB files them.
     """
 
     name: str
     revision: str
     options: str = ""
     source: str = ""
+    shown: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,16 @@ class ResultSet:
 
     @property
     def labels(self) -> dict[Model, str]:
-        """A short name for each model; the revision, then the folder, is added where two share one."""
-        named = {model: _label(model) for model in self.models}
+        """A short name for each model.
+
+        Where two share one, their options in full, then the revision, then the folder is added.
+        """
+        named = {model: _label(model, model.shown or model.options) for model in self.models}
+        names = Counter(named.values())
+        named = {
+            model: _label(model, model.options) if names[label] > 1 else label
+            for model, label in named.items()
+        }
         names = Counter(named.values())
         named = {
             model: f"{label} @{model.revision[:8]}" if names[label] > 1 else label
@@ -119,9 +129,17 @@ class ResultSet:
             ReasonEmbedError: If the name fits several.
         """
         labels = self.labels
+        filed = {m: _label(m, m.options) for m in labels}
         full = {m: m.name for m in labels}
         last = {m: m.name.split("/")[-1] for m in labels}
-        for names, wanted in ((labels, name), (full, name), (last, name), (full, registered_name(name))):
+        registered = registered_name(name)
+        for names, wanted in (
+            (labels, name),
+            (filed, name),
+            (full, name),
+            (last, name),
+            (full, registered),
+        ):
             fitting = [model for model, given in names.items() if given == wanted]
             if len(fitting) == 1:
                 return fitting[0]
@@ -132,8 +150,8 @@ class ResultSet:
         raise unknown_name("model of these results", name, labels.values())
 
 
-def _label(model: Model) -> str:
-    return f"{model.name} ({model.options})" if model.options else model.name
+def _label(model: Model, options: str) -> str:
+    return f"{model.name} ({options})" if options else model.name
 
 
 # Next to MTEB's `results` tree in an output folder, and no results themselves.
@@ -171,22 +189,58 @@ def read_results(folders: Sequence[Path]) -> ResultSet:
                 results.found += _read(file, folder, metas)
             except DataError as error:
                 results.problems.append(f"{file}: {error}")
-    results.found = _one_a_task(_apart(results.found))
+    results.found, torn = _one_a_task(_apart(results.found))
+    results.problems += torn
     return results
 
 
-def _one_a_task(found: Sequence[Result]) -> list[Result]:
-    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it."""
+def _one_a_task(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Make one result of the pools of a task of our tables: their mean, as MTEB takes it.
+
+    A run that was stopped leaves the pools that it had finished. A mean over them is not the task's score, so
+    that such a result is left out; a line names the pools that it lacks.
+    """
     pools: dict[tuple[Any, ...], list[Result]] = {}
     for result in found:
         # MTEB's own tasks over several of our rows keep their subsets.
         alone = row_of_task(result.task) is None
         key = (result.model, result.task, result.split, result.limit, result.subset if alone else "")
         pools.setdefault(key, []).append(result)
-    return [
-        held[0] if len(held) == 1 else replace(held[0], subset="", score=_mean_of(held), scores_file=None)
-        for held in pools.values()
-    ]
+    whole, problems = [], []
+    for held in pools.values():
+        lacking = _lacking_pools(held)
+        if lacking:
+            problems.append(
+                f"{held[0].file}: it lacks {len(lacking)} of the task's pools ({first_names(lacking)}), as a "
+                "run that was stopped leaves it; run the task again"
+            )
+        elif len(held) == 1:
+            whole.append(held[0])
+        else:
+            whole.append(replace(held[0], subset="", score=_mean_of(held), scores_file=None))
+    return whole, problems
+
+
+def _lacking_pools(held: Sequence[Result]) -> list[str]:
+    """Return the pools of a task of our tables that its results do not hold."""
+    task = held[0].task
+    row = row_of_task(task)
+    if row is None:
+        return []
+    expected = row.pools if task == row.name and not row.is_mtebs else _mteb_subsets(task)
+    found = {result.subset for result in held}
+    return [pool for pool in expected if pool not in found]
+
+
+@cache
+def _mteb_subsets(task: str) -> tuple[str, ...]:
+    import mteb
+
+    try:
+        return tuple(mteb.get_task(task).metadata.hf_subsets)
+    except KeyError:
+        # An older or newer MTEB's task.
+        return ()
 
 
 def _mean_of(held: Sequence[Result]) -> float:
@@ -345,14 +399,16 @@ def _model(file: Path, meta: dict[str, Any], record: Record | None, source: str)
     # Before revisions had folders, results lay in the model's own.
     bare = "__" in own.name and "__" not in own.parent.name
     name = (own if bare else own.parent).name.replace("__", "/", 1)
-    options = [experiment] if experiment else []
-    if record is not None and record.causes.rerank:
-        options.append(f"reranks the {record.causes.rerank.partition(' ')[2] or 'first stage'}")
+    chosen = meta.get("experiment_kwargs")
+    words = experiment_words(chosen) if experiment and isinstance(chosen, dict) else ""
+    rerank = record.causes.rerank if record is not None else None
+    stage = f"reranks the {rerank.partition(' ')[2] or 'first stage'}" if rerank else ""
     return Model(
         name=str(meta.get("name") or name),
         revision=str(meta.get("revision") or (_NO_REVISION if bare else own.name)),
-        options=", ".join(options),
+        options=", ".join(filter(None, (experiment, stage))),
         source=source,
+        shown=", ".join(filter(None, (words or experiment, stage))),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reasonembed_mteb.errors import first_names
 from reasonembed_mteb.evaluation.kinds import kind_of
 from reasonembed_mteb.reporting.tables import Mean, ModelRow, ScoreTable, ranked
 from reasonembed_mteb.retrieval.rows import suites
@@ -27,9 +28,9 @@ def suite_tables(results: ResultSet) -> list[ScoreTable]:
         results: What was read; results of several pools are one by now. Single models alone count.
 
     Returns:
-        Three tables a suite: by benchmark (its mean is the suite's score, over the benchmarks that were run
-        whole), by domain and by primary kind of reasoning. A cell is given where every task behind it was
-        run.
+        Up to three tables a suite: by benchmark (its mean is the suite's score, of models that ran all of
+        it), by domain and by primary kind of reasoning. A cell is given where every task behind it was run; a
+        table without any is left out, and the first one says so.
     """
     held: dict[Model, dict[str, Result]] = {}
     for result in results.found:
@@ -58,7 +59,12 @@ def _tables(
 
     by_part = {part.removesuffix("(ReasonEmbed)"): rows for part, rows in suite.rows().items()}
     groups = {"benchmark": by_part} | {k.lower(): v for k, v in suite_groups(suite).items()}
-    return [_table(suite, name, members, held, labels) for name, members in groups.items()]
+    first, *others = [_table(suite, name, members, held, labels) for name, members in groups.items()]
+    empty = [table.name.rpartition(", ")[2] for table in others if not table.rows]
+    if empty:
+        note = f"not shown: the tables {' and '.join(empty)}, as no model has run every task of a group"
+        first = replace(first, notes=(*first.notes, note))
+    return [first, *(table for table in others if table.rows)]
 
 
 def _table(
@@ -78,12 +84,15 @@ def _table(
         }
         scores = [cells[column].score for column in columns if column in cells]
         # Groups overlap in benchmarks: a mean over them is not the suite's score.
-        mean = Mean(math.fsum(scores) / len(scores), len(scores), len(columns)) if scores else None
+        # A mean over fewer benchmarks is no score of the suite either.
+        whole = name == "benchmark" and len(scores) == len(columns)
+        mean = Mean(math.fsum(scores) / len(scores), len(scores), len(columns)) if whole else None
         if cells:
-            rows.append(ModelRow(model, labels[model], "", cells, mean if name == "benchmark" else None, {}))
+            rows.append(ModelRow(model, labels[model], "", cells, mean, {}))
     tasks = sum(len(one) for one in members.values())
     about = {
-        "benchmark": f"the mean is the suite's score, over {len(columns)} benchmarks of {tasks} tasks",
+        "benchmark": f"the mean is the suite's score, over {len(columns)} benchmarks of {tasks} tasks; who "
+        "lacks one has none",
         "domain": "each benchmark counts once in a domain; which task belongs where is our judgement",
         "reasoning": "each benchmark counts once in a kind; which task belongs where is our judgement",
     }[name]
@@ -94,7 +103,7 @@ def _table(
         columns,
         {},
         ranked(rows),
-        _notes(members, held) if name == "benchmark" else (),
+        (*_notes(members, held), *_incomplete(rows, columns)) if name == "benchmark" else (),
         heads={column: column for column in columns},
         links=_links(members) if name == "benchmark" else {},
     )
@@ -128,3 +137,14 @@ def _notes(
         for part, names in missing.items()
         if names
     )
+
+
+def _incomplete(rows: Sequence[ModelRow], columns: Sequence[str]) -> list[str]:
+    """Say which models have no score of the suite, and for want of which benchmarks."""
+    notes = []
+    for row in rows:
+        lacking = [column for column in columns if column not in row.cells]
+        if lacking:
+            count = f"{len(columns) - len(lacking)} of {len(columns)} benchmarks"
+            notes.append(f"no score for {row.label}: {count} are whole; missing: {first_names(lacking)}")
+    return notes

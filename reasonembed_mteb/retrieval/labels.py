@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reasonembed_mteb.errors import DataError, first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
     from datasets import Dataset
 
@@ -49,18 +49,21 @@ def bright_examples(
     """
     ids, gold = (rows[name][:] for name in ("id", gold_column))
     excluded = rows[excluded_column][:] if excluded_column else [None] * len(ids)
+    # JSON may hold numbers.
+    ids = list(map(str, ids))
     labels = {query: dict.fromkeys(named_documents(names), 1) for query, names in zip(ids, gold, strict=True)}
     out = {query: named_documents(names) for query, names in zip(ids, excluded, strict=True)}
     return Examples(labels, {query: names for query, names in out.items() if names})
 
 
-def named_documents(names: Sequence[str] | None) -> list[str]:
+def named_documents(names: Iterable[str | int | None] | str | int | None) -> list[str]:
     """Return the documents that a list of BRIGHT names, each once; ``["N/A"]``, ``[]`` and None name none.
 
     Args:
-        names: A cell of ``gold_ids`` or ``excluded_ids``.
+        names: A cell of ``gold_ids`` or ``excluded_ids``; one document may stand there by itself.
     """
-    return [str(name) for name in dict.fromkeys(names or ()) if name is not None and name != _NO_DOCUMENT]
+    listed = [names] if isinstance(names, (str, int)) else names or ()
+    return [str(name) for name in dict.fromkeys(listed) if name not in (None, "", _NO_DOCUMENT)]
 
 
 def apply_rules(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import DataError, first_names, unknown_name
@@ -20,10 +21,10 @@ from reasonembed_mteb.retrieval.labels import (
     warn_of_empty_queries,
 )
 from reasonembed_mteb.retrieval.measures import Judged
-from reasonembed_mteb.retrieval.sources import Source, read_split, splits_of
+from reasonembed_mteb.retrieval.sources import Source, place_of, read_split, splits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from datasets import Dataset
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_RELOAD = "download the data again"
 # AbsTaskRetrieval's own name for the only subset of a task.
 ONE_POOL = "default"
 
@@ -98,6 +100,9 @@ def _checked(row: TaskRow, name: str, corpus: Dataset, queries: Dataset, found: 
     # `[:]` reads a column at once; iterating over it reads row by row.
     known = set(corpus["id"][:])
     labels, excluded = apply_rules(found.labels, found.excluded, queries["id"][:], known, name)
+    if not any(label > 0 for gold in labels.values() for label in gold.values()):
+        msg = f"{name}: no query has a relevant document here, so that nothing can be scored; {_RELOAD}"
+        raise DataError(msg)
     warn_of_empty_queries(queries, name)
     return {
         "corpus": corpus,
@@ -224,8 +229,29 @@ def _texts(row: TaskRow, source: Source, column: str, *, id_column: str = "", ti
     # Numbers in JSON.
     if data.features["id"].dtype != "string":
         data = data.cast_column("id", Value("string"))
-    found: Dataset = data
+    found: Dataset = _without_nulls(row, source, data)
     return found
+
+
+def _without_nulls(row: TaskRow, source: Source, data: Dataset) -> Dataset:
+    """Return texts in which a missing one is an empty one; refuse missing ids."""
+    if missing := data.data.column("id").null_count:
+        msg = f"{place_of(row, source)}: {missing:,} rows have no id; {_RELOAD}"
+        raise DataError(msg)
+    counts = {name: data.data.column(name).null_count for name in data.column_names}
+    if missing := counts["text"]:
+        logger.warning(
+            "%s: %s rows of %s have no text; they count as empty",
+            *(row.name, f"{missing:,}", place_of(row, source)),
+        )
+    # MTEB measures titles, which may be missing here and there.
+    lacking = [name for name, count in counts.items() if count]
+    filled: Dataset = data.map(partial(_fill, lacking), batched=True) if lacking else data
+    return filled
+
+
+def _fill(columns: Sequence[str], batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
+    return {name: [text or "" for text in batch[name]] for name in columns}
 
 
 def _joined(titles: Sequence[str | None], texts: Sequence[str | None]) -> list[str]:
@@ -310,19 +336,33 @@ def _labels_in_rows(row: TaskRow) -> TaskLabels:
     ids = read_split(row, parts["queries"], columns=(row.id_column,))[row.id_column][:]
     labels: Labels = {str(query): {} for query in ids}
     data = read_split(row, parts["labels"], columns=row.label_columns)
-    for query, document, score in zip(*(data[name][:] for name in row.label_columns), strict=True):
-        labels.setdefault(str(query), {})[str(document)] = int(float(score))
+    columns = (data[name][:] for name in row.label_columns)
+    for number, (query, document, score) in enumerate(zip(*columns, strict=True), 1):
+        label = _whole_number(score)
+        if label is None:
+            msg = (
+                f"{place_of(row, parts['labels'])}, row {number}: the label of query {query!r}, document "
+                f"{document!r} is {score!r}; labels are whole numbers, and 0 is not relevant: {_RELOAD}"
+            )
+            raise DataError(msg)
+        labels.setdefault(str(query), {})[str(document)] = label
     if "excluded" not in parts:
         return TaskLabels(labels)
     names = ("query-id", "excluded-ids")
-    columns = (read_split(row, parts["excluded"], columns=names)[name][:] for name in names)
+    out = read_split(row, parts["excluded"], columns=names)
     excluded: Exclusions = {}
-    for query, listed in zip(*columns, strict=True):
-        # One document may stand by itself.
-        excluded.setdefault(str(query), []).extend(
-            named_documents([listed] if isinstance(listed, str) else listed)
-        )
+    for query, listed in zip(*(out[name][:] for name in names), strict=True):
+        excluded.setdefault(str(query), []).extend(named_documents(listed))
     return TaskLabels(labels, {query: listed for query, listed in excluded.items() if listed})
+
+
+def _whole_number(score: object) -> int | None:
+    """Return a label, which may be written as text or as ``1.0``; None for anything else."""
+    try:
+        value = float(str(score))
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
 
 
 def _own_document(row: TaskRow) -> TaskLabels:
@@ -354,6 +394,7 @@ def _nuggets(row: TaskRow) -> TaskLabels:
             for document, mark in marks.items():
                 labels[query][document] = labels[query].get(document, 0) + mark
         judged[query] = Judged({n: [d for d, mark in marks.items() if mark] for n, marks in own.items()})
+    _warn_of_nobodys_nuggets(row, labels, support)
     return TaskLabels(labels, {}, judged)
 
 
@@ -367,6 +408,17 @@ def _warn_of_foreign_nuggets(row: TaskRow, query: str, nuggets: Mapping[str, obj
         )
 
 
+def _warn_of_nobodys_nuggets(row: TaskRow, queries: Collection[str], nuggets: Collection[str]) -> None:
+    # `startswith` takes a tuple.
+    starts = tuple(queries)
+    nobodys = [name for name in nuggets if not name.startswith(starts)]
+    if nobodys:
+        logger.warning(
+            "%s: %s nuggets belong to no query, since their ids begin with none's, and are left out: %s",
+            *(row.name, f"{len(nobodys):,}", first_names(nobodys)),
+        )
+
+
 def _better_and_worse(row: TaskRow) -> TaskLabels:
     """CoQuIR: the documents that answer a query, and worse versions of them."""
     names = ("qid", "pos-docids", "neg-docids")
@@ -374,8 +426,10 @@ def _better_and_worse(row: TaskRow) -> TaskLabels:
     labels: Labels = {}
     judged: dict[str, Judged] = {}
     for query, better, worse in zip(*(data[name][:] for name in names), strict=True):
-        labels[str(query)] = dict.fromkeys(named_documents(better), 1)
-        judged[str(query)] = Judged(worse=tuple(named_documents(worse)))
+        # A query may have several rows.
+        labels.setdefault(str(query), {}).update(dict.fromkeys(named_documents(better), 1))
+        before = judged.get(str(query), Judged()).worse
+        judged[str(query)] = Judged(worse=tuple(dict.fromkeys((*before, *named_documents(worse)))))
     return TaskLabels(labels, {}, judged)
 
 
@@ -383,7 +437,14 @@ def _deciding_passage(row: TaskRow) -> TaskLabels:
     """Bar Exam QA: the passage that decides each question."""
     part = splits_of(row)["queries"]
     gold = read_split(row, part, columns=(row.gold_column,))[row.gold_column][:]
-    return TaskLabels({_question_id(number): {str(name): 1} for number, name in enumerate(gold)})
+    labels = {_question_id(place): dict.fromkeys(named_documents(name), 1) for place, name in enumerate(gold)}
+    without = [question for question, names in labels.items() if not names]
+    if without:
+        logger.warning(
+            "%s: %s questions name no passage and are left out (%s, counted from 0 over the files of %s)",
+            *(row.name, f"{len(without):,}", first_names(without), part.label),
+        )
+    return TaskLabels(labels)
 
 
 def _numbered_questions(row: TaskRow, part: Source) -> Dataset:

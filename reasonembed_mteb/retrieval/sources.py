@@ -152,9 +152,15 @@ def data_files(folder: Path, config: str, split: str, file: str = "") -> list[Pa
 def _patterns(config: str, split: str) -> list[str]:
     """Return where a split may lie: as the hub converts it, as its authors write it, as `hf` leaves it."""
     if not split:
-        return [f"{config}/*.{ending}" for ending in _ENDINGS] + [f"{config}.{ending}" for ending in _ENDINGS]
-    # The hub keeps the config `default` of a data set in a folder of this name, or at its top.
-    tops = ["data/", ""] if config == "default" else []
+        return [
+            *(f"{config}/*.{ending}" for ending in _ENDINGS),
+            *(f"{config}.{ending}" for ending in _ENDINGS),
+            # The hub's conversion has a folder a split, and files by number.
+            f"{config}/*/[0-9]*.parquet",
+        ]
+    # The hub keeps the config `default` of a data set in a folder of this name, or at its top; BEIR keeps
+    # labels in a folder of their own.
+    tops = ["data/", "", "qrels/"] if config == "default" else []
     return [
         f"{config}/{split}-*.parquet",
         f"{config}/{split}.parquet",
@@ -162,7 +168,7 @@ def _patterns(config: str, split: str) -> list[str]:
         f"{config}/{split}.jsonl",
         f"{config}/{split}.json",
         *(f"{config}/{split}/*.{ending}" for ending in _ENDINGS),
-        *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl")),
+        *(f"{top}{split}{form}" for top in tops for form in ("-*.parquet", ".parquet", ".jsonl", ".tsv")),
         f"{config}.parquet",
         f"{config}.jsonl",
     ]
@@ -203,23 +209,35 @@ def read_files(files: list[Path], columns: tuple[str, ...], optional: tuple[str,
         DataError: If a file is damaged or lacks a column.
     """
     from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
 
     names = [str(file) for file in files]
-    try:
+    with _named(names[0]):
         if files[0].suffix == ".parquet":
             _check_columns(files, columns)
             present = pq.read_schema(files[0]).names
             data: Any = read_parquet(files, (*columns, *(name for name in optional if name in present)))
         elif files[0].suffix in _SEPARATORS:
-            data = _read_cells(files)
+            data = _read_cells(files, columns)
         else:
             data = Dataset.from_json(names)
-    except DatasetGenerationError as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        msg = f"{names[0]} cannot be read ({cause}); download it again"
-        raise DataError(msg) from error
     return _selected(data, columns, optional, names[0])
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Let what the library says of a damaged file, or of one without any row, name the file."""
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        msg = f"{file} cannot be read ({cause}); download it again"
+        raise DataError(msg) from error
+    except ValueError as error:
+        # A sentence about splits of the library's own.
+        if "corresponds to no data" not in str(error):
+            raise
+        msg = f"{file} holds no rows; download it again"
+        raise DataError(msg) from error
 
 
 def _selected(data: Any, columns: tuple[str, ...], optional: tuple[str, ...], where: str) -> Dataset:  # noqa: ANN401
@@ -232,20 +250,34 @@ def _selected(data: Any, columns: tuple[str, ...], optional: tuple[str, ...], wh
     return selected
 
 
-def _read_cells(files: list[Path] | list[str]) -> Any:  # noqa: ANN401 - Dataset
-    """Read CSV or TSV with every cell as text: an id 007 stays one, and "NA" is no missing value."""
+def _read_cells(files: list[Path], columns: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - Dataset
+    """Read CSV or TSV with every cell as text: an id 007 stays one, and "NA" is no missing value.
+
+    Files need not have the same columns, as long as each has those that are wanted.
+    """
+    from datasets import concatenate_datasets
+
+    parts = [(file, _read_file_of_cells(file)) for file in files]
+    for file, part in parts:
+        _selected(part, columns, (), str(file))
+    heads = [part.column_names for _, part in parts]
+    shared = [name for name in heads[0] if all(name in head for head in heads)]
+    return concatenate_datasets([part.select_columns(shared) for _, part in parts])
+
+
+def _read_file_of_cells(file: Path) -> Any:  # noqa: ANN401 - Dataset
     from datasets import Dataset, Features, Value
 
-    names = [str(file) for file in files]
-    separator = _SEPARATORS[Path(names[0]).suffix]
+    separator = _SEPARATORS[file.suffix]
     try:
-        with Path(names[0]).open(encoding="utf-8-sig", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             head = next(csv.reader(stream, delimiter=separator), [])
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        msg = f"{names[0]} cannot be read ({one_line(error)}); download it again"
+        msg = f"{file} cannot be read ({one_line(error)}); download it again"
         raise DataError(msg) from error
     features = Features({name: Value("string") for name in head})
-    return Dataset.from_csv(names, features=features, sep=separator, keep_default_na=False)
+    with _named(str(file)):
+        return Dataset.from_csv(str(file), features=features, sep=separator, keep_default_na=False)
 
 
 def read_split(
@@ -279,7 +311,21 @@ def read_split(
             f"run `reasonembed download -t {row.name}`, or set {row.path_variable} to a local copy"
         )
         raise DataError(msg) from error
-    return _selected(data, columns, optional, f"{source.repo} ({source.label}) at {source.revision[:12]}")
+    return _selected(data, columns, optional, place_of(row, source))
+
+
+def place_of(row: TaskRow, source: Source) -> str:
+    """Return where one part of a task's data lies, for messages: a file of the local copy, or the hub.
+
+    Args:
+        row: The task, for its local copy.
+        source: The part; see `splits_of`.
+    """
+    folder = local_copy(row)
+    if folder is None:
+        return f"{source.repo} ({source.label}) at {source.revision[:12]}"
+    first, *others = data_files(folder, source.config, source.split, source.file)
+    return f"{first} and {len(others)} more" if others else str(first)
 
 
 def _from_hub(source: Source) -> Any:  # noqa: ANN401 - Dataset

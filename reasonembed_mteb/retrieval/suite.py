@@ -13,10 +13,10 @@ from mteb.benchmarks.benchmark import Benchmark, CustomGroup, CustomGrouping
 from reasonembed_mteb.errors import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mteb.abstasks import AbsTask
-    from mteb.results import BenchmarkResults
+    from mteb.results import BenchmarkResults, TaskResult
 
     from reasonembed_mteb.retrieval.rows import SuiteRow, TaskRow
 
@@ -98,11 +98,20 @@ def part_mean(rows: Sequence[TaskRow], scores: Mapping[str, float]) -> float:
         rows: Its tasks.
         scores: Main score by task name, of all of them.
     """
-    units: dict[str, list[float]] = {}
-    for row in rows:
-        units.setdefault(row.unit or row.name, []).append(scores[row.name])
-    means = [math.fsum(held) / len(held) for held in units.values()]
+    means = [math.fsum(scores[name] for name in names) / len(names) for names in units_of(rows)]
     return math.fsum(means) / len(means)
+
+
+def units_of(rows: Sequence[TaskRow]) -> list[list[str]]:
+    """Return the names of the tasks that count together in a benchmark's mean; most count by themselves.
+
+    Args:
+        rows: The benchmark's tasks.
+    """
+    units: dict[str, list[str]] = {}
+    for row in rows:
+        units.setdefault(row.unit or row.name, []).append(row.name)
+    return list(units.values())
 
 
 class UnitBenchmark(Benchmark):
@@ -130,7 +139,7 @@ class UnitBenchmark(Benchmark):
         scores = super().get_score(results, raise_error=raise_error)
         for model in results.join_revisions():
             row = scores[model.model_name]
-            held = {one.task_name: one.get_score() for one in model.select_tasks(self.tasks).task_results}
+            held = _whole_scores(model.select_tasks(self.tasks).task_results)
             if all(one.name in held for one in self._rows):
                 mean = part_mean(self._rows, held)
                 # All tasks are of one type, so that MTEB's three means are one.
@@ -208,9 +217,7 @@ class SuiteBenchmark(Benchmark):
             ValueError: If a task was not run and that is to be an error.
         """
         held = {
-            one.model_name: {
-                task.task_name: task.get_score() for task in one.select_tasks(self.tasks).task_results
-            }
+            one.model_name: _whole_scores(one.select_tasks(self.tasks).task_results)
             for one in results.join_revisions()
         }
         scores = {model: self._scores(found, raise_error) for model, found in held.items()}
@@ -231,6 +238,12 @@ class SuiteBenchmark(Benchmark):
         for name, groups in suite_groups(self.suite).items():
             scores |= {f"{name}::{label}": group_mean(rows, held) for label, rows in groups.items()}
         return scores
+
+
+def _whole_scores(results: Iterable[TaskResult]) -> dict[str, float]:
+    """Return the score of each task that was run whole: MTEB gives a pool that was not run the score NaN."""
+    scores = {result.task_name: result.get_score() for result in results}
+    return {task: score for task, score in scores.items() if math.isfinite(score)}
 
 
 def suite_groups(suite: SuiteRow) -> dict[str, dict[str, list[TaskRow]]]:
