@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mteb
@@ -202,6 +203,25 @@ def test_a_models_documents_are_measured_from_the_store(bert: Path, tmp_path: Pa
     assert fewer[0] == fewer[1] != fewer[2]
     with pytest.raises(DataError, match=r"baseline-bm25s gives no dense vectors"):
         measure_geometry(resolve_model("bm25"), [task], tmp_path / "vectors", progress=False)
+
+
+@pytest.mark.usefixtures("registered", "data")
+def test_documents_are_measured_at_the_tasks_length(bert: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    task: Any = mteb.get_task(BIOLOGY)
+    task.row = replace(task.row, max_tokens=2)
+    (found,) = measure_geometry(
+        resolve_model(str(bert)), [task], tmp_path / "vectors", device="cpu", progress=False
+    )
+    model = SentenceTransformer(str(bert), device="cpu")
+    task.load_data()
+    texts = list(task.dataset["default"]["standard"]["corpus"]["text"])
+    whole = vector_shape(model.encode(texts))
+    model.max_seq_length = 2
+    cut = vector_shape(model.encode(texts))
+    assert found.shape.mean_cosine == pytest.approx(cut.mean_cosine, rel=1e-4)
+    assert abs(whole.mean_cosine - cut.mean_cosine) > 0.001
 
 
 def geometry(model: str, count: int) -> Geometry:

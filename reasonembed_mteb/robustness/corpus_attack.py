@@ -258,14 +258,14 @@ def _token_rows(model: Any, target: Target, options: PoisoningOptions) -> TokenR
 
     inner = _sentence_transformer(model, target)
     prompt = loaded_prefix(innermost(model), target.metadata, "document")
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         return TokenRowEncoder(inner, prompt or None, batch_tokens=options.batch_tokens)
 
 
 def _encode(model: Any, target: Target, loader: Any, side: str, options: PoisoningOptions) -> Tensor:  # noqa: ANN401
     from mteb.types import PromptType
 
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         vectors = model.encode(
             loader,
             task_metadata=target.metadata,

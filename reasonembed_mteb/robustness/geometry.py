@@ -279,6 +279,7 @@ def _document_vectors(stored: Any, task: Any, most: int, seed: int, progress: bo
     from mteb.types import PromptType
 
     from reasonembed_mteb.evaluation.limits import asked_as, own_copy
+    from reasonembed_mteb.retrieval.lengths import capped_length, protocol_length
     from reasonembed_mteb.retrieval.search import document_loader
 
     own = own_copy(task)
@@ -290,12 +291,14 @@ def _document_vectors(stored: Any, task: Any, most: int, seed: int, progress: bo
         drawn = np.random.default_rng(seed).choice(len(corpus), most, replace=False)
         corpus = corpus.select(np.sort(drawn))
     kwargs: dict[str, Any] = {"show_progress_bar": progress}
-    encoded = stored.encode(
-        document_loader(corpus, encode_kwargs=kwargs),
-        task_metadata=asked_as(own),
-        hf_split=own.eval_splits[0],
-        hf_subset=own.hf_subsets[0],
-        prompt_type=PromptType.document,
-        **kwargs,
-    )
+    # As the search encodes them, so that these are the vectors that were searched.
+    with capped_length(stored, protocol_length(own)):
+        encoded = stored.encode(
+            document_loader(corpus, encode_kwargs=kwargs),
+            task_metadata=asked_as(own),
+            hf_split=own.eval_splits[0],
+            hf_subset=own.hf_subsets[0],
+            prompt_type=PromptType.document,
+            **kwargs,
+        )
     return np.asarray(encoded.float().cpu().numpy())

@@ -10,7 +10,7 @@ import numpy as np
 from reasonembed_mteb.errors import DataError, ReasonEmbedError
 from reasonembed_mteb.evaluation.score_run import CUTS, DEFAULT_METRIC, judge, score_run
 from reasonembed_mteb.retrieval.beir_task import only_split
-from reasonembed_mteb.retrieval.lengths import capped_length
+from reasonembed_mteb.retrieval.lengths import capped_length, protocol_length
 from reasonembed_mteb.retrieval.search import excluding_search
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Target:
 
     Attributes:
         metadata: The task's.
-        max_tokens: The protocol's length, or None where the task has none.
+        max_tokens: The protocol's length; see `reasonembed_mteb.retrieval.lengths.protocol_length`.
         split: Name of its split.
         subset: Name of its subset.
         making: Data of the queries that make the passages, as `only_split` gives them.
@@ -40,7 +40,7 @@ class Target:
     """
 
     metadata: TaskMetadata
-    max_tokens: int | None
+    max_tokens: int
     split: str
     subset: str
     making: dict[str, Any]
@@ -78,11 +78,10 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
         making = _only(other, _labelled(other))
     making = _apart(making, attacked)
     _check_counts(task.metadata.name, making, attacked)
-    row = getattr(task, "row", None)
     subset, splits = next(iter(task.dataset.items()))
     return Target(
         metadata=task.metadata,
-        max_tokens=None if row is None else row.max_tokens,
+        max_tokens=protocol_length(task),
         split=next(iter(splits)),
         subset=subset,
         making=making,
@@ -220,7 +219,7 @@ def search_target(model: Any, target: Target, data: Mapping[str, Any], **encode_
         "encode_kwargs": encode_kwargs,
         "num_proc": None,
     }
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         search.index(data["corpus"], **call)
         found: Run = search.search(data["queries"], top_k=CUTS[-1], top_ranked=None, **call)
     return found
