@@ -56,6 +56,7 @@ _MARK = "".join("-".join(f"\\u{end}" for end in one.split("-")) for one in (*_MA
 # (it takes back-ticks for letters too, which makes words of code fences).
 _STUDY_WORD = re.compile(rf"(?!_){_CHAR}(?:(?:{_CHAR}|['*@-])*(?!_){_CHAR})?")
 _CHARS = rf"(?:{_CHAR}++[{_MARK}]*+)++"
+_RUN = re.compile(_CHARS)
 _WORD = re.compile(rf"{_CHARS}(?:['\u2019-]{_CHARS})*+")
 _LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _LATIN = re.compile(rf"[{_LETTER}]+(?:['\u2019-][{_LETTER}]+)*")
@@ -136,6 +137,15 @@ def split_words(text: str, *, official: bool = False) -> Words:
         for found in _WORD.finditer(text, start, end)
     ]
     return Words(text, spans, protected)
+
+
+def letter_runs(text: str) -> list[str]:
+    """Return the runs of letters, digits and underscores of a text, nothing protected; "don't" has two.
+
+    Args:
+        text: Any.
+    """
+    return _RUN.findall(text)
 
 
 def is_latin(word: str) -> bool:
