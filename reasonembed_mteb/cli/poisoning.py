@@ -144,13 +144,12 @@ def poison(
     connect(debug)
     from dataclasses import replace
 
-    from reasonembed_mteb.evaluation.chapter_files import chapter_file
-    from reasonembed_mteb.evaluation.poisoning_record import KIND, write_poisoning
+    from reasonembed_mteb.evaluation.poisoning_record import keep_poisoning
     from reasonembed_mteb.evaluation.resolving import resolve_beside, resolve_model
     from reasonembed_mteb.reporting.formats import as_table
     from reasonembed_mteb.reporting.poisoning import poisoning_grid
     from reasonembed_mteb.robustness.attacks import ATTACKS
-    from reasonembed_mteb.robustness.corpus_attack import PoisoningOptions, attack_name, poison_corpus
+    from reasonembed_mteb.robustness.corpus_attack import PoisoningOptions, poison_corpus
 
     given = {"passages": passages, "tokens": tokens, "iterations": iterations, "candidates": candidates}
     size = _size(given | {"start": start}, special_tokens=special_tokens, official=official)
@@ -176,9 +175,7 @@ def poison(
     for one in seeds:
         chosen = replace(options, size=replace(size, seed=one))
         record = poison_corpus(meta, attacked, chosen, makers=makers, transfer=others, say=say)
-        name = attack_name(record.model, record.task, one)
-        write_poisoning(chapter_file(output_folder, KIND, name), record)
-        records.append(record)
+        records.append(keep_poisoning(output_folder, record))
         for kind, folder in record.folders.items():
             say(f"{kind}: the poisoned corpus is {output_folder / folder}")
     show(as_table(poisoning_grid(records)))
