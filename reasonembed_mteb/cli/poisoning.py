@@ -62,7 +62,7 @@ def poison(
     making_split: Annotated[
         str | None,
         typer.Option(
-            help="With --beir: the split whose queries make the passages.",
+            help="The split whose queries make the passages, of the BEIR folder or of MTEB's own task.",
             show_default="half of the attacked split's, which are then not attacked",
             rich_help_panel=MODELS_AND_TASKS,
         ),
@@ -200,20 +200,22 @@ def _tasks(
     if (task is None) == (beir is None):
         msg = "give one corpus to poison: --task TASK or --beir FOLDER"
         raise ReasonEmbedError(msg)
-    of_beir = {"--beir-split": split, "--making-split": making_split, "--instruction": instruction}
+    of_beir = {"--beir-split": split, "--instruction": instruction}
     for option, given in of_beir.items():
         if beir is None and given is not None:
             msg = f"{option} goes with --beir: a task has one split and its own instruction"
             raise ReasonEmbedError(msg)
-    split = split or "test"
-    if making_split == split:
-        msg = f"--making-split {making_split} is the split that is attacked; give another, or leave it out"
-        raise ReasonEmbedError(msg)
     if beir is not None:
         from reasonembed_mteb.retrieval.beir_task import beir_task
 
+        split = split or "test"
+        if making_split == split:
+            msg = f"--making-split {split} is the split that is attacked; give another, or leave it out"
+            raise ReasonEmbedError(msg)
         makers = None if making_split is None else beir_task(beir, instruction, split=making_split)
         return beir_task(beir, instruction, split=split), makers
     from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.robustness.poisoned import other_split
 
-    return resolve_tasks([], [str(task)])[0], None
+    found = resolve_tasks([], [str(task)])[0]
+    return found, None if making_split is None else other_split(found, making_split)
