@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mteb
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 from evaluation_data import BIOLOGY
 
@@ -141,6 +143,39 @@ def test_weights_are_measured_by_their_largest_singular_value() -> None:
     assert weight_norms(torch.nn.LayerNorm(3)) is None
 
 
+@pytest.mark.parametrize("size", [8, 200])
+def test_weights_of_any_size_have_a_norm(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(size, size + 1, dtype=torch.float64)
+    own = np.linalg.norm(layer.weight.detach().numpy(), ord=2)
+    for scale in (1e-30, 1.0, 1e30):
+        scaled = torch.nn.Linear(size, size + 1)
+        scaled.weight.data = (layer.weight.data * scale).float()
+        found = weight_norms(scaled)
+        assert found is not None
+        assert found.last == pytest.approx(own * scale, rel=1e-4)
+    torch.nn.init.zeros_(layer.weight)
+    found = weight_norms(layer)
+    assert found is not None
+    assert found.largest == 0.0
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise scipy.sparse.linalg.ArpackNoConvergence("no convergence", np.array([]), np.array([]))
+
+    torch.nn.init.ones_(layer.weight)
+    monkeypatch.setattr(scipy.sparse.linalg, "svds", fails)
+    found = weight_norms(layer)
+    assert found is not None
+    assert found.last == pytest.approx((size * (size + 1)) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_their_layer(value: float) -> None:
+    model = torch.nn.ModuleDict({"query": torch.nn.Linear(4, 4)})
+    model["query"].weight.data[1, 2] = value
+    with pytest.raises(DataError, match="the weights of query hold NaN or infinite values"):
+        weight_norms(model)
+
+
 @pytest.mark.usefixtures("registered", "data")
 def test_a_models_documents_are_measured_from_the_store(bert: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
@@ -168,6 +203,25 @@ def test_a_models_documents_are_measured_from_the_store(bert: Path, tmp_path: Pa
     assert fewer[0] == fewer[1] != fewer[2]
     with pytest.raises(DataError, match=r"baseline-bm25s gives no dense vectors"):
         measure_geometry(resolve_model("bm25"), [task], tmp_path / "vectors", progress=False)
+
+
+@pytest.mark.usefixtures("registered", "data")
+def test_documents_are_measured_at_the_tasks_length(bert: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    task: Any = mteb.get_task(BIOLOGY)
+    task.row = replace(task.row, max_tokens=2)
+    (found,) = measure_geometry(
+        resolve_model(str(bert)), [task], tmp_path / "vectors", device="cpu", progress=False
+    )
+    model = SentenceTransformer(str(bert), device="cpu")
+    task.load_data()
+    texts = list(task.dataset["default"]["standard"]["corpus"]["text"])
+    whole = vector_shape(model.encode(texts))
+    model.max_seq_length = 2
+    cut = vector_shape(model.encode(texts))
+    assert found.shape.mean_cosine == pytest.approx(cut.mean_cosine, rel=1e-4)
+    assert abs(whole.mean_cosine - cut.mean_cosine) > 0.001
 
 
 def geometry(model: str, count: int) -> Geometry:

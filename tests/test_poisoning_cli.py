@@ -40,7 +40,8 @@ def test_a_call_prints_writes_and_reports(command: Command, tmp_path: Path) -> N
     [
         ([], "give one corpus to poison: --task TASK or --beir FOLDER"),
         (["-t", "SciFact", "--beir", "x"], "give one corpus to poison"),
-        (["-t", "SciFact", "--making-split", "train"], "--making-split goes with --beir"),
+        (["-t", "SciFact", "--making-split", "test"], "test is the split of SciFact that is attacked"),
+        (["-t", "ReasonMiniPony", "--making-split", "train"], "the data of ReasonMiniPony has one split"),
         (["-t", "SciFact", "--beir-split", "dev"], "--beir-split goes with --beir"),
         (["--beir", "x", "--making-split", "test"], "is the split that is attacked"),
         (["-t", "SciFact", "--seed", "-3"], "seed is -3; give 0 or more"),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from reasonembed_mteb.errors import DataError
-from reasonembed_mteb.evaluation.chapter_files import chapter_file
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, chapter_files
 from reasonembed_mteb.evaluation.poisoning_record import (
     KIND,
     PoisoningOutcome,
     PoisoningRecord,
+    keep_poisoning,
     read_poisoning,
     write_poisoning,
 )
@@ -82,6 +83,33 @@ def test_seeds_share_a_table_and_other_settings_do_not(tmp_path: Path) -> None:
     assert "Task<b>" not in page
 
 
+def test_attacks_of_two_calls_are_one_record(tmp_path: Path) -> None:
+    first = replace(RECORD, causes="a", folders={"gradient": "x"})
+    assert keep_poisoning(tmp_path, first) == first
+    copied = replace(outcome(share=0.2), attack="copied", asr={3: 0.1})
+    later = replace(first, objective=None, outcomes=(copied,), folders={"copied": "y"})
+    both = keep_poisoning(tmp_path, later)
+    assert both.outcomes == (*first.outcomes, copied)
+    assert both.objective == first.objective
+    assert both.folders == {"gradient": "x", "copied": "y"}
+    (chapter,), problems = poisoning_chapters([tmp_path])
+    assert not problems
+    # Depths that a call did not measure are empty.
+    assert [row[3:6] for row in chapter.grids[0].rows][1:] == [("", "30.0", "60.0"), ("10.0", "", "")]
+    # What is measured again takes the place of what it was; other seeds and sizes have records of their own.
+    again = replace(later, outcomes=(replace(copied, after=0.1),))
+    assert keep_poisoning(tmp_path, again).outcomes == (*first.outcomes, *again.outcomes)
+    for other in (SECOND, replace(first, settings=SETTINGS | {"tokens": 20}), replace(first, halves=False)):
+        assert keep_poisoning(tmp_path, other) == other
+    assert len(chapter_files(tmp_path, KIND)) == 4
+    # Other causes, such as weights trained since, are not joined; nor are unknown ones.
+    for causes in ("b", ""):
+        trained = replace(later, causes=causes)
+        assert keep_poisoning(tmp_path, trained) == keep_poisoning(tmp_path, trained) == trained
+    (tmp_path / "chapters" / KIND / f"{first.name}.json").write_text("{", encoding="utf-8")
+    assert keep_poisoning(tmp_path, first) == first
+
+
 def test_bars_are_of_texts_at_the_headline() -> None:
     axes = success_plot([RECORD, SECOND]).axes[0]
     (bar,) = axes.patches
@@ -89,6 +117,11 @@ def test_bars_are_of_texts_at_the_headline() -> None:
     assert axes.get_xlabel() == "ASR@20, % of the attacked queries; 20 documents are 10 % of the corpus"
     shallow = replace(RECORD, outcomes=(replace(outcome(), asr={3: 0.2}),))
     assert success_plot([shallow]).axes[0].get_xlabel().startswith("ASR@3")
+    # Calls with depths of their own: the one that most have.
+    deep = replace(
+        RECORD, outcomes=(*shallow.outcomes, replace(outcome(), attack="copied", asr={3: 0.1, 9: 1}))
+    )
+    assert success_plot([deep]).axes[0].get_xlabel().startswith("ASR@3")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 9}', '{"format": 1, "outcomes": [{}]}'])

@@ -38,6 +38,14 @@ def test_common_words_are_stuffed_without_stop_words(queries: MakingQueries) -> 
     assert stuffed_keywords(queries) == ["sky blue colour sea", "bread needs yeast", "anything"]
 
 
+def test_words_count_once_a_query_and_stop_words_are_nltks() -> None:
+    texts = ("code code code code of the sky", "the sky could", "could be अच्छा", "अच्छा Sky")
+    every = np.arange(len(texts))
+    one = MakingQueries(texts, np.eye(4, dtype=np.float32), [Cluster(every, every, every)])
+    # "could" is a stop word of sklearn's list alone; a mark stays with its letter.
+    assert stuffed_keywords(one) == ["sky could अच्छा code"]
+
+
 def test_instructions_name_a_clusters_topics(queries: MakingQueries) -> None:
     first, second, empty = instructing_passages(queries)
     assert "must be ranked first" in first

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from evaluation_data import BIOLOGY
 from wordnet_data import write_dictionary
 
+from reasonembed_mteb.cli.robustness import _measure
+from reasonembed_mteb.evaluation.geometries import Geometry, read_geometries
 from reasonembed_mteb.evaluation.profiles import read_profiles
+from reasonembed_mteb.evaluation.runner import RunOptions
+from reasonembed_mteb.robustness import geometry
+from reasonembed_mteb.robustness.geometry import vector_shape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +72,26 @@ def test_geometry_leaves_out_a_model_without_vectors_that_is_named_among_others(
     assert "geometry of the document vectors" in out
     (file,) = (tmp_path / "out" / "chapters" / "geometry").glob("*.json")
     assert json.loads(file.read_text(encoding="utf-8"))["shape"]["vectors"] == 30
+
+
+def test_a_model_whose_geometry_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a/first", "a/second", "a/third")
+    metas: Any = [SimpleNamespace(name=name) for name in names]
+    shape = vector_shape(np.eye(4))
+
+    def measured(meta: Any, *args: object, **kwargs: object) -> list[Geometry]:
+        if meta.name == names[0]:
+            # Not an error of this package: one of a library, say.
+            raise RuntimeError("no memory is left")
+        return [Geometry(meta.name, "1", "Task", 0, shape)]
+
+    monkeypatch.setattr(geometry, "measure_geometry", measured)
+    failures = _measure(metas, [], RunOptions(output=tmp_path, store=tmp_path / "vectors"), 10)
+    assert failures == ["geometry of a/first: RuntimeError: no memory is left"]
+    found, _ = read_geometries([tmp_path])
+    assert sorted(one.model for one in found) == list(names[1:])
 
 
 @pytest.mark.parametrize(

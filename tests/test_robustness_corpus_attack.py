@@ -12,7 +12,14 @@ from conftest import make_encoder
 from poisoning_data import write_beir
 
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
-from reasonembed_mteb.evaluation.poisoning_record import read_poisoning, write_poisoning
+from reasonembed_mteb.evaluation.chapter_files import read_chapters
+from reasonembed_mteb.evaluation.poisoning_record import (
+    KIND,
+    PoisoningRecord,
+    keep_poisoning,
+    read_poisoning,
+    write_poisoning,
+)
 from reasonembed_mteb.evaluation.resolving import resolve_model
 from reasonembed_mteb.reporting.poisoning import poisoning_chapters
 from reasonembed_mteb.retrieval.beir import read_folder
@@ -77,7 +84,7 @@ def test_an_attack_is_kept_measured_and_gone_on_with(folder: Path, saved: Path, 
     assert not problems
     assert len(chapter.grids[0].rows) == len(rows)
     # The same call ends with the same figures without searching again; more iterations go on.
-    state = next(tmp_path.glob("poisoning/*/search.json"))
+    (state,) = tmp_path.glob("poisoning/searches/*.json")
     before = state.read_bytes()
     again = poison_corpus(
         meta, beir_task(folder), options(tmp_path, store=tmp_path / "vectors"), say=said.append
@@ -91,16 +98,29 @@ def test_an_attack_is_kept_measured_and_gone_on_with(folder: Path, saved: Path, 
     assert said[-1] == "the search goes on after 6 of 7 iterations"
 
 
-def test_another_search_begins_anew(folder: Path, saved: Path, tmp_path: Path) -> None:
+def test_no_search_takes_the_place_of_another(folder: Path, saved: Path, tmp_path: Path) -> None:
     said: list[str] = []
     meta, task = resolve_model(str(saved)), beir_task(folder)
-    wanted = options(tmp_path, attacks=("gradient",), size=replace(SIZE, iterations=1, start="nearest"))
-    poison_corpus(meta, task, wanted, say=said.append)
+    size = replace(SIZE, iterations=2, start="nearest")
+
+    def attack(**changes: Any) -> PoisoningRecord:
+        wanted = options(tmp_path, attacks=("gradient",), size=replace(size, **changes))
+        return keep_poisoning(tmp_path, poison_corpus(meta, task, wanted, say=said.append))
+
+    first = attack()
+    (file,) = tmp_path.glob("poisoning/searches/*.json")
+    kept = file.read_bytes()
+    assert attack(tokens=5).settings["tokens"] == 5
     assert said == []
-    changed = replace(wanted, size=replace(wanted.size, tokens=5))
-    record = poison_corpus(meta, task, changed, say=said.append)
-    assert "search.json is of another search: this one begins anew" in said[0]
-    assert record.settings["tokens"] == 5
+    # Fewer iterations are a search of their own too.
+    attack(iterations=1)
+    assert "is 2 iterations far and stays; this search is kept in" in said[0]
+    assert file.read_bytes() == kept
+    assert len(list(file.parent.iterdir())) == 3
+    # Each has its record and its poisoned corpus.
+    held, _ = read_chapters([tmp_path], KIND, read_poisoning)
+    assert len(held) == len({one.folders["gradient"] for one in held}) == 3
+    assert first in held
 
 
 def test_another_instruction_is_another_search(folder: Path, saved: Path, tmp_path: Path) -> None:
@@ -109,11 +129,14 @@ def test_another_instruction_is_another_search(folder: Path, saved: Path, tmp_pa
     # One cluster, so that it holds the same queries whatever stands before them.
     size = replace(SIZE, passages=1, iterations=1, start="relevant")
     wanted = options(tmp_path, attacks=("gradient",), size=size)
-    for instruction in ("retrieve", "rayleigh", "rayleigh"):
-        poison_corpus(meta, beir_task(folder, instruction), wanted, say=said.append)
-    begins, taken = said
-    assert "search.json is of another search: this one begins anew" in begins
+    causes = [
+        poison_corpus(meta, beir_task(folder, instruction), wanted, say=said.append).causes
+        for instruction in ("retrieve", "rayleigh", "rayleigh")
+    ]
+    assert causes[0] != causes[1] == causes[2]
+    (taken,) = said
     assert "the search was finished before" in taken
+    assert len(list(tmp_path.glob("poisoning/searches/*.json"))) == 2
 
 
 def test_models_without_gradients_are_refused_with_what_they_can_do(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from reasonembed_mteb.robustness.poisoned import (
     check_cutoffs,
     find_target,
     judged,
+    other_split,
     poisoned_data,
     poisoned_names,
     with_documents,
@@ -54,6 +55,50 @@ def test_queries_of_another_split_make_passages_and_repeated_ones_are_left_out(f
     # q4 and q5 have labels in both, and one query has the text of another that is attacked.
     assert sorted(ids(target.making)) == sorted(f"q{n}" for n in range(6, 16))
     assert not target.halves
+
+
+class Splits:
+    """Stands for MTEB's loader: a data set of two splits over one corpus."""
+
+    def __init__(self, *, split: str, **settings: object) -> None:
+        """Keep the split."""
+        self.split = split
+
+    def load(self, **settings: object) -> dict[str, Any]:
+        """Return the split's data."""
+        from datasets import Dataset
+
+        if self.split not in ("train", "test"):
+            msg = f"Unknown split {self.split!r}"
+            raise ValueError(msg)
+        names = [f"{self.split}-{number}" for number in range(4)]
+        return {
+            "corpus": Dataset.from_dict({"id": ["d"], "text": ["sky"]}),
+            "queries": Dataset.from_dict({"id": names, "text": names}),
+            "relevant_docs": {name: {"d": 1} for name in names},
+            "top_ranked": None,
+        }
+
+
+@pytest.mark.usefixtures("registered")
+def test_mtebs_tasks_may_have_another_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mteb
+
+    monkeypatch.setattr(mteb.abstasks.retrieval, "RetrievalDatasetLoader", Splits)
+    task: Any = mteb.get_task("SciFact")
+    target = find_target(task, 0, other_split(task, "train"))
+    assert ids(target.making) == [f"train-{number}" for number in range(4)]
+    assert ids(target.attacked) == [f"test-{number}" for number in range(4)]
+    assert (target.split, target.halves) == ("test", False)
+    with pytest.raises(DataError, match=r"split dev of SciFact cannot be loaded .*Unknown split 'dev'"):
+        find_target(task, 0, other_split(task, "dev"))
+    # A task that loads what it loads.
+    fixed = other_split(task, "train")
+    fixed.dataset, fixed.data_loaded = task.dataset, True
+    with pytest.raises(DataError, match="SciFact loads split test whatever is asked for"):
+        find_target(task, 0, fixed)
+    with pytest.raises(ReasonEmbedError, match="test is the split of SciFact that is attacked"):
+        other_split(task, "test")
 
 
 def test_too_few_queries_are_said(tmp_path: Path) -> None:

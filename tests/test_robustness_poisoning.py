@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -140,6 +140,47 @@ def test_usable_tokens_are_text(encoder: Any) -> None:
     assert usable[encoder.tokenizer("sky", add_special_tokens=False)["input_ids"]].all()
     every = usable_tokens(encoder.tokenizer, 1000, special_tokens=True)
     assert every.sum() == len(encoder.tokenizer)
+
+
+class OneToken:
+    """Stands for a tokenizer whose vocabulary is one token."""
+
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    all_special_ids: ClassVar[list[int]] = []
+
+    def __init__(self, text: str) -> None:
+        """Keep the token's text."""
+        self.text = text
+
+    def __len__(self) -> int:
+        """Return the size of the vocabulary."""
+        return 1
+
+    def batch_decode(self, rows: list[list[int]]) -> list[str]:
+        """Return the text of each token."""
+        return [self.text for _ in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [
+        (" sky", True),
+        ("the\n", True),
+        ("\u00a0a", True),
+        ("می\u200cخ", True),
+        ("\U0001f600", True),
+        ("\x00", False),
+        ("a\x1b", False),
+        ("\x1c", False),
+        ("\x85", False),
+        ("\u200d", False),
+        ("\u00a0\n", False),
+        ("\ufffd", False),
+        ("", False),
+    ],
+)
+def test_tokens_with_control_characters_or_nothing_to_see_are_barred(text: str, usable: bool) -> None:
+    assert usable_tokens(OneToken(text), 1).tolist() == [usable]
 
 
 def test_passages_begin_cut_repeated_or_masked(encoder: Any) -> None:

@@ -19,7 +19,7 @@ from reasonembed_mteb.evaluation.runner import RunOptions
 from reasonembed_mteb.models.reason_embed import ReasonEmbed
 from reasonembed_mteb.robustness.profile import PROFILE, ProfileSettings, robustness_profile
 from reasonembed_mteb.robustness.tasks import query_texts
-from reasonembed_mteb.robustness.variations import SEEDS, Variation
+from reasonembed_mteb.robustness.variations import SEEDS, VERSION, Variation
 from reasonembed_mteb.robustness.wordnet import WordNet
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def test_a_profile_may_be_made_in_parts(options: RunOptions) -> None:
     (file,) = (options.output / "chapters" / "robustness").glob("*.json")
     # What other data or variations gave does not stay.
     file.write_text(
-        file.read_text(encoding="utf-8").replace('"version": 1', '"version": 0'), encoding="utf-8"
+        file.read_text(encoding="utf-8").replace(f'"version": {VERSION}', '"version": 0'), encoding="utf-8"
     )
     assert made(kinds=("naturalising",)) == ["naturalising None"]
 

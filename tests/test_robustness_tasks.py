@@ -160,6 +160,21 @@ def test_a_smoke_run_varies_its_queries_alike() -> None:
     assert limited.metadata.dataset["revision"].endswith("+limit2")
 
 
+def test_only_queries_that_are_scored_count(tmp_path: Path) -> None:
+    rows = [f'{{"_id": "q{number}", "text": "root {number}"}}\n' for number in (2, 1, 3)]
+    task = beir_task(write_beir(tmp_path / "data", "".join(rows)))
+    assert texts(task) == ["root 1"]
+    # As a smoke run, which cuts first.
+    limited: Any = own_copy(task)
+    limit_task(limited, 2)
+    assert list(query_texts(task, 2)) == texts(limited) == ["root 1"]
+    with pytest.raises(DataError, match=r"none of the first 1 queries of \S+ has a label.* --limit"):
+        list(query_texts(task, 1))
+    task.dataset["default"]["test"]["relevant_docs"] = {"q1": {}}
+    with pytest.raises(DataError, match=r"none of the queries of \S+ has a label"):
+        list(query_texts(task))
+
+
 def test_what_cannot_be_varied_is_refused() -> None:
     with pytest.raises(DataError, match="STS12 is no retrieval task: its queries cannot be varied"):
         vary_task(mteb.get_task("STS12"), SHUFFLE)

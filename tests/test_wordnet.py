@@ -61,6 +61,12 @@ def test_the_environment_names_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         ("cities", ["Gothams", "metropolises"]),
         # "go" has a past and a participle, and "ran" does not say which it is.
         ("ran", ["hurried", "operated"]),
+        # "turned" may be a participle, and that is "become" itself.
+        ("turned", []),
+        ("turns", ["becomes"]),
+        # A past that is the base.
+        ("rapped", ["hit"]),
+        ("rapping", ["hitting"]),
         ("runs", ["goes", "hurries", "operates"]),
         ("large", ["big", "sizable"]),
         # "more sizable" is no single word.
@@ -80,6 +86,27 @@ def test_the_environment_names_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_synonyms_take_the_words_form(tiny: WordNet, word: str, synonyms: list[str]) -> None:
     assert list(tiny.synonyms(word)) == synonyms
+
+
+def test_a_whole_dictionary_goes_before_a_part_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = write_dictionary(tmp_path / "half")
+    (half / "data.verb").unlink()
+    (tmp_path / "no.zip").write_bytes(b"no zip")
+    whole = write_dictionary(tmp_path / "whole")
+    places = [tmp_path / "no.zip", tmp_path / "none", half, whole]
+    monkeypatch.delenv("REASONEMBED_WORDNET", raising=False)
+    monkeypatch.setattr("reasonembed_mteb.robustness.wordnet._usual_places", lambda: iter(places))
+    assert find_wordnet() == whole
+    assert read_wordnet().synonyms("mouse")
+    # Where there is no whole one, the part says what it lacks.
+    places.pop()
+    with pytest.raises(DataError, match=r"half lacks data\.verb"):
+        read_wordnet()
+    # Inside a folder that is named too.
+    write_dictionary(half, "princeton")
+    assert find_wordnet(half) == half / "dict"
 
 
 def test_unrestored_synonyms_are_base_forms(tiny: WordNet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 
 import pytest
 
@@ -52,6 +53,30 @@ def test_words_are_what_is_left() -> None:
     assert words.words == ["Don't", "call", "on", "the", "well-known", "naïve", "old", "ones"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "भारत की राजधानी क्या है",
+        "ภาษาไทยนี้ ดีมาก ครับ",
+        "שָׁלוֹם עוֹלָם מה",
+        "می\u200cخواهم بدانم",  # noqa: RUF001
+        "ശ്രീ\u200d കേരളം",
+        "cafe\u0301 re\u0301sume\u0301 l'e\u0301te\u0301 nai\u0308ve-nai\u0308ve",
+        "ಕ\u0cf3 ລາວ\u0ece ok",
+    ],
+)
+def test_combining_marks_stay_with_their_letters(text: str) -> None:
+    assert split_words(text).words == text.split()
+
+
+def test_every_mark_of_this_pythons_unicode_is_known() -> None:
+    marks = [char for char in map(chr, range(0x10000)) if unicodedata.category(char) in ("Mn", "Mc", "Me")]
+    assert [mark for mark in marks if split_words(f"a{mark}b").words != [f"a{mark}b"]] == []
+    # Space, punctuation and signs of every script still part words.
+    parts = "\u0964\u0e3f\u200b\u2028\u3001\u0f0b\u17d4\u2013"
+    assert [part for part in parts if split_words(f"a{part}b").words != ["a", "b"]] == []
+
+
 def test_the_study_protects_nothing_and_has_textattacks_words() -> None:
     words = split_words("_Don't call' `np.where(x_1_)` on -5!", official=True)
     assert words.protected == []
@@ -67,7 +92,7 @@ def test_line_breaks_do_not_matter() -> None:
 
 def test_latin_words() -> None:
     assert all(map(is_latin, ("word", "naïve", "don't", "l\u2019eau", "well-known", "Łódź")))
-    assert not any(map(is_latin, ("", "слово", "光", "x1", "a_b", "-a", "a-", "\u00d7")))
+    assert not any(map(is_latin, ("", "слово", "cafe\u0301", "光", "x1", "a_b", "-a", "a-", "\u00d7")))
 
 
 def test_stop_words_are_nltks_179() -> None:

@@ -37,6 +37,11 @@ TEXTS = (
     "why \U0001d465 \U00031350\U0001e030 sky \U0002ebf0 blue",
     "naïve café\u2019s déjà-vu ﬁne ﬀ İstanbul ΑΣ",
     "halves of a pair: \ud800 and the mouse",
+    "भारत की राजधानी क्या है",
+    "ภาษาไทยนี้ ดีมาก ครับ",
+    "שָׁלוֹם עוֹלָם מה שלומך",
+    "می\u200cخواهم بدانم چرا",  # noqa: RUF001
+    "cafe\u0301 re\u0301sume\u0301 nai\u0308ve mouse",
     "tab\tand  many   blanks\u00a0here\u2028and a line",
 )
 PARAPHRASES = {QUERY: "What makes rodents leave?", "mouse": "a rodent"}

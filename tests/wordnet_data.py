@@ -27,13 +27,16 @@ SYNSETS = {
         ["love", "adore"],
         ["take", "grab"],
         ["grab", "catch"],
+        ["rap", "hit"],
+        ["turn", "become"],
     ],
     "adj": [["big", "large(p)", "sizable"], ["happy", "glad"]],
     "adv": [["quickly", "fast", "apace"]],
 }
 EXCEPTIONS = {
     "noun": "children child\nmice mouse\n",
-    "verb": "caught catch\ngoes go\ngoing go\ngone go\ngrabbed grab\ngrabbing grab\nran run\nrunning run\n"
+    "verb": "became become\ncaught catch\ngoes go\ngoing go\ngone go\ngrabbed grab\ngrabbing grab\n"
+    "hitting hit\nran run\nrapped rap\nrapping rap\nrunning run\n"
     "stopped stop\nstopping stop\ntaken take\ntook take\nwent go\n",
     "adj": "bigger big\nbiggest big\n",
     "adv": "best well\n",

@@ -62,7 +62,7 @@ def poison(
     making_split: Annotated[
         str | None,
         typer.Option(
-            help="With --beir: the split whose queries make the passages.",
+            help="The split whose queries make the passages, of the BEIR folder or of MTEB's own task.",
             show_default="half of the attacked split's, which are then not attacked",
             rich_help_panel=MODELS_AND_TASKS,
         ),
@@ -144,13 +144,12 @@ def poison(
     connect(debug)
     from dataclasses import replace
 
-    from reasonembed_mteb.evaluation.chapter_files import chapter_file
-    from reasonembed_mteb.evaluation.poisoning_record import KIND, write_poisoning
+    from reasonembed_mteb.evaluation.poisoning_record import keep_poisoning
     from reasonembed_mteb.evaluation.resolving import resolve_beside, resolve_model
     from reasonembed_mteb.reporting.formats import as_table
     from reasonembed_mteb.reporting.poisoning import poisoning_grid
     from reasonembed_mteb.robustness.attacks import ATTACKS
-    from reasonembed_mteb.robustness.corpus_attack import PoisoningOptions, attack_name, poison_corpus
+    from reasonembed_mteb.robustness.corpus_attack import PoisoningOptions, poison_corpus
 
     given = {"passages": passages, "tokens": tokens, "iterations": iterations, "candidates": candidates}
     size = _size(given | {"start": start}, special_tokens=special_tokens, official=official)
@@ -176,9 +175,7 @@ def poison(
     for one in seeds:
         chosen = replace(options, size=replace(size, seed=one))
         record = poison_corpus(meta, attacked, chosen, makers=makers, transfer=others, say=say)
-        name = attack_name(record.model, record.task, one)
-        write_poisoning(chapter_file(output_folder, KIND, name), record)
-        records.append(record)
+        records.append(keep_poisoning(output_folder, record))
         for kind, folder in record.folders.items():
             say(f"{kind}: the poisoned corpus is {output_folder / folder}")
     show(as_table(poisoning_grid(records)))
@@ -203,20 +200,22 @@ def _tasks(
     if (task is None) == (beir is None):
         msg = "give one corpus to poison: --task TASK or --beir FOLDER"
         raise ReasonEmbedError(msg)
-    of_beir = {"--beir-split": split, "--making-split": making_split, "--instruction": instruction}
+    of_beir = {"--beir-split": split, "--instruction": instruction}
     for option, given in of_beir.items():
         if beir is None and given is not None:
             msg = f"{option} goes with --beir: a task has one split and its own instruction"
             raise ReasonEmbedError(msg)
-    split = split or "test"
-    if making_split == split:
-        msg = f"--making-split {making_split} is the split that is attacked; give another, or leave it out"
-        raise ReasonEmbedError(msg)
     if beir is not None:
         from reasonembed_mteb.retrieval.beir_task import beir_task
 
+        split = split or "test"
+        if making_split == split:
+            msg = f"--making-split {split} is the split that is attacked; give another, or leave it out"
+            raise ReasonEmbedError(msg)
         makers = None if making_split is None else beir_task(beir, instruction, split=making_split)
         return beir_task(beir, instruction, split=split), makers
     from reasonembed_mteb.evaluation.resolving import resolve_tasks
+    from reasonembed_mteb.robustness.poisoned import other_split
 
-    return resolve_tasks([], [str(task)])[0], None
+    found = resolve_tasks([], [str(task)])[0]
+    return found, None if making_split is None else other_split(found, making_split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
     from reasonembed_mteb.evaluation.runner import RunOptions
     from reasonembed_mteb.robustness.wordnet import WordNet
+
+logger = logging.getLogger(__name__)
 
 _VARIATIONS, _PARAPHRASES = "Variations", "Paraphrases"
 
@@ -255,7 +258,7 @@ def _paraphrases(
 def _measure(
     metas: Sequence[ModelMeta], tasks: Sequence[AbsTask], options: RunOptions, most: int
 ) -> list[str]:
-    """Measure and write the geometry of each model; return a line for each that failed."""
+    """Measure and write the geometry of each model; one that fails, by a line, does not stop the others."""
     from reasonembed_mteb.errors import one_line
     from reasonembed_mteb.evaluation.geometries import write_geometry
     from reasonembed_mteb.evaluation.runner import output_folder
@@ -265,14 +268,13 @@ def _measure(
     assert options.store is not None
     for meta in metas:
         try:
-            found = measure_geometry(
+            for one in measure_geometry(
                 meta, tasks, options.store, most=most, device=options.device, progress=options.progress
-            )
-        except ReasonEmbedError as error:
+            ):
+                write_geometry(output_folder(options), one)
+        except Exception as error:
+            logger.debug("the geometry of %s failed", meta.name, exc_info=True)
             failures.append(f"geometry of {meta.name}: {one_line(error)}")
-            continue
-        for one in found:
-            write_geometry(output_folder(options), one)
     return failures
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from reasonembed_mteb.evaluation.chapter_files import read_chapter, write_chapter
+from reasonembed_mteb.errors import DataError
+from reasonembed_mteb.escaping import file_name
+from reasonembed_mteb.evaluation.chapter_files import chapter_file, read_chapter, write_chapter
+from reasonembed_mteb.files import fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,7 @@ class PoisoningRecord:
         outcomes: By model and attack.
         folders: Where the poisoned corpora lie, as BEIR folders, by attack.
         versions: Of the packages that it depends on.
+        causes: Hash of what else decided it: the model's weights, what it is told, the texts.
     """
 
     model: str
@@ -69,6 +73,13 @@ class PoisoningRecord:
     outcomes: tuple[PoisoningOutcome, ...]
     folders: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    causes: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells it from records of other models, tasks, seeds, documents and sizes; a file's name."""
+        key = fingerprint(self.settings, self.documents, self.halves)[:8]
+        return file_name(f"{self.model}-{self.task}-seed{self.seed}-{key}")
 
 
 def write_poisoning(file: Path, record: PoisoningRecord) -> None:
@@ -79,6 +90,40 @@ def write_poisoning(file: Path, record: PoisoningRecord) -> None:
         record: What was measured.
     """
     write_chapter(file, record)
+
+
+def keep_poisoning(output: Path, record: PoisoningRecord) -> PoisoningRecord:
+    """Write a record into an output folder, with what an earlier call measured of other attacks or models.
+
+    Args:
+        output: Output folder.
+        record: What was measured.
+
+    Returns:
+        The record as it is kept. Outcomes of an earlier one are in it only where the same causes decided
+        them, and this one did not measure them anew.
+    """
+    file = chapter_file(output, KIND, record.name)
+    try:
+        kept = _joined(read_poisoning(file), record)
+    except DataError:
+        # There is none, or it is damaged.
+        kept = record
+    write_poisoning(file, kept)
+    return kept
+
+
+def _joined(earlier: PoisoningRecord, later: PoisoningRecord) -> PoisoningRecord:
+    if not later.causes or earlier.causes != later.causes:
+        return later
+    anew = {(one.model, one.attack) for one in later.outcomes}
+    held = [one for one in earlier.outcomes if (one.model, one.attack) not in anew]
+    return replace(
+        later,
+        objective=earlier.objective if later.objective is None else later.objective,
+        outcomes=(*held, *later.outcomes),
+        folders=earlier.folders | later.folders,
+    )
 
 
 def read_poisoning(file: Path) -> PoisoningRecord:
@@ -97,9 +142,10 @@ def _record(content: dict[str, Any]) -> PoisoningRecord:
     outcomes = tuple(_outcome(one) for one in content.pop("outcomes"))
     objective = content.pop("objective")
     ends = None if objective is None else (float(objective[0]), float(objective[1]))
-    names = {one.name for one in fields(PoisoningRecord)} - {"outcomes", "objective"}
+    causes = str(content.pop("causes", ""))
+    names = {one.name for one in fields(PoisoningRecord)} - {"outcomes", "objective", "causes"}
     known = {name: content[name] for name in names}
-    return PoisoningRecord(**known, objective=ends, outcomes=outcomes)
+    return PoisoningRecord(**known, objective=ends, outcomes=outcomes, causes=causes)
 
 
 def _outcome(content: dict[str, Any]) -> PoisoningOutcome:

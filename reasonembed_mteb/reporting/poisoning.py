@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def record_groups(records: Sequence[PoisoningRecord]) -> list[list[PoisoningReco
     found: dict[str, list[PoisoningRecord]] = defaultdict(list)
     for one in records:
         settings = {name: value for name, value in one.settings.items() if name != "seed"}
-        found[repr((one.model, one.task, one.documents, sorted(settings.items())))].append(one)
+        found[repr((one.model, one.task, one.documents, one.halves, sorted(settings.items())))].append(one)
     return [sorted(held, key=lambda one: one.seed) for _, held in sorted(found.items())]
 
 
@@ -59,10 +59,7 @@ def poisoning_grid(records: Sequence[PoisoningRecord]) -> Grid:
     for one in records:
         for row in one.outcomes:
             by_row[row.model, row.attack, row.fed].append(row)
-    rows = tuple(
-        (*key, *(_spread([row.asr[k] for row in held if k in row.asr]) for k in cutoffs), *_ndcg(held))
-        for key, held in by_row.items()
-    )
+    rows = tuple((*key, *(_rate(held, k) for k in cutoffs), *_ndcg(held)) for key, held in by_row.items())
     seeds = ", ".join(str(one.seed) for one in records)
     title = (
         f"{first.model} on {first.task}: {size['passages']} passages of {size['tokens']} tokens among "
@@ -75,6 +72,12 @@ def poisoning_grid(records: Sequence[PoisoningRecord]) -> Grid:
         tuple(_remarks(records)),
         words=3,
     )
+
+
+def _rate(held: Sequence[PoisoningOutcome], k: int) -> str:
+    """Return ASR@k over seeds; nothing where no call measured it."""
+    shares = [row.asr[k] for row in held if k in row.asr]
+    return _spread(shares) if shares else ""
 
 
 def _spread(shares: Sequence[float]) -> str:
@@ -119,7 +122,7 @@ def success_plot(records: Sequence[PoisoningRecord]) -> Figure:
     rows = [row for one in records for row in one.outcomes if row.fed == TEXT]
     k = _headline(rows)
     bars: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
+    for row in (one for one in rows if k in one.asr):
         bars[f"{row.attack}\n{row.model}"].append(row.asr[k])
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
@@ -140,9 +143,9 @@ def success_plot(records: Sequence[PoisoningRecord]) -> Figure:
 
 
 def _headline(rows: Sequence[PoisoningOutcome]) -> int:
-    """Return the study's depth, or the deepest where that was not measured."""
-    common = set.intersection(*(set(row.asr) for row in rows))
-    return _HEADLINE if _HEADLINE in common else max(common)
+    """Return the study's depth, or where not every row has it, the deepest of those that most rows have."""
+    counts = Counter(k for row in rows for k in row.asr)
+    return _HEADLINE if counts[_HEADLINE] == len(rows) else max(counts, key=lambda k: (counts[k], k))
 
 
 def poisoning_chapters(folders: Sequence[Path]) -> tuple[list[Chapter], list[str]]:

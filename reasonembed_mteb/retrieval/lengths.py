@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# More than any model reads.
+_NO_LIMIT = 1 << 30
 # MTEB's wrappers keep what they wrap under one of these names.
 _WRAPPED = ("model", "wrapped_models", "_model")
 
@@ -50,7 +52,7 @@ def current_length(model: object) -> int | None:
 def _own_length(sized: Any) -> int | None:  # noqa: ANN401 - any sentence-transformers model
     length = sized.max_seq_length
     # Tokenizers without a limit report a very large or infinite number.
-    if length is None or not math.isfinite(length) or length > 1 << 30:
+    if length is None or not math.isfinite(length) or length > _NO_LIMIT:
         return None
     return int(length)
 
@@ -62,6 +64,16 @@ def _takes_a_length(sized: Any) -> bool:  # noqa: ANN401 - any sentence-transfor
     except AttributeError:
         return False
     return True
+
+
+def protocol_length(task: object) -> int:
+    """Return the length in tokens that a task's protocol holds models to, for `capped_length`.
+
+    Args:
+        task: An MTEB task; one that is none of ours sets no length.
+    """
+    row = getattr(task, "row", None)
+    return _NO_LIMIT if row is None else int(row.max_tokens)
 
 
 @contextmanager

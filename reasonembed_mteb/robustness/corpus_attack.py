@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from reasonembed_mteb.evaluation.poisoning_record import (
 from reasonembed_mteb.evaluation.resolving import model_labels
 from reasonembed_mteb.evaluation.runner import bars_shown
 from reasonembed_mteb.evaluation.variants import innermost, load_variant, speed_up, with_store
-from reasonembed_mteb.files import package_versions
+from reasonembed_mteb.files import fingerprint, package_versions
 from reasonembed_mteb.models.instructions import loaded_prefix
 from reasonembed_mteb.reporting.bootstrap import bootstrap_interval
 from reasonembed_mteb.retrieval.beir import write_folder
@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from reasonembed_mteb.robustness.poisoned import Run
 
 logger = logging.getLogger(__name__)
+
+# In the output folder: poisoned corpora, each attack's in a folder of its record's name, and searches.
+FOLDER, SEARCHES = "poisoning", "searches"
+_ASKED = ("id", "text")
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def poison_corpus(
         say: Takes one line at a time about what happens.
 
     Returns:
-        What was measured; write it by `reasonembed_mteb.evaluation.poisoning_record.write_poisoning`.
+        What was measured; keep it by `reasonembed_mteb.evaluation.poisoning_record.keep_poisoning`.
 
     Raises:
         ReasonEmbedError: If an option does not hold, the model has no gradient, or a model cannot search.
@@ -163,24 +167,19 @@ def poison_corpus(
         _check_searches(one)
     target = find_target(task, options.size.seed, makers)
     cutoffs = check_cutoffs(options.cutoffs, target.documents + options.size.passages)
-    folder = options.output / "poisoning" / attack_name(labels[0], target.metadata.name, options.size.seed)
+    record = _planned(labels[0], target, options)
+    folder = options.output / FOLDER / record.name
     with _loaded(meta, options) as model:
-        made = _make(model, target, options, folder, say)
+        record = replace(record, causes=_causes(model, target, options))
+        made = _make(model, target, options, say)
         folders = _write(target, made, folder)
         outcomes = list(_measured(model, labels[0], target, made, cutoffs, options))
     for one, label in zip(transfer, labels[1:], strict=True):
         say(f"the passages meet {label}")
         with _loaded(one, options) as model:
             outcomes += _measured(model, label, target, _Made(made.passages, None, None), cutoffs, options)
-    return PoisoningRecord(
-        model=labels[0],
-        task=target.metadata.name,
-        seed=options.size.seed,
-        documents=target.documents,
-        making=len(target.making["queries"]),
-        attacked=len(target.attacked["queries"]),
-        halves=target.halves,
-        settings=asdict(options.size),
+    return replace(
+        record,
         objective=None if made.state is None else (made.state.curve[0], made.state.curve[-1]),
         outcomes=tuple(outcomes),
         folders={name: str(one.relative_to(options.output)) for name, one in folders.items()},
@@ -188,15 +187,33 @@ def poison_corpus(
     )
 
 
-def attack_name(model: str, task: str, seed: int) -> str:
-    """Return what tells an attack from others.
+def _planned(label: str, target: Target, options: PoisoningOptions) -> PoisoningRecord:
+    """Return the record before anything is measured."""
+    return PoisoningRecord(
+        model=label,
+        task=target.metadata.name,
+        seed=options.size.seed,
+        documents=target.documents,
+        making=len(target.making["queries"]),
+        attacked=len(target.attacked["queries"]),
+        halves=target.halves,
+        settings=asdict(options.size),
+        objective=None,
+        outcomes=(),
+    )
 
-    Args:
-        model: The model's label.
-        task: Name of the task.
-        seed: Of the attack.
-    """
-    return file_name(f"{model}-{task}-seed{seed}")
+
+def _causes(model: Any, target: Target, options: PoisoningOptions) -> str:  # noqa: ANN401
+    """Return a hash of everything that decides what is measured."""
+    data = target.metadata.dataset.get("revision")
+    texts = [part["queries"][column][:] for part in (target.making, target.attacked) for column in _ASKED]
+    return fingerprint(asdict(options.size), _told(model, target), data, texts)
+
+
+def _told(model: Any, target: Target) -> list[Any]:  # noqa: ANN401
+    """Return which weights a model has, what it is told before texts, and its length."""
+    asked = [loaded_prefix(innermost(model), target.metadata, side) for side in ("query", "document")]
+    return [model.mteb_model_meta.revision, asked, target.max_tokens]
 
 
 def _check_searches(meta: ModelMeta) -> None:
@@ -218,7 +235,6 @@ def _make(
     model: Any,  # noqa: ANN401 - any of mteb's model protocols
     target: Target,
     options: PoisoningOptions,
-    folder: Path,
     say: Callable[[str], None],
 ) -> _Made:
     """Make the passages of every attack that was asked for."""
@@ -229,7 +245,7 @@ def _make(
     passages = {name: PLAIN[name](queries) for name in options.attacks if name in PLAIN}
     if rows is None:
         return _Made(passages, None, None)
-    state = _searched(model, rows, Objective(vectors, clusters), target, options, folder, say)
+    state = _searched(model, rows, Objective(vectors, clusters), target, options, say)
     ids = np.asarray(state.best, dtype=np.int64)
     tokenizer = _sentence_transformer(model, target)[0].tokenizer
     texts = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
@@ -258,14 +274,14 @@ def _token_rows(model: Any, target: Target, options: PoisoningOptions) -> TokenR
 
     inner = _sentence_transformer(model, target)
     prompt = loaded_prefix(innermost(model), target.metadata, "document")
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         return TokenRowEncoder(inner, prompt or None, batch_tokens=options.batch_tokens)
 
 
 def _encode(model: Any, target: Target, loader: Any, side: str, options: PoisoningOptions) -> Tensor:  # noqa: ANN401
     from mteb.types import PromptType
 
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         vectors = model.encode(
             loader,
             task_metadata=target.metadata,
@@ -298,7 +314,6 @@ def _searched(
     objective: Objective,
     target: Target,
     options: PoisoningOptions,
-    folder: Path,
     say: Callable[[str], None],
 ) -> SearchState:
     """Search for the passages, or go on where an earlier call stopped."""
@@ -310,17 +325,19 @@ def _searched(
     texts = _first_texts(model, objective, target, options, tokenizer)
     first = [first_tokens(text, tokenizer, size, usable) for text in texts]
     clusters = [one.queries.tolist() for one in objective.clusters]
-    asked = [loaded_prefix(innermost(model), target.metadata, side) for side in ("query", "document")]
     queries = target.making["queries"]["text"][:]
-    content = (model.mteb_model_meta.revision, asked, target.max_tokens, queries, clusters, first)
-    key, file = search_key(size, *content), folder / "search.json"
+    key = search_key(size, *_told(model, target), queries, clusters, first)
+    # Each search has a file of its own, so that none takes the place of another.
+    name = f"{model_labels([model.mteb_model_meta])[0]}-{target.metadata.name}-seed{size.seed}-{key[:12]}"
+    file = options.output / FOLDER / SEARCHES / f"{file_name(name)}.json"
     state = read_state(file, key)
-    if state is None or state.iteration > size.iterations:
+    if state is not None and state.iteration > size.iterations:
+        shorter = file.with_name(f"{file.stem}-{size.iterations}.json")
+        say(f"{file} is {state.iteration:,} iterations far and stays; this search is kept in {shorter}")
+        file, state = shorter, read_state(shorter, key)
+    if state is None:
         if file.exists():
-            why = (
-                "is of another search" if state is None else f"is {state.iteration:,} iterations far already"
-            )
-            say(f"{file} {why}: this one begins anew")
+            say(f"{file} is damaged: the search begins anew")
         state = search.begin(first)
     elif state.iteration == size.iterations:
         say(f"the search was finished before: its passages are taken from {file}")

@@ -154,13 +154,23 @@ def weight_norms(model: torch.nn.Module) -> WeightNorms | None:
 
     Returns:
         Their figures, or None where there is no linear layer.
+
+    Raises:
+        DataError: If a weight is not finite.
     """
     import torch
 
     norms = []
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and not any(part in name.split(".") for part in _LEFT_OUT):
-            norms.append(_spectral_norm(layer.weight.detach().float().cpu().numpy()))
+            weights = layer.weight.detach().float().cpu().numpy()
+            if not np.isfinite(weights).all():
+                msg = (
+                    f"the weights of {name or 'the linear layer'} hold NaN or infinite values: the model is "
+                    "damaged, or its dtype too narrow; fetch or train it again, or leave --geometry out"
+                )
+                raise DataError(msg)
+            norms.append(_spectral_norm(weights))
     if not norms:
         return None
     held = np.array(norms)
@@ -176,12 +186,24 @@ def weight_norms(model: torch.nn.Module) -> WeightNorms | None:
 
 def _spectral_norm(weights: NDArray[Any]) -> float:
     """Return the largest singular value, of large weights by Lanczos' method, which takes far less time."""
-    if min(weights.shape) <= _SMALL:
-        return float(np.linalg.norm(weights, ord=2))
-    from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
+    # Scaled, since that method squares them.
+    scale = float(np.abs(weights).max(initial=0.0))
+    if scale == 0:
+        return 0.0
+    scaled = weights / scale
+    largest = _by_lanczos(scaled) if min(weights.shape) > _SMALL else None
+    return scale * (float(np.linalg.norm(scaled, ord=2)) if largest is None else largest)
+
+
+def _by_lanczos(weights: NDArray[Any]) -> float | None:
+    """Return the largest singular value, or None where the method finds none."""
+    from scipy.sparse.linalg import ArpackError, svds  # type: ignore[import-untyped]
 
     start = np.random.default_rng(0).standard_normal(min(weights.shape))
-    return float(svds(weights, k=1, v0=start, return_singular_vectors=False)[0])
+    try:
+        return float(svds(weights, k=1, v0=start, return_singular_vectors=False)[0])
+    except ArpackError:
+        return None
 
 
 def with_vectors(metas: Sequence[ModelMeta]) -> list[ModelMeta]:
@@ -257,6 +279,7 @@ def _document_vectors(stored: Any, task: Any, most: int, seed: int, progress: bo
     from mteb.types import PromptType
 
     from reasonembed_mteb.evaluation.limits import asked_as, own_copy
+    from reasonembed_mteb.retrieval.lengths import capped_length, protocol_length
     from reasonembed_mteb.retrieval.search import document_loader
 
     own = own_copy(task)
@@ -268,12 +291,14 @@ def _document_vectors(stored: Any, task: Any, most: int, seed: int, progress: bo
         drawn = np.random.default_rng(seed).choice(len(corpus), most, replace=False)
         corpus = corpus.select(np.sort(drawn))
     kwargs: dict[str, Any] = {"show_progress_bar": progress}
-    encoded = stored.encode(
-        document_loader(corpus, encode_kwargs=kwargs),
-        task_metadata=asked_as(own),
-        hf_split=own.eval_splits[0],
-        hf_subset=own.hf_subsets[0],
-        prompt_type=PromptType.document,
-        **kwargs,
-    )
+    # As the search encodes them, so that these are the vectors that were searched.
+    with capped_length(stored, protocol_length(own)):
+        encoded = stored.encode(
+            document_loader(corpus, encode_kwargs=kwargs),
+            task_metadata=asked_as(own),
+            hf_split=own.eval_splits[0],
+            hf_subset=own.hf_subsets[0],
+            prompt_type=PromptType.document,
+            **kwargs,
+        )
     return np.asarray(encoded.float().cpu().numpy())

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonembed_mteb.errors import DataError, ReasonEmbedError
+from reasonembed_mteb.errors import DataError, ReasonEmbedError, one_line
 from reasonembed_mteb.evaluation.score_run import CUTS, DEFAULT_METRIC, judge, score_run
 from reasonembed_mteb.retrieval.beir_task import only_split
-from reasonembed_mteb.retrieval.lengths import capped_length
+from reasonembed_mteb.retrieval.lengths import capped_length, protocol_length
 from reasonembed_mteb.retrieval.search import excluding_search
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Target:
 
     Attributes:
         metadata: The task's.
-        max_tokens: The protocol's length, or None where the task has none.
+        max_tokens: The protocol's length; see `reasonembed_mteb.retrieval.lengths.protocol_length`.
         split: Name of its split.
         subset: Name of its subset.
         making: Data of the queries that make the passages, as `only_split` gives them.
@@ -40,7 +40,7 @@ class Target:
     """
 
     metadata: TaskMetadata
-    max_tokens: int | None
+    max_tokens: int
     split: str
     subset: str
     making: dict[str, Any]
@@ -60,7 +60,7 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
         task: A retrieval task with one split of texts.
         seed: Parts the queries into halves.
         makers: A task over the same corpus whose queries make the passages, such as the training split of
-            the same BEIR folder; all queries of ``task`` are then attacked.
+            the same BEIR folder or `other_split`; all queries of ``task`` are then attacked.
 
     Raises:
         DataError: If there are too few queries on either side.
@@ -74,21 +74,62 @@ def find_target(task: Any, seed: int, makers: Any = None) -> Target:  # noqa: AN
         making, attacked = _only(data, shuffled[:half]), _only(data, shuffled[half:])
     else:
         attacked = _only(data, labelled)
-        other = _loaded(makers)
+        other = _loaded_makers(makers)
         making = _only(other, _labelled(other))
     making = _apart(making, attacked)
     _check_counts(task.metadata.name, making, attacked)
-    row = getattr(task, "row", None)
     subset, splits = next(iter(task.dataset.items()))
     return Target(
         metadata=task.metadata,
-        max_tokens=None if row is None else row.max_tokens,
+        max_tokens=protocol_length(task),
         split=next(iter(splits)),
         subset=subset,
         making=making,
         attacked=attacked,
         halves=makers is None,
     )
+
+
+def other_split(task: Any, split: str) -> Any:  # noqa: ANN401 - AbsTaskRetrieval
+    """Return another split of the data set of one of MTEB's tasks, for `find_target`'s makers.
+
+    Args:
+        task: A task of MTEB's own.
+        split: A split that the task does not score, such as ``train``.
+
+    Raises:
+        ReasonEmbedError: If the task scores that split, or its data has one split alone.
+    """
+    name = task.metadata.name
+    if hasattr(task, "row"):
+        msg = f"the data of {name} has one split: leave the split out, which takes half of its queries"
+        raise ReasonEmbedError(msg)
+    if split in task.eval_splits:
+        msg = f"{split} is the split of {name} that is attacked; give another, or leave it out"
+        raise ReasonEmbedError(msg)
+    return type(task)().filter_eval_splits([split])
+
+
+def _loaded_makers(makers: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Load a task whose split may be one that its data set lacks."""
+    try:
+        data = _loaded(makers)
+    except ReasonEmbedError:
+        raise
+    except Exception as error:
+        msg = (
+            f"split {', '.join(makers.eval_splits)} of {makers.metadata.name} cannot be loaded "
+            f"({one_line(error)}); give a split that its data set has"
+        )
+        raise DataError(msg) from error
+    held = {split for splits in makers.dataset.values() for split in splits}
+    if held != set(makers.eval_splits):
+        msg = (
+            f"{makers.metadata.name} loads split {', '.join(sorted(held))} whatever is asked for; leave the "
+            "other split out"
+        )
+        raise DataError(msg)
+    return data
 
 
 def _labelled(data: Mapping[str, Any]) -> list[str]:
@@ -220,7 +261,7 @@ def search_target(model: Any, target: Target, data: Mapping[str, Any], **encode_
         "encode_kwargs": encode_kwargs,
         "num_proc": None,
     }
-    with capped_length(model, target.max_tokens or 1 << 30):
+    with capped_length(model, target.max_tokens):
         search.index(data["corpus"], **call)
         found: Run = search.search(data["queries"], top_k=CUTS[-1], top_ranked=None, **call)
     return found

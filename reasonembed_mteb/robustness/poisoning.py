@@ -10,6 +10,7 @@ with the best similarity to fixed validation queries is kept, so that this one n
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -173,9 +174,9 @@ def read_state(file: Path, key: str) -> SearchState | None:
 def usable_tokens(tokenizer: Any, rows: int, *, special_tokens: bool = False) -> NDArray[np.bool_]:  # noqa: ANN401
     """Return which tokens a passage may hold.
 
-    Special tokens, added ones that are special, those that the vocabulary reserves (``[unused1]``) and those
-    that are no text of their own (parts of characters, space alone) are left out; rows of the embedding
-    beyond the vocabulary always.
+    Special tokens, added ones that are special, those that the vocabulary reserves (``[unused1]``), those
+    that are no text of their own (parts of characters, space or joiners alone) and those with control
+    characters are left out; rows of the embedding beyond the vocabulary always.
 
     Args:
         tokenizer: Of transformers.
@@ -194,8 +195,14 @@ def usable_tokens(tokenizer: Any, rows: int, *, special_tokens: bool = False) ->
     barred = added | set(tokenizer.all_special_ids)
     for token, text in enumerate(tokenizer.batch_decode([[token] for token in range(size)])):
         reserved = text.startswith(("[unused", "<unused", "<|reserved", "<reserved"))
-        usable[token] = not (token in barred or reserved or "�" in text or not text.strip())
+        usable[token] = not (token in barred or reserved) and _is_text(text)
     return usable
+
+
+def _is_text(text: str) -> bool:
+    """Whether a token shows something, and holds nothing that a text would not: no control characters."""
+    kinds = {unicodedata.category(char) for char in text if char not in "\t\n\r"}
+    return "�" not in text and "Cc" not in kinds and any(kind != "Cf" and kind[0] != "Z" for kind in kinds)
 
 
 def first_tokens(

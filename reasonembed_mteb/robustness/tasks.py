@@ -185,19 +185,28 @@ def _texts(queries: Any, task: str) -> list[str]:  # noqa: ANN401 - datasets.Dat
 
 
 def query_texts(task: Any, limit: int | None = None) -> Iterator[str]:  # noqa: ANN401 - AbsTaskRetrieval
-    """Yield the queries of a task that is loaded, of every subset and split that is scored.
+    """Yield the scored queries of a task that is loaded, those with labels, of every subset and split.
 
     Args:
         task: A retrieval task.
-        limit: Only the first of each split, as in a smoke run.
+        limit: Only the first of each split, with labels or without, as in a smoke run.
 
     Yields:
         Their texts, in order.
 
     Raises:
-        DataError: If a split has no queries, or they are no texts.
+        DataError: If a split has no queries, none that is scored, or they are no texts.
     """
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     for subset in task.hf_subsets:
         for split in task.eval_splits:
-            yield from _texts(task.dataset[subset][split]["queries"], task.metadata.name)[:limit]
+            data, name = task.dataset[subset][split], task.metadata.name
+            pairs = zip(data["queries"]["id"][:limit], _texts(data["queries"], name)[:limit], strict=True)
+            # MTEB drops the others.
+            scored = [text for query, text in pairs if data["relevant_docs"].get(query)]
+            if not scored:
+                among = "queries" if limit is None else f"first {limit} queries"
+                remedy = "vary a task that has labels" if limit is None else "give a higher --limit"
+                msg = f"none of the {among} of {name} has a label, so that none is scored; {remedy}"
+                raise DataError(msg)
+            yield from scored

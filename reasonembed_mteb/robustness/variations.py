@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 # To be raised when the same settings would give other texts.
-VERSION = 1
+VERSION = 2
 # Of the study, in its order (R:attack_queries_penha.py).
 SEEDS = (1999, 5, 27, 2016, 2026)
 STUDY_SHARE = 0.1

@@ -19,7 +19,7 @@ from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import bytes_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["WordNet", "find_wordnet", "read_wordnet"]
 
@@ -47,6 +47,8 @@ _ENDINGS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "adj": (("er", "", "er"), ("est", "", "est"), ("er", "e", "er"), ("est", "e", "est")),
     "adv": (),
 }  # fmt: skip
+# Verbs, and those that end so, whose participle ("become") or past ("beat") is the base, which no list holds.
+_ONE_UNCHANGED = ("come", "run", "beat")
 _VOWELS = re.compile("[aeiouy]+")
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 
@@ -63,14 +65,14 @@ def find_wordnet(folder: Path | None = None) -> Path:
     """
     named = folder if folder is not None else os.environ.get(VARIABLE)
     if named:
-        for place in (Path(named).expanduser() / inner for inner in _INSIDE):
-            if _holds_dictionary(place):
-                return place
+        inside = _first_whole(Path(named).expanduser() / inner for inner in _INSIDE)
+        if inside is not None:
+            return inside
         msg = f"no WordNet in {named}: it holds no data.noun; {_HOW}"
         raise DataError(msg)
-    for usual in _usual_places():
-        if _holds_dictionary(usual):
-            return usual
+    usual = _first_whole(_usual_places())
+    if usual is not None:
+        return usual
     msg = f"WordNet, which synonyms come from, was not found; {_HOW}"
     raise DataError(msg)
 
@@ -90,21 +92,28 @@ def _usual_places() -> Iterator[Path]:
             yield root / "corpora" / "wordnet.zip"
 
 
-def _holds_dictionary(place: Path) -> bool:
-    """Whether any of a dictionary's files is there; `read_wordnet` says which are missing."""
+def _first_whole(places: Iterable[Path]) -> Path | None:
+    """Return the first place with a whole dictionary, else with a part, which `read_wordnet` refuses."""
+    part = None
+    for place in places:
+        names = _names(place)
+        if names.issuperset(_NEEDED):
+            return place
+        if part is None and names & {"data.noun", "index.noun"}:
+            part = place
+    return part
+
+
+def _names(place: Path) -> set[str]:
     try:
-        return any(name.endswith(("data.noun", "index.noun")) for name in _names(place))
+        if place.is_dir():
+            return {file.name for file in place.iterdir() if file.is_file()}
+        if place.is_file() and place.suffix == ".zip":
+            with zipfile.ZipFile(place) as opened:
+                return {Path(name).name for name in opened.namelist()}
     except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _names(place: Path) -> list[str]:
-    if place.is_dir():
-        return [file.name for file in place.iterdir() if file.is_file()]
-    if place.is_file() and place.suffix == ".zip":
-        with zipfile.ZipFile(place) as opened:
-            return opened.namelist()
-    return []
+        pass
+    return set()
 
 
 def read_wordnet(folder: Path | None = None) -> WordNet:
@@ -229,9 +238,13 @@ class WordNet:
         if not ending or part == "adv":
             return base
         irregular = [one for one in self._forms[part].get(base.lower(), ()) if _ending(one, part) == ending]
-        if len(irregular) > 1 and ending == "ed":
-            # Past and participle differ, and the word does not say which it is.
-            return None
+        if ending == "ed":
+            if len(irregular) > 1 or (irregular and base.endswith(_ONE_UNCHANGED)):
+                # Past and participle differ, and the word does not say which it is.
+                return None
+            if not irregular and f"{base}{base[-1]}ing" in self._forms[part].get(base.lower(), ()):
+                # The lists have the doubled letter of "hitting" and would have that of "stopped".
+                return base
         return irregular[0] if irregular else _regular(base, ending)
 
     def _synset(self, part: str, offset: int) -> Iterator[str]:

@@ -33,10 +33,31 @@ STOP_WORDS = frozenset(_STOPPED.split())
 
 # A letter or digit of the Basic Multilingual Plane or of mathematics (such as an italic x), or an underscore.
 _CHAR = r"[^\W\U00010000-\U0001d3ff\U0001d800-\U0010ffff]"
+# What belongs to the letter before it: the combining marks (Mn, Mc, Me) of the Basic Multilingual Plane in
+# Unicode 16, with unassigned places between them. A fixed list, as Pythons differ in their Unicode.
+_MARKS = """
+0300-036f 0483-0489 0591-05bd 05bf 05c1-05c2 05c4-05c5 05c7 0610-061a 064b-065f 0670 06d6-06dc 06df-06e4
+06e7-06e8 06ea-06ed 0711 0730-074a 07a6-07b0 07eb-07f3 07fd 0816-0819 081b-0823 0825-0827 0829-082d 0859-085b
+0897-089f 08ca-08e1 08e3-0903 093a-093c 093e-094f 0951-0957 0962-0963 0981-0983 09bc 09be-09cd 09d7 09e2-09e3
+09fe-0a03 0a3c-0a51 0a70-0a71 0a75 0a81-0a83 0abc 0abe-0acd 0ae2-0ae3 0afa-0b03 0b3c 0b3e-0b57 0b62-0b63 0b82
+0bbe-0bcd 0bd7 0c00-0c04 0c3c 0c3e-0c56 0c62-0c63 0c81-0c83 0cbc 0cbe-0cd6 0ce2-0ce3 0cf3-0d03 0d3b-0d3c
+0d3e-0d4d 0d57 0d62-0d63 0d81-0d83 0dca-0ddf 0df2-0df3 0e31 0e34-0e3a 0e47-0e4e 0eb1 0eb4-0ebc 0ec8-0ece
+0f18-0f19 0f35 0f37 0f39 0f3e-0f3f 0f71-0f84 0f86-0f87 0f8d-0fbc 0fc6 102b-103e 1056-1059 105e-1060 1062-1064
+1067-106d 1071-1074 1082-108d 108f 109a-109d 135d-135f 1712-1715 1732-1734 1752-1753 1772-1773 17b4-17d3 17dd
+180b-180d 180f 1885-1886 18a9 1920-193b 1a17-1a1b 1a55-1a7f 1ab0-1b04 1b34-1b44 1b6b-1b73 1b80-1b82 1ba1-1bad
+1be6-1bf3 1c24-1c37 1cd0-1cd2 1cd4-1ce8 1ced 1cf4 1cf7-1cf9 1dc0-1dff 20d0-20f0 2cef-2cf1 2d7f 2de0-2dff
+302a-302f 3099-309a a66f-a672 a674-a67d a69e-a69f a6f0-a6f1 a802 a806 a80b a823-a827 a82c a880-a881 a8b4-a8c5
+a8e0-a8f1 a8ff a926-a92d a947-a953 a980-a983 a9b3-a9c0 a9e5 aa29-aa36 aa43 aa4c-aa4d aa7b-aa7d aab0 aab2-aab4
+aab7-aab8 aabe-aabf aac1 aaeb-aaef aaf5-aaf6 abe3-abea abec-abed fb1e fe00-fe0f fe20-fe2f
+"""
+# With the two joiners that shape letters inside words (of Persian and Indic scripts).
+_MARK = "".join("-".join(f"\\u{end}" for end in one.split("-")) for one in (*_MARKS.split(), "200c-200d"))
 # textattack 0.3.11, shared/utils/strings.py: these may stand in a word, not at its ends
 # (it takes back-ticks for letters too, which makes words of code fences).
 _STUDY_WORD = re.compile(rf"(?!_){_CHAR}(?:(?:{_CHAR}|['*@-])*(?!_){_CHAR})?")
-_WORD = re.compile(rf"{_CHAR}+(?:['\u2019-]{_CHAR}+)*")
+_CHARS = rf"(?:{_CHAR}++[{_MARK}]*+)++"
+_RUN = re.compile(_CHARS)
+_WORD = re.compile(rf"{_CHARS}(?:['\u2019-]{_CHARS})*+")
 _LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _LATIN = re.compile(rf"[{_LETTER}]+(?:['\u2019-][{_LETTER}]+)*")
 
@@ -118,8 +139,19 @@ def split_words(text: str, *, official: bool = False) -> Words:
     return Words(text, spans, protected)
 
 
+def letter_runs(text: str) -> list[str]:
+    """Return the runs of letters, digits and underscores of a text, nothing protected; "don't" has two.
+
+    Args:
+        text: Any.
+    """
+    return _RUN.findall(text)
+
+
 def is_latin(word: str) -> bool:
     """Return whether a word is made of letters of the Latin script, with apostrophes or hyphens inside.
+
+    A word with combining marks is none, so that no edit of letters parts a mark from its letter.
 
     Args:
         word: One word.
