@@ -228,6 +228,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
             train_reranker(model, [file], tmp_path / "run", device="cpu", resume=True)
 
 
+def test_grades_out_of_scale_leave_the_folder_to_another_try(tmp_path: Path) -> None:
+    model, file = str(save_bert(tmp_path / "cross", head=True)), write(tmp_path / "data", GRADED)
+    with pytest.raises(DataError, match="grade 5 is not between 1 and 4"):
+        train_reranker(model, [file], tmp_path / "run", RerankerSettings(highest=4), device="cpu")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReasonEmbedError, match=r"cannot load .* as a cross-encoder"):
         train_reranker(str(tmp_path / "gone"), [made_up(tmp_path / "data")], tmp_path / "run", device="cpu")

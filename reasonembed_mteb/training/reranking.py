@@ -170,14 +170,16 @@ def train_reranker(
     data = load_training_data(sources, cache=folder / "rows", options=ReadOptions())
     record = {"model": model, "settings": asdict(chosen), "data": data.key, "counts": _plain(data.counts)}
     _check_same(folder, record)
+    lists = graded_lists(data, chosen)
     try:
         loaded = CrossEncoder(model, num_labels=1, max_length=chosen.max_length, device=device)
     except (OSError, ValueError) as error:
         msg = f"cannot load {model} as a cross-encoder ({one_line(error)}); give a directory or a hub name"
         raise ReasonEmbedError(msg) from error
+    # Only now: what cannot be trained leaves the folder to another try.
     write_whole(folder / RECORD, json.dumps(record | {"finished": False}, indent=1) + "\n")
     guard = DivergenceGuard(settings=_CALMER)
-    steps = _fit(loaded, graded_lists(data, chosen), folder, chosen, guard, resume=resume)
+    steps = _fit(loaded, lists, folder, chosen, guard, resume=resume)
     with replacing_folder(folder / MODEL, replace=True) as part:
         loaded.save_pretrained(str(part))
     done = record | {"finished": True, "steps": steps, "left_out_steps": guard.left_out}
