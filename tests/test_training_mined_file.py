@@ -143,9 +143,19 @@ def test_what_is_there_is_not_made_again(
         mine_file(pairs, output, model, RULES)
 
 
-def test_a_query_asked_twice_shares_its_positives(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"prompt": "Find the cause"},
+        {"query": " why\u00a0 so?"},
+        {"query": "why so? ", "prompt": "Find the cause"},
+    ],
+)
+def test_a_query_asked_twice_shares_its_positives(others: dict[str, str], model: Any, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    rows = [{"query": "why?", "pos": [one]} for one in ("a", "b", "c")] + [{"query": "how?", "pos": ["d"]}]
+    rows: list[dict[str, Any]] = [{"query": "why so?", "pos": [one]} for one in ("a", "b", "c")]
+    rows = [rows[0], rows[1] | others, rows[2], {"query": "how?", "pos": ["d"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     mined = mine_pairs(read_pairs(file), model, MiningRules(negatives=3), store=tmp_path / "v")
     assert [places.tolist() for places in mined.negatives[:3]] == [[3]] * 3
