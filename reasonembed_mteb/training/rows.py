@@ -147,8 +147,8 @@ def parse_kept(raw: Any, counts: Counter[str]) -> tuple[Row, Kept] | None:  # no
     if all(one.grade is not None for one in (*good, *bad)):
         row.positive_grades = [one.grade for one in good if one.grade is not None]
         row.negative_grades = [one.grade for one in bad if one.grade is not None]
-    places = ([one.place for one in side] for side in (good, bad))
-    return row, Kept(*places, (len(positives), len(negatives)))
+    kept, others = ([one.place for one in side] for side in (good, bad))
+    return row, Kept(kept, others, (len(positives), len(negatives)))
 
 
 def _graded(raw: Mapping[str, Any], positives: list[str], negatives: list[str]) -> tuple[_Graded, _Graded]:
