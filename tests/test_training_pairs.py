@@ -212,3 +212,5 @@ def test_rows_that_cannot_be_used(rows: list[Any], message: str, tmp_path: Path)
         read_pairs(write(tmp_path / "q.jsonl", ROWS), corpus=tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="there is no"):
         read_pairs(tmp_path / "nothing.jsonl")
+    with pytest.raises(DataError, match="/dev/null is neither a file nor a folder: write the rows to a file"):
+        read_pairs("/dev/null")

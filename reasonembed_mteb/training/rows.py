@@ -219,7 +219,10 @@ def _shown(value: object) -> str:
 
 
 def _find(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if raw.get(name) is not None), None)
+    """Return the first name that holds something, else the first that is there."""
+    there = [name for name in names if raw.get(name) is not None]
+    held = (name for name in there if not isinstance(raw[name], (str, list, tuple)) or raw[name])
+    return next(held, next(iter(there), None))
 
 
 def _query(raw: Mapping[str, Any]) -> tuple[str, str | None]:
