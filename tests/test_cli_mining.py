@@ -50,7 +50,10 @@ def test_by_vectors_alone(call: Any, tmp_path: Path) -> None:
     assert [len(row["neg"]) for row in rows] == [2] * 5
     assert all(row["prompt"] == "Find" for row in rows)
     assert (tmp_path / "vectors").is_dir()
-    assert json.loads((tmp_path / "mined.mining.json").read_text(encoding="utf-8"))["rules"]["negatives"] == 2
+    assert (
+        json.loads((tmp_path / "mined.jsonl.mining.json").read_text(encoding="utf-8"))["rules"]["negatives"]
+        == 2
+    )
 
 
 def served(seen: Seen) -> Reply | str:
@@ -130,7 +133,7 @@ def test_by_bm25(call: Any, tmp_path: Path) -> None:
     row = next(row for row in rows if row["query"] == "why sky?")
     assert row["neg_scores"] == sorted(row["neg_scores"], reverse=True)
     assert row["pos_scores"][0] > 0
-    record = json.loads((tmp_path / "mined.mining.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "mined.jsonl.mining.json").read_text(encoding="utf-8"))
     assert record["model"]["name"] == "BM25 (bm25s)"
     with pytest.raises(ReasonEmbedError, match="BM25 has no vectors"):
         call("-m", "bm25", "--output", str(tmp_path / "other.jsonl"), "--store", str(tmp_path / "vectors"))

@@ -255,7 +255,10 @@ def test_one_hopeless_request_stops_no_others(bad: Reply, error: str, attempts: 
             with LLMClient(endpoint(server, max_attempts=3, timeout=0.2), tmp_path) as client:
                 got = answers(client, map(ask, range(40)))
             assert {a.key: a.error for a in got if a.error} == {"item 0": error, "item 39": error}
-            assert server.total - before == (38 + 2 * attempts if sent else 0)
+            # And one more, where the last one left fails: whether the endpoint still answers.
+            probes = sum(not seen.text.isdigit() for seen in server.seen[before:])
+            assert server.total - before - probes == (38 + 2 * attempts if sent else 0)
+            assert probes <= sent
 
 
 @pytest.mark.usefixtures("_backend")
@@ -320,6 +323,29 @@ def test_when_every_request_fails_it_is_the_endpoint(
         server.script = lambda seen: chat("fine")
         with LLMClient(endpoint(server), tmp_path) as client:
             assert {a.text for a in answers(client, map(ask, range(count)))} == {"fine"}
+
+
+@pytest.mark.parametrize(("count", "alive"), [(30, 20), (30, 29), (100, 95)])
+@pytest.mark.usefixtures("_backend")
+def test_an_endpoint_that_dies_near_the_end_makes_nothing_final(
+    count: int, alive: int, tmp_path: Path
+) -> None:
+    def dies(seen: Seen) -> Reply:
+        return chat("fine") if seen.text.isdigit() and int(seen.text) < alive else failure(500, "CUDA error")
+
+    with StubServer(dies) as server:
+        for cached in (0, alive):
+            # With answers from before, too.
+            with (
+                LLMClient(endpoint(server, max_attempts=2), tmp_path) as client,
+                pytest.raises(EndpointError, match="CUDA error"),
+            ):
+                answers(client, map(ask, range(count)))
+            assert client.usage.cached == cached
+        server.script = lambda seen: chat("fine")
+        with LLMClient(endpoint(server), tmp_path) as client:
+            assert {a.text for a in answers(client, map(ask, range(count)))} == {"fine"}
+        assert client.usage.cached == alive
 
 
 @pytest.mark.slow

@@ -642,6 +642,10 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ["--weights", ".7", ".3", "A", "B"],
         ["A", "B", "--weights", ".7", "--weights", ".3"],
         ["A", "--weights=.7", "B", "--weights=3e-1"],
+        ["A", "B", "--weights", ".7,.3"],
+        ["--weights", ".7,", ".3", "A", "B"],
+        ["A", "B", "--weights=.7,.3"],
+        ["A", "B", "--weights=.7", ".3"],
     ],
 )
 def test_the_command_takes_weights_in_a_row(
@@ -662,5 +666,8 @@ def test_the_command_says_what_is_wrong_in_one_line(
     shares = ["--weights", "-1", "0.5", ".2"]
     assert call(monkeypatch, "merge", *models, *shares, "--output", tmp_path / "x") == 2
     assert "2 models and 3 weights were given" in capsys.readouterr().err
+    # What is no number is no model either.
+    assert call(monkeypatch, "merge", *models, "--weights", ".5;.5", "--output", tmp_path / "x") == 2
+    assert "Invalid value for '--weights'" in capsys.readouterr().err
     assert call(monkeypatch, "merge", room / "a", "--output", tmp_path / "x") == 2
     assert "takes at least two models" in capsys.readouterr().err

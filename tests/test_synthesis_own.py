@@ -60,6 +60,8 @@ def states(outcomes: list[StepResult]) -> dict[str, str]:
         ({"query": "q", "pos": [document(3, 40)], "neg": [f" {document(4, 40)}\n"]}, {"d 3": 5, "d 4": 1}),
         ({"query": "q", "gold_ids": ["d 3"], "excluded_ids": ["d 6"]}, {"d 3": 5, "d 6": -1}),
         ({"query": "q", "gold_ids": ["N/A"]}, {}),
+        # What holds nothing hides nothing.
+        ({"query": "", "text": "q", "pos": [], "gold_ids": ["d 3"], "neg": []}, {"d 3": 5}),
         ({"query": "q", "labels": {"d 3": 4, "d 4": 2}}, {"d 3": 4, "d 4": 2}),
         # A row of the annotate step.
         ({"query": "q", "documents": ["d 3", "d 4"], "labels": [3, -1]}, {"d 3": 3, "d 4": -1}),

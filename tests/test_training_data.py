@@ -192,8 +192,12 @@ def test_rows_without_reasoning_can_be_refused(tmp_path: Path) -> None:
             ("q", None, ["T\nn"]),
         ),
         ({"query": None, "anchor": "q", "instruction": "Do."}, ("q", "Do.", ["n"])),
+        (
+            {"query": "", "anchor": "q", "pos": [], "positive": "p", "neg": [], "negative": "n"},
+            ("q", None, ["n"]),
+        ),
     ],
-    ids=["reasonir", "triplet", "columns", "passages", "anchor"],
+    ids=["reasonir", "triplet", "columns", "passages", "anchor", "empty"],
 )
 def test_other_shapes_are_understood(fields: dict[str, Any], expected: tuple[Any, ...]) -> None:
     row = parsed(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -78,10 +79,27 @@ def test_rows_that_train(pairs: Pairs, model: Any, tmp_path: Path) -> None:
         assert row["grade"] == 4
     read = load_training_data([output], cache=tmp_path / "cache")
     assert read.subsets["mined"]["negatives"][0] == first["neg"]
-    assert sorted(file.name for file in tmp_path.glob("*mined*")) == ["mined.jsonl", "mined.mining.json"]
+    assert sorted(file.name for file in tmp_path.glob("*mined*")) == [
+        "mined.jsonl",
+        "mined.jsonl.mining.json",
+    ]
     assert record["model"]["revision"] == model.mteb_model_meta.revision
     assert record["rules"]["negatives"] == 2
     assert record["versions"]["torch"]
+
+
+def test_a_name_that_ends_with_gz_is_gzipped(pairs: Pairs, model: Any, tmp_path: Path) -> None:
+    plain, packed = tmp_path / "mined.jsonl", tmp_path / "mined.jsonl.gz"
+    records = [mine_file(pairs, output, model, RULES) for output in (plain, packed)]
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    read = load_training_data([packed], cache=tmp_path / "cache")
+    assert read.subsets["mined"].num_rows == len(lines(plain))
+    # Each has a record of its own.
+    notes = [tmp_path / f"{output.name}.mining.json" for output in (plain, packed)]
+    assert [json.loads(note.read_text(encoding="utf-8")) for note in notes] == records
+    assert records[0]["output"] != records[1]["output"]
+    with pytest.raises(DataError, match=r"name it \.jsonl or \.jsonl\.gz"):
+        mine_file(pairs, tmp_path / "mined.parquet", model, RULES)
 
 
 def test_scores_beside_the_texts(pairs: Pairs, model: Any, tmp_path: Path) -> None:
@@ -138,14 +156,24 @@ def test_what_is_there_is_not_made_again(
     output.write_text("changed", encoding="utf-8")
     mine_file(pairs, output, model, MiningRules(negatives=1))
     assert len(lines(output)) == 5
-    (tmp_path / "m.mining.json").unlink()
+    (tmp_path / "m.jsonl.mining.json").unlink()
     with pytest.raises(DataError, match="is there and was not mined"):
         mine_file(pairs, output, model, RULES)
 
 
-def test_a_query_asked_twice_shares_its_positives(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"prompt": "Find the cause"},
+        {"query": " why\u00a0 so?"},
+        {"query": "why so? ", "prompt": "Find the cause"},
+    ],
+)
+def test_a_query_asked_twice_shares_its_positives(others: dict[str, str], model: Any, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    rows = [{"query": "why?", "pos": [one]} for one in ("a", "b", "c")] + [{"query": "how?", "pos": ["d"]}]
+    rows: list[dict[str, Any]] = [{"query": "why so?", "pos": [one]} for one in ("a", "b", "c")]
+    rows = [rows[0], rows[1] | others, rows[2], {"query": "how?", "pos": ["d"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     mined = mine_pairs(read_pairs(file), model, MiningRules(negatives=3), store=tmp_path / "v")
     assert [places.tolist() for places in mined.negatives[:3]] == [[3]] * 3

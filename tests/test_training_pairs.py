@@ -51,6 +51,36 @@ def test_rows_in_any_shape_with_everything_they_say(tmp_path: Path) -> None:
     assert not pairs.named
 
 
+def test_what_is_said_of_texts_is_kept_for_those_that_are_kept(tmp_path: Path) -> None:
+    row = {
+        "query": "a?",
+        "pos": ["one", " ", "two"],
+        "neg": ["two", "", "three"],
+        "pos_scores": [5, 4, 3],
+        "pos_ids": ["d1", "d2", "d3"],
+        "neg_scores": [0.5, 0.4, 0.3],
+        "neg_labels": [1, 2, 3],
+        "pos_note": [1, 2],
+        "pos_count": 3,
+    }
+    pairs = read_pairs(write(tmp_path / "p.jsonl", [row]))
+    (kept,) = pairs.rows
+    assert kept == {
+        "query": "a?",
+        "pos": ["one", "two"],
+        "neg": ["three"],
+        "pos_scores": [5, 3],
+        "pos_ids": ["d1", "d3"],
+        "neg_scores": [0.3],
+        "neg_labels": [3],
+        "pos_note": [1, 2],
+        "pos_count": 3,
+    }
+    # As a file it can be read again.
+    again = read_pairs(write(tmp_path / "again.jsonl", pairs.rows))
+    assert again.rows == pairs.rows
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_with_a_corpus(tmp_path: Path, packed: bool) -> None:
     rows = [{"query": "a?", "pos": ["x  y", "new"], "excluded_ids": ["d2", "gone"], "neg": ["w"]}]
@@ -182,3 +212,5 @@ def test_rows_that_cannot_be_used(rows: list[Any], message: str, tmp_path: Path)
         read_pairs(write(tmp_path / "q.jsonl", ROWS), corpus=tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="there is no"):
         read_pairs(tmp_path / "nothing.jsonl")
+    with pytest.raises(DataError, match="/dev/null is neither a file nor a folder: write the rows to a file"):
+        read_pairs("/dev/null")

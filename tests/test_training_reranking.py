@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from evaluation_data import save_bert
+from safetensors.torch import load_file
 
 from reasonembed_mteb.errors import DataError, ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.cross_encoder import CrossEncoderReranker
+from reasonembed_mteb.training.callback import GuardCallback
+from reasonembed_mteb.training.checkpoints import checkpoints
 from reasonembed_mteb.training.data import load_training_data
+from reasonembed_mteb.training.divergence import DivergedError, DivergenceGuard
 from reasonembed_mteb.training.reranking import RerankerSettings, graded_lists, train_reranker
 
 if TYPE_CHECKING:
@@ -120,6 +127,60 @@ def test_a_reranker_learns_and_is_loaded(loss: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_diverged_keeps_good_checkpoints_and_saves_no_model(tmp_path: Path) -> None:
+    model = save_bert(tmp_path / "cross", head=True)
+    settings = RerankerSettings(epochs=4, batch_size=8, learning_rate=1e30, save_steps=1, documents=2)
+    with pytest.raises(DivergedError, match="after 3 retries in a row") as caught:
+        train_reranker(str(model), [made_up(tmp_path / "data")], tmp_path / "run", settings, device="cpu")
+    # By the names of this training's own options.
+    assert "a lower --learning-rate" in str(caught.value)
+    assert "training." not in str(caught.value)
+    kept = checkpoints(tmp_path / "run" / "checkpoints")
+    assert kept
+    for _, folder in kept:
+        assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
+    assert not (tmp_path / "run" / "model").exists()
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out(spoiled: str) -> None:
+    model, loss, state = torch.nn.Linear(2, 1), torch.nn.MSELoss(), SimpleNamespace(global_step=2)
+    guard, optimizer = DivergenceGuard(1), torch.optim.AdamW(model.parameters(), 1e-2)
+    callback, before = GuardCallback(guard, loss), model.weight.detach().clone()
+
+    def step(scale: float) -> None:
+        result = loss(model(torch.ones(1, 2)) * (scale if spoiled == "loss" else 1), torch.ones(1, 1))
+        result.backward()
+        for weight in model.parameters() if spoiled == "gradient" else ():
+            weight.grad *= scale
+        known: Any = {"model": model, "optimizer": optimizer}
+        callback.on_pre_optimizer_step(None, state, None, **known)  # type: ignore[arg-type]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(torch.nan)
+    assert guard.left_out == 1
+    torch.testing.assert_close(model.weight, before)
+    step(1.0)
+    assert not model.weight.equal(before)
+    step(torch.inf)
+    with pytest.raises(DivergedError, match="step 3 is not finite"):
+        step(torch.nan)
+
+
+def test_weights_that_are_not_finite_are_not_saved() -> None:
+    model = torch.nn.Linear(2, 1)
+    callback = GuardCallback(DivergenceGuard(settings="a lower rate"), torch.nn.MSELoss())
+    torch.nn.init.constant_(model.bias, torch.inf)
+    state: Any = SimpleNamespace(global_step=7)
+    for saving in (False, True):
+        control: Any = SimpleNamespace(should_save=saving)
+        with pytest.raises(DivergedError, match=r"step 7 .*a lower rate") if saving else nullcontext():
+            callback.on_step_end(None, state, control, model=model)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers.cross_encoder import CrossEncoderTrainer
 
@@ -167,6 +228,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / "run" / "run.json").write_text(record)
         with pytest.raises(DataError, match=r"run\.json is damaged, or no record of such a run"):
             train_reranker(model, [file], tmp_path / "run", device="cpu", resume=True)
+
+
+def test_grades_out_of_scale_leave_the_folder_to_another_try(tmp_path: Path) -> None:
+    model, file = str(save_bert(tmp_path / "cross", head=True)), write(tmp_path / "data", GRADED)
+    with pytest.raises(DataError, match="grade 5 is not between 1 and 4"):
+        train_reranker(model, [file], tmp_path / "run", RerankerSettings(highest=4), device="cpu")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

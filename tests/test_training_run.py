@@ -190,6 +190,27 @@ def test_a_folder_with_something_in_it_is_refused(qwen3_dir: Path, folder: Path,
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"model": {"name": "/nowhere/x"}}, "/nowhere/x"),
+        ({"loss": {"matryoshka": [4096]}}, r"loss\.matryoshka: 4096 is not below"),
+        ({"training": {"packed": True, "attention": "sdpa"}}, "give one of the two"),
+    ],
+)
+def test_a_run_that_cannot_be_built_leaves_nothing(
+    sections: dict[str, Any], problem: str, qwen3_dir: Path, folder: Path, tmp_path: Path
+) -> None:
+    # So that it can be started again in the same folder, with the recipe corrected.
+    with pytest.raises(ReasonEmbedError, match=problem):
+        run(qwen3_dir, folder, tmp_path / "run", **sections)
+    assert not (tmp_path / "run").exists()
+    # A trainer makes its folder of checkpoints first of all.
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ReasonEmbedError, match=problem):
+        run(qwen3_dir, folder, tmp_path / "run", **sections)
+
+
 def test_another_recipe_or_other_data_does_not_resume(
     straight: Trained, qwen3_dir: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ NewFolder = Annotated[Path, typer.Option("--output", help="A new folder.")]
 
 
 class _WeightsInARow(TyperCommand):
-    """Lets one --weights take several numbers, as in ``--weights .7 .3``."""
+    """Lets one --weights take several numbers, as in ``--weights .7 .3`` and ``--weights=.7,.3``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - whichever click typer brings
         """Give each number behind --weights an option of its own."""
@@ -25,14 +25,24 @@ class _WeightsInARow(TyperCommand):
 def _one_option_each(arguments: list[str]) -> list[str]:
     found: list[str] = []
     within = False
-    for argument in arguments:
-        if within and _is_number(argument):
-            found.append(f"--weights={argument}")
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        begins = name == "--weights"
+        numbers = _numbers(value if begins else argument)
+        if begins and not value:
+            # What follows is no number: that is said of this option, and not of a model by that name.
+            within = bool(_numbers("".join(arguments[place + 1 : place + 2])))
+            found += [] if within else [argument]
             continue
-        within = argument == "--weights"
-        if not within:
-            found.append(argument)
+        within = bool(numbers) and (begins or within)
+        found += [f"--weights={number}" for number in numbers] if within else [argument]
     return found
+
+
+def _numbers(text: str) -> list[str]:
+    """Return the numbers of a list with commas, none where it is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return parts if all(map(_is_number, parts)) else []
 
 
 def _is_number(text: str) -> bool:

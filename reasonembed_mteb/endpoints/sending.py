@@ -204,15 +204,16 @@ class Sender:
         if self._failure is not None:
             return
         self._doubtful.append((slot, error))
+        count = len(self._doubtful)
+        if count < _FAILURES_IN_A_ROW and count < self._open:
+            return
+        # Requests that always fail gather at the end of a run, and are alone in the next one. Answers from
+        # before do not tell them from an endpoint that has died since.
         answered = bool(self._counts.requests) or self._known()
-        if len(self._doubtful) >= _FAILURES_IN_A_ROW:
-            # Requests that always fail gather at the end of a run, and are alone in the next one.
-            if not answered or not await self._lives(client):
-                self._give_up(f"{error}, and so {len(self._doubtful)} requests in a row")
-            else:
-                self._settle()
-        elif self._open == len(self._doubtful):
-            self._settle() if answered else self._give_up(str(error))
+        if answered and await self._lives(client):
+            self._settle()
+        else:
+            self._give_up(f"{error}, and so {count} requests in a row" if count > 1 else str(error))
 
     async def _lives(self, client: AsyncOpenAI) -> bool:
         """Ask for something that no endpoint in order fails at."""

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # The highest and lowest label, for what is only known to be relevant or not, and what is neither.
 RELEVANT, NOT_RELEVANT, NEITHER = 5, 1, -1
-# What people call these in JSON Lines; the first that is there counts.
+# What people call these in JSON Lines; the first that holds something counts.
 _ID = ("id", "_id", "query_id", "qid")
 _QUERY = ("query", "text", "question", "anchor")
 _POSITIVE = ("pos", "positive", "positives", "gold_ids", "positive_ids")
@@ -197,7 +197,8 @@ def _whole(text: str) -> str:
 
 
 def _first(row: Row, keys: Iterable[str]) -> Any:  # noqa: ANN401 - whatever JSON holds
-    return next((row[key] for key in keys if row.get(key) is not None), None)
+    found = (row.get(key) for key in keys)
+    return next((value for value in found if value not in (None, [], "")), None)
 
 
 def _names(given: Any, where: str) -> list[str]:  # noqa: ANN401 - whatever JSON holds

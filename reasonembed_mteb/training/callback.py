@@ -1,4 +1,4 @@
-"""Callbacks for trainers: one tells our losses the step and checks columns' names, one marks checkpoints."""
+"""Callbacks for trainers: they tell our losses the step, stop what diverges, and mark checkpoints."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import ConcatDataset
 from transformers import TrainerCallback
 
 from reasonembed_mteb.training.caller import check_columns
 from reasonembed_mteb.training.checkpoints import mark_whole
 from reasonembed_mteb.training.columns import LossError
+from reasonembed_mteb.training.divergence import check_weights
 from reasonembed_mteb.training.losses import RedapterLoss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from reasonembed_mteb.training.divergence import DivergenceGuard
 
 
 class RedapterCallback(TrainerCallback):
@@ -76,6 +81,54 @@ class RedapterCallback(TrainerCallback):
         del args, control
         for loss in self.losses:
             loss.global_step = state.global_step
+
+
+class GuardCallback(TrainerCallback):
+    """Leaves out steps that are not finite, and stops before weights that are not finite are written.
+
+    For a trainer of one process whose class is not ours; `RedapterTrainer` does the same by itself.
+
+    Args:
+        guard: Counts the steps.
+        loss: What the trainer trains with, whose results are watched.
+    """
+
+    def __init__(self, guard: DivergenceGuard, loss: nn.Module) -> None:
+        self.guard = guard
+        loss.register_forward_hook(self._see_loss)
+
+    def _see_loss(self, loss: nn.Module, inputs: Any, result: Tensor) -> None:  # noqa: ANN401 - any loss's
+        del loss, inputs
+        self.guard.see_loss(float(result.detach()))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **known: Any
+    ) -> None:
+        """Look at the step before it is made.
+
+        Raises:
+            DivergedError: If too many steps in a row had to be left out.
+        """
+        del args, control
+        gradients = [weight.grad for weight in known["model"].parameters() if weight.grad is not None]
+        self.guard.see_norm(float(get_total_norm(gradients)))
+        bad = self.guard.is_bad()
+        if bad:
+            # Without gradients an optimiser changes nothing.
+            known["optimizer"].zero_grad()
+        self.guard.end_step(state.global_step + 1, bad=bad)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **known: Any
+    ) -> None:
+        """Look at the weights before a checkpoint of them, which would push an older one out.
+
+        Raises:
+            DivergedError: If one is not finite.
+        """
+        del args
+        if control.should_save:
+            check_weights(known["model"], state.global_step, settings=self.guard.settings)
 
 
 class MarkingCallback(TrainerCallback):

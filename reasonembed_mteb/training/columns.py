@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 REASONING_QUERY = "reasoning_query"
 # Words that tell a column's role, as sentence-transformers' own data sets and ours use them.
-_QUERY = frozenset({"query", "queries", "anchor", "question", "questions", "hypothesis", "post"})
+_QUERY = frozenset({"query", "queries", "anchor", "question", "questions", "post"})
 _POSITIVE = frozenset({"positive", "positives", "pos", "answer", "answers", "response", "entailment", "gold"})
 _NEGATIVE = frozenset({"negative", "negatives", "neg", "negs", "contradiction", "irrelevant", "wrong"})
 _DOCUMENT = frozenset(
@@ -97,6 +97,8 @@ def roles_by_name(names: Sequence[str], *, reasoning: bool) -> Roles:
         raise _unclear(names, "a row needs a query and at least one document")
     if reasoning:
         _refuse_mixture(names, kinds, documents)
+        if second is None:
+            _refuse_beside_positive(names, kinds, documents)
     return Roles(query, second if reasoning else None, _positive_first(names, kinds, documents))
 
 
@@ -124,6 +126,16 @@ def _refuse_mixture(names: Sequence[str], kinds: dict[int, str], documents: list
     silent = [repr(names[place]) for place in documents if kinds[place] in ("", "maybe")]
     if 0 < len(silent) < len(documents):
         raise _unclear(names, f"{', '.join(silent)} may be a document or something else")
+
+
+def _refuse_beside_positive(names: Sequence[str], kinds: dict[int, str], documents: list[int]) -> None:
+    """Refuse, beside a positive, documents that no word calls negatives: they may be its context."""
+    if {"positive", "document"} <= {kinds[place] for place in documents}:
+        of_kind = {place: kinds[place] for place in documents}
+        positive, others = (_named(names, of_kind, kind) for kind in ("positive", "document"))
+        raise _unclear(
+            names, f"{positive} is the positive by its name, {others} may be a negative or its own"
+        )
 
 
 def _positive_first(names: Sequence[str], kinds: dict[int, str], documents: list[int]) -> tuple[int, ...]:

@@ -86,6 +86,9 @@ def source_files(path: Path) -> list[Path]:
     if not path.exists():
         msg = f"there is no {path}: give a file ({', '.join(SUFFIXES)}) or a folder of them"
         raise DataError(msg)
+    if not path.is_dir():
+        msg = f"{path} is neither a file nor a folder: write the rows to a file ({', '.join(SUFFIXES)})"
+        raise DataError(msg)
     found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
     splits = {file: _SHARD.sub("", file.name.partition(".")[0]) for file in found}
     if "train" in splits.values():

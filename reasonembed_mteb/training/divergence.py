@@ -18,9 +18,11 @@ logger = logging.getLogger(__name__)
 
 _ADVICE = (
     "Nothing of it was saved; checkpoints from before are kept, and --resume goes on from the last. Start "
-    "again in another folder with a lower training.learning_rate, a longer training.warmup or a smaller "
-    "training.max_grad_norm; if the first step fails, look at the model it starts from and at the rows"
+    "again in another folder with {settings}; if the first step fails, look at the model it starts from and "
+    "at the rows"
 )
+# What a recipe has to make a training calmer.
+_SETTINGS = "a lower training.learning_rate, a longer training.warmup or a smaller training.max_grad_norm"
 
 
 class DivergedError(ReasonEmbedError):
@@ -32,10 +34,12 @@ class DivergenceGuard:
 
     Args:
         retries: Steps in a row that may be left out.
+        settings: What to start again with after a run that diverged, by its own options' names.
     """
 
-    def __init__(self, retries: int = 3) -> None:
+    def __init__(self, retries: int = 3, settings: str = _SETTINGS) -> None:
         self.retries = retries
+        self.settings = settings
         self.left_out = 0
         self._in_a_row = 0
         self._loss, self._norm, self._subset = 0.0, 0.0, ""
@@ -88,7 +92,7 @@ class DivergenceGuard:
         if self._in_a_row > self.retries:
             msg = (
                 f"the training diverged: step {step} is not finite ({said}), after {self.retries} retries "
-                f"in a row (training.retries). {_ADVICE}"
+                f"in a row. {_ADVICE.format(settings=self.settings)}"
             )
             raise DivergedError(msg)
         logger.warning(
@@ -97,13 +101,16 @@ class DivergenceGuard:
         )  # fmt: skip
 
 
-def check_weights(model: nn.Module, step: int, anywhere: Callable[[bool], bool] = bool) -> None:
+def check_weights(
+    model: nn.Module, step: int, anywhere: Callable[[bool], bool] = bool, settings: str = _SETTINGS
+) -> None:
     """Refuse weights that are not finite: a checkpoint of them would push a good one out.
 
     Args:
         model: The model, or this process' share of it.
         step: Steps made.
         anywhere: Says whether something holds on any process, where each has a share.
+        settings: See `DivergenceGuard`.
 
     Raises:
         DivergedError: If a trained weight is not finite.
@@ -114,5 +121,6 @@ def check_weights(model: nn.Module, step: int, anywhere: Callable[[bool], bool] 
     broken = next((name for name, weight in trained if not torch.isfinite(own_share(weight)).all()), None)
     if anywhere(broken is not None):
         named = broken or "of another process' share"
-        msg = f"the training diverged: after step {step} the weight {named} is not finite. {_ADVICE}"
+        advice = _ADVICE.format(settings=settings)
+        msg = f"the training diverged: after step {step} the weight {named} is not finite. {advice}"
         raise DivergedError(msg)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,7 +63,8 @@ def mine_file(
 
     Args:
         pairs: The rows and their corpus.
-        output: JSON Lines; beside it a record of everything that decided it is written.
+        output: JSON Lines, gzipped where the name ends with ``.gz``; beside it, under the whole name and
+            ``.mining.json``, a record of everything that decided it is written.
         model: See `mine_pairs`.
         rules: Which candidates become negatives.
         reranker: See `mine_pairs`.
@@ -81,7 +84,10 @@ def mine_file(
     if with_scores and any(row["neg"] for row in pairs.rows):
         msg = "rows have negatives of their own, which get no score here: take them out, or write no scores"
         raise DataError(msg)
-    note = output.with_suffix(".mining.json")
+    if output.suffix == ".parquet":
+        msg = f"{output} would be JSON Lines under Parquet's name: name it .jsonl or .jsonl.gz"
+        raise DataError(msg)
+    note = output.with_name(f"{output.name}.mining.json")
     record = _record(pairs, model, rules, reranker, max_length, with_scores)
     if (known := _known(output, note, record["fingerprint"])) is not None:
         say(f"{output} is there already, made from the same things")
@@ -99,12 +105,22 @@ def mine_file(
         show_progress=show_progress,
     )
     counts = Counter(mined.counts)
-    with replacing(output) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(map(json_line, mined_rows(pairs, mined, counts, with_scores=with_scores)))
+    rows = mined_rows(pairs, mined, counts, with_scores=with_scores)
+    with replacing(output) as part:
+        _write(part, rows, packed=output.suffix == ".gz")
     record |= {"counts": dict(counts), "output": content_hash([output])}
     write_whole(note, json_text(record))
     shutil.rmtree(work, ignore_errors=True)
     return record
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]], *, packed: bool) -> None:
+    with (
+        file.open("wb") as stream,
+        # No name and no time, so that equal rows are equal bytes.
+        gzip.GzipFile("", "wb", fileobj=stream, mtime=0) if packed else nullcontext(stream) as lines,
+    ):
+        lines.writelines(json_line(row).encode() for row in rows)
 
 
 def _known(output: Path, note: Path, made_from: str) -> dict[str, Any] | None:

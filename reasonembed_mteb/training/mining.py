@@ -4,7 +4,7 @@ The result is that of `sentence_transformers.util.mine_hard_negatives` on the sa
 
 * equal scores go by document id, the higher one first, and after a reranker by the order of the search; the
   library leaves their order open;
-* texts that differ in space only are one text;
+* texts that differ in space only are one text, and rows of one query share their positives;
 * a model's own similarity is taken, where the library always normalises the vectors;
 * a document that is excluded for a query leaves before the cut, and so do the query's own negatives;
 * a positive that a reranker gives no score does not count for the margins.
@@ -32,6 +32,7 @@ from reasonembed_mteb.retrieval.reranker import score_pairs
 from reasonembed_mteb.retrieval.search import CHUNK_SIZE, search_metadata
 from reasonembed_mteb.store.encoder import StoredEncoder, storable
 from reasonembed_mteb.training.negatives import Chosen, MiningRules, choose_negatives
+from reasonembed_mteb.training.pairs import text_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +64,9 @@ class Mined:
 
 @dataclass(frozen=True)
 class Queries:
-    """The rows' queries, each once: rows of one query share its positives and exclusions.
+    """The rows' queries, each once with each instruction.
+
+    Positives and exclusions are those of all rows with that query, whatever their instruction.
 
     Attributes:
         texts: ``(Q,)``.
@@ -87,23 +90,18 @@ def distinct_queries(pairs: Pairs) -> Queries:
         pairs: The rows.
     """
     places: dict[tuple[str, str], int] = {}
-    positives: list[dict[int, None]] = []
-    excluded: list[dict[int, None]] = []
+    positives: dict[str, dict[int, None]] = {}
+    excluded: dict[str, dict[int, None]] = {}
     of_row = []
     for row, good, out in zip(pairs.rows, pairs.positives, pairs.excluded, strict=True):
-        place = places.setdefault((row["query"], row.get("prompt") or ""), len(places))
-        if place == len(positives):
-            positives.append(dict.fromkeys(good))
-            excluded.append(dict.fromkeys(out))
-        else:
-            positives[place].update(dict.fromkeys(good))
-            excluded[place].update(dict.fromkeys(out))
-        of_row.append(place)
-    good_places = list(map(list, positives))
-    left = [
-        [one for one in out if one not in good] if out else []
-        for out, good in zip(excluded, positives, strict=True)
-    ]
+        of_row.append(places.setdefault((row["query"], row.get("prompt") or ""), len(places)))
+        # What answers a question answers it under another instruction too, and with other spaces.
+        key = text_key(row["query"])
+        positives.setdefault(key, {}).update(dict.fromkeys(good))
+        excluded.setdefault(key, {}).update(dict.fromkeys(out))
+    keys = [text_key(query) for query, _ in places]
+    good_places = [list(positives[key]) for key in keys]
+    left = [[one for one in excluded[key] if one not in positives[key]] for key in keys]
     texts, instructions = ([key[part] for key in places] for part in (0, 1))
     return Queries(texts, instructions, of_row, good_places, left)
 

@@ -19,12 +19,14 @@ from reasonembed_mteb.retrieval.rows import load_rows, row_of_subset
 from reasonembed_mteb.retrieval.sources import data_files, data_revision, read_files
 from reasonembed_mteb.training import rows as row_names
 from reasonembed_mteb.training.data import ReadOptions, read_file, source_files
-from reasonembed_mteb.training.rows import BadRowError, parse_row
+from reasonembed_mteb.training.rows import BadRowError, parse_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from datasets import Dataset
+
+    from reasonembed_mteb.training.rows import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -276,16 +278,17 @@ def _pairs_of_rows(
     pairs = Pairs([], [], [], corpus.data, source, named=documents is not None, counts=counts)
     for place, raw in rows:
         try:
-            row = parse_row(raw, counts)
+            parsed = parse_kept(raw, counts)
             out = _excluded(raw)
         except BadRowError as error:
             msg = f"{place}: {error}; mend the row"
             raise DataError(msg) from error
-        if row is None:
+        if parsed is None:
             continue
+        row, kept = parsed
         own = row.instruction or instruction
         line: dict[str, Any] = {"prompt": own} if own else {}
-        line |= {"query": row.query, **_others(raw), "pos": row.positives, "neg": row.negatives}
+        line |= {"query": row.query, **_others(raw, kept), "pos": row.positives, "neg": row.negatives}
         pairs.rows.append(line)
         pairs.positives.append([corpus.add(text) for text in row.positives])
         pairs.excluded.append(corpus.places(out))
@@ -308,15 +311,24 @@ def _excluded(raw: Mapping[str, Any]) -> list[str]:
     return named_documents(names)
 
 
-def _others(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what else a row holds, such as labels, as JSON can hold it."""
-    kept = {
-        key: value
+def _others(raw: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    """Return what else a row holds, such as labels, as JSON can hold it; of texts those of the kept ones."""
+    others = {
+        key: _of_kept(key, value, kept)
         for key, value in raw.items()
         if key not in _TAKEN and value is not None and not str(key).startswith("negative_")
     }
-    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(others, default=str))
     return plain
+
+
+def _of_kept(key: str, value: Any, kept: Kept) -> Any:  # noqa: ANN401 - whatever a row holds
+    """Return of a list with an entry a positive, or a negative, the entries of those that are kept."""
+    sides = zip(("pos_", "neg_"), (kept.positives, kept.negatives), kept.given, strict=True)
+    for start, places, given in sides:
+        if str(key).startswith(start) and isinstance(value, (list, tuple)) and len(value) == given:
+            return [value[place] for place in places]
+    return value
 
 
 def _documents(corpus: str | Path | None, subset: str | None) -> tuple[Dataset, dict[str, Any]] | None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
     from reasonembed_mteb.training.data import TrainingData
+    from reasonembed_mteb.training.divergence import DivergenceGuard
 
+# What makes this training calmer.
+_CALMER = "a lower --learning-rate or a larger --batch-size"
 LOSSES = ("lambda", "bce")
 
 
@@ -160,7 +163,7 @@ def train_reranker(
     """
     from sentence_transformers import CrossEncoder
 
-    from reasonembed_mteb.training.divergence import check_weights
+    from reasonembed_mteb.training.divergence import DivergenceGuard
 
     chosen, folder = settings or RerankerSettings(), Path(output)
     # Rows that were read before are no run.
@@ -168,17 +171,20 @@ def train_reranker(
     data = load_training_data(sources, cache=folder / "rows", options=ReadOptions())
     record = {"model": model, "settings": asdict(chosen), "data": data.key, "counts": _plain(data.counts)}
     _check_same(folder, record)
+    lists = graded_lists(data, chosen)
     try:
         loaded = CrossEncoder(model, num_labels=1, max_length=chosen.max_length, device=device)
     except (OSError, ValueError) as error:
         msg = f"cannot load {model} as a cross-encoder ({one_line(error)}); give a directory or a hub name"
         raise ReasonEmbedError(msg) from error
+    # Only now: what cannot be trained leaves the folder to another try.
     write_whole(folder / RECORD, json.dumps(record | {"finished": False}, indent=1) + "\n")
-    steps = _fit(loaded, graded_lists(data, chosen), folder, chosen, resume=resume)
-    check_weights(loaded, steps)
+    guard = DivergenceGuard(settings=_CALMER)
+    steps = _fit(loaded, lists, folder, chosen, guard, resume=resume)
     with replacing_folder(folder / MODEL, replace=True) as part:
         loaded.save_pretrained(str(part))
-    done = record | {"finished": True, "steps": steps, "versions": package_versions()}
+    done = record | {"finished": True, "steps": steps, "left_out_steps": guard.left_out}
+    done |= {"versions": package_versions()}
     write_whole(folder / RECORD, json.dumps(done, indent=1) + "\n")
     return folder / MODEL
 
@@ -196,13 +202,19 @@ def _check_same(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _fit(
-    model: CrossEncoder, lists: Dataset, folder: Path, settings: RerankerSettings, *, resume: bool
+    model: CrossEncoder,
+    lists: Dataset,
+    folder: Path,
+    settings: RerankerSettings,
+    guard: DivergenceGuard,
+    *,
+    resume: bool,
 ) -> int:
     """Train; return the number of steps."""
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, LambdaLoss
 
-    from reasonembed_mteb.training.callback import MarkingCallback
+    from reasonembed_mteb.training.callback import GuardCallback, MarkingCallback
 
     checkpoints = folder / CHECKPOINTS
     arguments = CrossEncoderTrainingArguments(
@@ -215,15 +227,18 @@ def _fit(
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=max(1, settings.save_steps // 10),
+        # A step that diverged must be seen.
+        logging_nan_inf_filter=False,
         report_to="none",
         use_cpu=model.device.type == "cpu",
     )
+    loss: Any = (LambdaLoss if settings.loss == "lambda" else BinaryCrossEntropyLoss)(model)
     trainer = CrossEncoderTrainer(
         model=model,
         args=arguments,
         train_dataset=lists if settings.loss == "lambda" else _pairs(lists),
-        loss=LambdaLoss(model) if settings.loss == "lambda" else BinaryCrossEntropyLoss(model),
-        callbacks=[MarkingCallback()],
+        loss=loss,
+        callbacks=[GuardCallback(guard, loss), MarkingCallback()],
     )
     last = last_whole(checkpoints) if resume else None
     trainer.train(resume_from_checkpoint=None if last is None else str(last))

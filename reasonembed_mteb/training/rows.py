@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reasonembed_mteb.errors import DataError
 from reasonembed_mteb.files import is_number
@@ -29,7 +29,17 @@ SHAPE_FIELDS = {"group": "train_group_size", "queries": "batch_size"}
 POSITIVE_GRADES, NEGATIVE_GRADES = "pos_scores", "neg_scores"
 TARGETS = (GENERATION_TARGET, COMPRESSION_QUESTION, COMPRESSION_TARGET)
 _SHOWN = 40
-_Graded = list[tuple[str, float | None]]
+
+
+class _Document(NamedTuple):
+    """A text with its grade, or None, and its place among those that its row gives."""
+
+    text: str
+    grade: float | None
+    place: int
+
+
+_Graded = list[_Document]
 
 
 @dataclass
@@ -65,6 +75,21 @@ class Row:
     compression_target: str | None = None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Which texts of a raw row are in the `Row` that was made of it.
+
+    Attributes:
+        positives: Places of the kept ones among those that the raw row gives.
+        negatives: Likewise.
+        given: How many positives and negatives the raw row gives.
+    """
+
+    positives: list[int]
+    negatives: list[int]
+    given: tuple[int, int]
+
+
 class BadRowError(DataError):
     """A row of the wrong shape; the message has no place in it yet."""
 
@@ -79,6 +104,20 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
 
     Returns:
         The row, or None where it is dropped.
+
+    Raises:
+        BadRowError: If a field is missing or of a wrong type.
+    """
+    found = parse_kept(raw, counts)
+    return None if found is None else found[0]
+
+
+def parse_kept(raw: Any, counts: Counter[str]) -> tuple[Row, Kept] | None:  # noqa: ANN401 - whatever a file holds
+    """Do what `parse_row` does, and say which of the raw row's texts were kept.
+
+    Args:
+        raw: See `parse_row`.
+        counts: Likewise.
 
     Raises:
         BadRowError: If a field is missing or of a wrong type.
@@ -102,21 +141,22 @@ def parse_row(raw: Any, counts: Counter[str]) -> Row | None:  # noqa: ANN401 - w
     if not good:
         counts["rows dropped: no positive"] += 1
         return None
-    row = Row(query, [text for text, _ in good], [text for text, _ in bad], instruction=own)
+    row = Row(query, [one.text for one in good], [one.text for one in bad], instruction=own)
     row.reasoning = reasoning if reasoning and reasoning.strip() else None
     row.group, row.queries = _shape(raw)
     for name, text in targets.items():
         setattr(row, name, text if text and text.strip() else None)
-    if all(grade is not None for _, grade in (*good, *bad)):
-        row.positive_grades = [grade for _, grade in good if grade is not None]
-        row.negative_grades = [grade for _, grade in bad if grade is not None]
-    return row
+    if all(one.grade is not None for one in (*good, *bad)):
+        row.positive_grades = [one.grade for one in good if one.grade is not None]
+        row.negative_grades = [one.grade for one in bad if one.grade is not None]
+    kept, others = ([one.place for one in side] for side in (good, bad))
+    return row, Kept(kept, others, (len(positives), len(negatives)))
 
 
 def _graded(raw: Mapping[str, Any], positives: list[str], negatives: list[str]) -> tuple[_Graded, _Graded]:
     """Pair each text with its grade, or None where a side has none."""
     good, bad = (
-        list(zip(texts, _grades(raw, name, len(texts)), strict=True))
+        list(map(_Document, texts, _grades(raw, name, len(texts)), range(len(texts))))
         for name, texts in ((POSITIVE_GRADES, positives), (NEGATIVE_GRADES, negatives))
     )
     return good, bad
@@ -139,8 +179,8 @@ def _grades(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float | N
 def _usable(good: _Graded, bad: _Graded, counts: Counter[str]) -> tuple[_Graded, _Graded]:
     """Leave out empty texts, and negatives that are positives."""
     kept = _without_empty(good, "positives", counts)
-    texts = {text for text, _ in kept}
-    others = [pair for pair in bad if pair[0] not in texts]
+    texts = {one.text for one in kept}
+    others = [one for one in bad if one.text not in texts]
     if kept:
         counts["negatives removed: equal to a positive"] += len(bad) - len(others)
         others = _without_empty(others, "negatives", counts)
@@ -189,7 +229,10 @@ def _shown(value: object) -> str:
 
 
 def _find(raw: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if raw.get(name) is not None), None)
+    """Return the first name that holds something, else the first that is there."""
+    there = [name for name in names if raw.get(name) is not None]
+    held = (name for name in there if not isinstance(raw[name], (str, list, tuple)) or raw[name])
+    return next(held, next(iter(there), None))
 
 
 def _query(raw: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -257,6 +300,6 @@ def _text(item: object, place: str) -> str:
 
 
 def _without_empty(graded: _Graded, what: str, counts: Counter[str]) -> _Graded:
-    kept = [pair for pair in graded if pair[0].strip()]
+    kept = [one for one in graded if one.text.strip()]
     counts[f"{what} removed: empty"] += len(graded) - len(kept)
     return kept

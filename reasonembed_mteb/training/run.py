@@ -249,8 +249,7 @@ def train(
     data = read_data(recipe, sources, cache)
     plan = plan_training(recipe, data, state.num_processes)
     record = _record(recipe, data, plan)
-    start = _prepare(output, record, main=state.is_main_process)
-    state.wait_for_everyone()
+    start = _last_of_same(output, record, main=state.is_main_process)
     speak = say if state.is_main_process else logger.debug
     _say_plan(plan, data, start, speak)
     trainer = build_trainer(recipe, data, plan, output, say)
@@ -261,6 +260,11 @@ def train(
         _warn_of_cuts(trainer.group_collator, data)
     # Before the first step: evaluations and checkpoints have the prompts that the finished model has.
     trainer.model.prompts = dict[str, str | None](training_prompts(recipe, data))
+    # Only now, and on every process: what cannot be built leaves the folder to another try.
+    state.wait_for_everyone()
+    if state.is_main_process and not (output / RECORD).is_file():
+        write_whole(output / RECORD, json.dumps(record, indent=1))
+        write_whole(output / "recipe.toml", write_toml(record["recipe"]).strip() + "\n")
     step = int(start.name.rpartition("-")[2]) if start else 0
     if state.is_main_process:
         for file in (trainer.metrics_file, getattr(trainer.evaluator, "scores", None)):
@@ -322,8 +326,8 @@ def check_output(output: Path, *, resume: bool) -> None:
     if not output.is_dir():
         msg = f"{output} is a file: name a folder"
         raise ReasonEmbedError(msg)
-    # Of several processes the first one may have begun to write.
-    if not resume and is_main() and any(output.iterdir()):
+    # Of several processes the first one may have begun to write. Folders in which nothing lies are nothing.
+    if not resume and is_main() and any(not path.is_dir() for path in output.rglob("*")):
         msg = f"{output} is not empty: go on with the run in it by --resume, or name another folder"
         raise ReasonEmbedError(msg)
 
@@ -351,15 +355,12 @@ def _best(recipe: Recipe, trainer: RedapterTrainer) -> dict[str, Any]:
     return {"best": chosen, "steps_made": state.global_step}
 
 
-def _prepare(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:
+def _last_of_same(output: Path, record: dict[str, Any], *, main: bool) -> Path | None:
     """Check a run that is there against this one, and return the checkpoint to go on from."""
     held = held_record(output / RECORD, "recipe")
     if held is not None:
         _check_same(held, record, output)
     if main:
-        if held is None:
-            write_whole(output / RECORD, json.dumps(record, indent=1))
-            write_whole(output / "recipe.toml", write_toml(record["recipe"]).strip() + "\n")
         remove_broken(output / CHECKPOINTS)
     # Processes that look before the first one has cleaned up still choose a whole one.
     return last_whole(output / CHECKPOINTS)
