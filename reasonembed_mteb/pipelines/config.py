@@ -120,7 +120,7 @@ class RewriteStage(WritingSection):
 
     Attributes:
         samples: Rewritings a query; their rankings are fused.
-        queries: JSON Lines (``id``, ``text``) of rewritings made elsewhere.
+        queries: JSON Lines (``id``, ``text``, perhaps ``task``) of rewritings made elsewhere.
         bright: One of BRIGHT's own rewritten sets, such as ``gpt4_reason``, taken as it is.
     """
 

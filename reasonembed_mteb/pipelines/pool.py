@@ -11,7 +11,7 @@ from reasonembed_mteb.evaluation.stages import stage_scores
 from reasonembed_mteb.pipelines.config import ORIGINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -162,3 +162,19 @@ def check_task(task: Any) -> None:  # noqa: ANN401 - AbsTask
     if not hasattr(task, "convert_to_reranking"):
         msg = f"{task.metadata.name} is no retrieval task: a pipeline cannot run on it, leave it out"
         raise ReasonEmbedError(msg)
+
+
+def task_queries(task: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - AbsTaskRetrieval
+    """Yield id and text of a task's queries, of all its pools; the task stays as it is.
+
+    Args:
+        task: An MTEB retrieval task, loaded or not.
+    """
+    from reasonembed_mteb.evaluation.limits import own_copy
+
+    own = own_copy(task)
+    own.load_data()
+    own.convert_v1_dataset_format_to_v2(num_proc=None)
+    for splits in own.dataset.values():
+        for pool in splits.values():
+            yield from zip(pool["queries"]["id"][:], pool["queries"]["text"][:], strict=True)

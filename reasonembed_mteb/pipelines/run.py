@@ -183,6 +183,7 @@ class Pipeline:
         if chosen.rerank_from is not None:
             msg = "a pipeline has a first stage of its own: leave out rerank_from"
             raise ReasonEmbedError(msg)
+        self.check_tasks(tasks)
         limit = self.config.max_price if max_price is None else max_price
         budget = None if limit is None else Budget(max_cost=limit, strict=True)
         model = _PipelineModel(self, chosen, budget, retry_errors=retry_errors, batch=batch_requests, say=say)
@@ -196,6 +197,22 @@ class Pipeline:
                 continue
             outcomes.append(model.run(task))
         return outcomes
+
+    def check_tasks(self, tasks: Sequence[AbsTask]) -> None:
+        """Refuse a file of rewritings that fits several of the tasks, before anything runs.
+
+        Args:
+            tasks: MTEB tasks; one that no pipeline can run on says so in its turn.
+
+        Raises:
+            DataError: If it does, or cannot be read.
+        """
+        from reasonembed_mteb.pipelines.rewrite import refuse_shared_ids
+
+        fitting = [task for task in tasks if hasattr(task, "convert_to_reranking")]
+        for stage in self.config.stages:
+            if isinstance(stage, RewriteStage) and stage.queries is not None:
+                refuse_shared_ids(self.config.path(stage.queries), fitting)
 
     def causes(self, metas: Mapping[str, ModelMeta]) -> dict[str, dict[str, Any]]:
         """Return what decides each stage's output besides the data and the stages before, by stage.
