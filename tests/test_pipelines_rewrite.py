@@ -113,6 +113,19 @@ def test_rewritings_of_other_tasks_are_passed_over(tmp_path: Path) -> None:
         file_stage(tmp_path, "Other", {"0": "why?"})
 
 
+def test_thoughts_in_files_are_dropped_as_those_of_a_model_are(tmp_path: Path) -> None:
+    texts = ["<think>secret</think> river", "<think>never ends", "<think>all</think>", " "]
+    written_rows(tmp_path, [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    queries = {str(n): "q" for n in range(len(texts))}
+    dropped, counts = file_stage(tmp_path, BIOLOGY, queries, missing="original")
+    assert dropped == {"0": ["q river"], "1": ["q"], "2": ["q"], "3": ["q"]}
+    assert counts == {"original queries": 3}
+    kept, _ = file_stage(tmp_path, BIOLOGY, {"0": "q"}, thoughts="keep")
+    assert kept == {"0": ["q <think>secret</think> river"]}
+    with pytest.raises(DataError, match=r"3 of 4 queries have no rewriting \(1, 2, 3\)"):
+        file_stage(tmp_path, BIOLOGY, queries)
+
+
 class QueriesOnly:
     """A retrieval task that has nothing but queries."""
 

@@ -91,7 +91,7 @@ class WritingSection(AskingStageSection):
         mode: ``replace`` the query, ``append`` to it, or ``repeat`` it first and then append.
         separator: Between query and rewriting.
         repeat: How often the query stands first, for ``repeat``.
-        thoughts: What becomes of the text up to ``</think>``.
+        thoughts: What becomes of the text up to ``</think>``, of a model or in a file.
         missing: What becomes of a query without a rewriting: ``refuse`` to go on, or the ``original`` query,
             counted.
     """

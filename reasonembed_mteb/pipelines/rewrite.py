@@ -55,11 +55,16 @@ def written_text(answer: Answer, stage: WritingSection) -> str | None:
     """
     if answer.text is None or answer.error not in (None, "length"):
         return None
-    text = answer.text if stage.thoughts == "keep" else without_thought(answer.text)
+    return _kept_text(answer.text, stage)
+
+
+def _kept_text(text: str, stage: WritingSection) -> str | None:
+    """Return what is kept of a rewriting, whoever made it, or None where that is nothing."""
+    kept = text if stage.thoughts == "keep" else without_thought(text)
     # A thought that was cut has no end, and no rewriting after it.
-    if stage.thoughts == "drop" and text.lstrip().startswith("<think>"):
+    if stage.thoughts == "drop" and kept.lstrip().startswith("<think>"):
         return None
-    return text.strip() or None
+    return kept.strip() or None
 
 
 def rewrite(stage: RewriteStage, pool: Pool, tools: Tools) -> tuple[StageOutput, StageNote]:
@@ -92,9 +97,12 @@ def _from_file(file: Path, stage: RewriteStage, pool: Pool, counts: Counter[str]
     own = [held.pop(None, {}), held.pop(pool.task.name, {})]
     if others := sum(len(texts) for rows in held.values() for texts in rows.values()):
         counts["rewritings of other tasks"] += others
+    kept = {
+        query: [_kept_text(one, stage) for rows in own for one in rows.get(query, ())] for query in pool.texts
+    }
     return {
-        query: [combined(text, one, stage) for rows in own for one in rows.get(query, ())]
-        for query, text in pool.texts.items()
+        query: [combined(pool.texts[query], one, stage) for one in texts if one is not None]
+        for query, texts in kept.items()
     }
 
 
