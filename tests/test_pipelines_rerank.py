@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -13,11 +15,16 @@ from stub_server import CHAT, Reply, Seen, StubServer
 
 from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.stages import Ranked, read_output
-from reasonembed_mteb.pipelines.rerank import places_as_scores, reranked
+from reasonembed_mteb.pipelines.config import read_pipeline
+from reasonembed_mteb.pipelines.pool import State, Tools
+from reasonembed_mteb.pipelines.rerank import places_as_scores, rerank, reranked
 from reasonembed_mteb.pipelines.run import Pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from reasonembed_mteb.evaluation.stages import StageCost
+    from reasonembed_mteb.pipelines.pool import Pool
 
 
 def plain(before: Ranked, scores: list[float], weight: float) -> list[str]:
@@ -98,6 +105,38 @@ def test_a_servers_scores_are_those_of_mtebs_wrapper(tmp_path: Path, suffix: str
         texts = {f"d{n}": text for n, text in enumerate(_documents())}
         theirs = wrapper._rerank("cell leaf water", [texts[name] for name in made.documents])
     assert made.scores.astype(np.float32).tolist() == pytest.approx(np.asarray(theirs).tolist())
+
+
+def test_a_server_that_counts_no_tokens_has_no_known_price(tmp_path: Path) -> None:
+    def script(seen: Seen) -> Reply:
+        scores = [{"index": n, "score": -n} for n in range(len(seen.body["texts"]))]
+        return Reply(json.dumps(scores).encode())
+
+    before = {query: Ranked(["a", "b"], np.array([2.0, 1.0])) for query in ("q", "r")}
+    pool = SimpleNamespace(
+        texts={"q": "why?", "r": "how?"}, documents=lambda ids: {one: f"text {one}" for one in ids}
+    )
+    file = tmp_path / "pipeline.toml"
+
+    def cost(url: str, price: float) -> StageCost:
+        stages = retrieve("bm25") + stage("rerank", by="endpoint", api="tei")
+        write_pipeline(tmp_path, stages, url)
+        text = file.read_text("utf-8").replace(
+            "price_in = 1.0\nprice_out = 2.0", f"price_in = {price}\nprice_out = 0.0"
+        )
+        file.write_text(text, "utf-8")
+        config = read_pipeline(file)
+        tools = Tools(config, tmp_path, None, lambda _: None, progress=False)
+        _, note = rerank(config.stages[1], cast("Pool", pool), State(rankings={"bm25": before}), tools)
+        return note.cost
+
+    with StubServer(script, paths=("/rerank",)) as server:
+        paid, again, free = (cost(server.base_url, price) for price in (1.0, 1.0, 0.0))
+    assert [(one.calls, one.uncounted, one.price) for one in (paid, again, free)] == [
+        (2, 2, None),
+        (2, 2, None),
+        (2, 2, 0.0),
+    ]
 
 
 def _post(url: str, payload: dict[str, Any]) -> Any:

@@ -93,6 +93,11 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    @property
+    def uncounted(self) -> bool:
+        """Whether it is an answer whose tokens the endpoint did not count, as TEI and some servers do not."""
+        return self.text is not None and not (self.prompt_tokens or self.completion_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -71,8 +71,9 @@ class StageCost:
         cached: How many were answered from disk, or by an equal request, when it was last made.
         prompt_tokens: Of all its requests, as the endpoint counts them.
         completion_tokens: Likewise.
-        price: Of all its requests; None where no prices are known.
+        price: Of all its requests; None where no prices are known, or not all tokens.
         seconds: Wall time of the run that finished it.
+        uncounted: Answers whose tokens the endpoint did not count.
     """
 
     calls: int = 0
@@ -81,6 +82,7 @@ class StageCost:
     completion_tokens: int = 0
     price: float | None = None
     seconds: float = 0.0
+    uncounted: int = 0
 
 
 def add_costs(costs: Iterable[StageCost]) -> StageCost:
@@ -95,7 +97,7 @@ def add_costs(costs: Iterable[StageCost]) -> StageCost:
         prices = []
     sums = {
         name: sum(getattr(one, name) for one in held)
-        for name in ("calls", "cached", "prompt_tokens", "completion_tokens", "seconds")
+        for name in ("calls", "cached", "prompt_tokens", "completion_tokens", "seconds", "uncounted")
     }
     return StageCost(**sums, price=sum(prices) if prices else None)
 

@@ -234,6 +234,8 @@ def _stage_notes(summary: PipelineSummary) -> Iterator[str]:
         yield _TUNED
     for stage in summary.stages:
         told = [f"{name} {count:,}" for name, count in stage.note.counts.items()]
+        if unknown := stage.note.cost.uncounted:
+            told.append(f"answers without a count of tokens {unknown:,}, whose price is not known")
         told += [f"{name} {', '.join(map(str, own))}" for name, own in stage.note.chosen.items()]
         if told:
             yield f"{stage.name}: {', '.join(told)}"
