@@ -372,9 +372,25 @@ class _PipelineModel:
         (outcome,) = run_models([self.mteb_model_meta], [self._task], options, self._say)
         if outcome.error is not None:
             return PipelineOutcome(outcome, None)
-        if not outcome.cached:
-            write_stages(file, self._record(name))
+        kept = read_stages(file) if outcome.cached else None
+        # Prices are those of the file as it is now, whenever the tokens were counted.
+        record = self._priced(self._record(name) if kept is None else kept)
+        if record != kept:
+            write_stages(file, record)
         return PipelineOutcome(outcome, read_stages(file))
+
+    def _priced(self, record: PipelineRecord) -> PipelineRecord:
+        """Return a record with the prices of the endpoints as the pipeline's file has them."""
+        pairs = zip(self._config.stages, record.stages, strict=True)
+        stages = [replace(seen, note=self._with_price(stage, seen.note)) for stage, seen in pairs]
+        return replace(record, stages=tuple(stages))
+
+    def _with_price(self, stage: Any, note: StageNote) -> StageNote:  # noqa: ANN401 - any stage
+        from reasonembed_mteb.pipelines.asking import priced
+
+        if not needs_endpoint(stage):
+            return note
+        return replace(note, cost=priced(note.cost, self._config.endpoint(stage)))
 
     def _record(self, task: str) -> PipelineRecord:
         # Means over pools, as MTEB's are.
