@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.evaluation.stages import stage_scores
+from reasonembed_mteb.evaluation.stages import open_rankings, stage_scores
 from reasonembed_mteb.pipelines.config import ORIGINAL
 
 if TYPE_CHECKING:
@@ -138,16 +138,15 @@ class State:
             return {query: [text] for query, text in pool.texts.items()}
         return self.texts[name]
 
-    def take(self, output: StageOutput, *, adds: bool) -> None:
+    def take(self, output: StageOutput, kind: str) -> None:
         """Go on with a stage's output.
 
         Args:
             output: Of the stage.
-            adds: Whether its rankings stand beside those before, as those of a retrieval do.
+            kind: The stage's.
         """
         self.texts |= output.texts
-        if output.rankings:
-            self.rankings = {**(self.rankings if adds else {}), **output.rankings}
+        self.rankings = open_rankings(self.rankings, kind, output.rankings)
 
 
 def check_task(task: Any) -> None:  # noqa: ANN401 - AbsTask

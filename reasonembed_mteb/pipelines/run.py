@@ -466,8 +466,7 @@ class _PipelineModel:
             key = fingerprint(FORMAT, key, causes)
             file = self._options.output / STAGES / file_name(pool.task.name) / f"{stage.kind}-{key}.parquet"
             output, note = self._one(stage, pool, state, file)
-            adds = isinstance(stage, RetrieveStage)
-            state.take(handed_on(output) if adds else output, adds=adds)
+            state.take(handed_on(output) if isinstance(stage, RetrieveStage) else output, stage.kind)
             # Requests that failed may be answered another time.
             key = fingerprint(key, file_hash(file))
             trace.stages.append(self._seen(stage, output, note, state, pool, file))
