@@ -531,7 +531,13 @@ def _pool_identity(pool: Pool) -> str:
     data = dict(pool.task.dataset)
     return fingerprint(
         pool.task.name,
-        [pool.call["hf_split"], pool.call["hf_subset"], str(data.get("revision")), len(pool.corpus)],
+        [
+            pool.call["hf_split"],
+            pool.call["hf_subset"],
+            str(data.get("revision")),
+            len(pool.corpus),
+            pool.ignores_own_id,
+        ],
         str(pool.task.prompt),
         pool.max_tokens,
         texts,
