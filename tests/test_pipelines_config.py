@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,17 @@ def test_what_is_not_allowed_is_named(tmp_path: Path, stages: str, said: str) ->
         'extra_body = { note = "hf_abcdefghijklmnopqrstuv" }',
         'extra_body = { note = "Bearer sk-proj-a1_abcDEFGHIJKLMNOPQRSTU-x" }',
         'extra_body = { note = "pplx-abcdefghijklmnopqrstuv" }',
+        'extra_body = { access_token = "abc" }',
+        'extra_body = { headers = { X-Api-Key = "abc" } }',
+        'extra_body = { client_secret = "abc" }',
+        'extra_body = { accessToken = "abc" }',
+        'base_url = "http://localhost/v1?version=1&api-key=abc"',
+        'base_url = "http://localhost/v1?subscription%2Dkey=abc"',
     ],
 )
 def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None:
-    table = f'[endpoints.keyed]\nbase_url = "http://localhost/v1"\nmodel = "m"\n{line}\n'
+    address = "" if line.startswith("base_url") else 'base_url = "http://localhost/v1"\n'
+    table = f'[endpoints.keyed]\n{address}model = "m"\n{line}\n'
     with pytest.raises(ReasonEmbedError, match="environment variable") as caught:
         read_pipeline(write_pipeline(tmp_path, table + BM25))
     assert "abc" not in str(caught.value)
@@ -111,6 +119,14 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str
 def test_a_model_s_name_is_no_key(tmp_path: Path, name: str) -> None:
     table = f'[endpoints.named]\nbase_url = "http://localhost/v1"\nmodel = "{name}"\n'
     assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["named"].model == name
+
+
+def test_fields_of_requests_are_no_keys(tmp_path: Path) -> None:
+    fields = {"max_tokens": 5, "eos_token": "</s>", "prompt_cache_key": "mine", "token": 3}
+    body = ", ".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
+    table = '[endpoints.fine]\nbase_url = "http://localhost/v1?api-version=2"\nmodel = "m"\n'
+    table += f"extra_body = {{ {body} }}\n"
+    assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["fine"].extra_body == fields
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import math
 import re
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from reasonembed_mteb.endpoints.keys import read_key, without_key
+from reasonembed_mteb.endpoints.keys import is_key_name, read_key, without_key
 from reasonembed_mteb.errors import ReasonEmbedError
 
 _VERSION = re.compile(r"/v\d+\w*$")
@@ -165,14 +165,20 @@ class Endpoint:
         if "@" in self.base_url.partition("?")[0]:
             msg = "base_url holds a user or password: keys come from the environment (api_key_env) only"
             raise EndpointValueError(msg)
+        if named := [name for name, _ in parse_qsl(parts.query) if is_key_name(name)]:
+            msg = (
+                f"base_url holds a key in its query ({named[0]}): set it in an environment variable and name "
+                'that, api_key_env = "MY_KEY"'
+            )
+            raise EndpointValueError(msg)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"base_url is {self.base_url!r}: give an address such as http://localhost:8000/v1"
             raise EndpointValueError(msg)
         if not self.model:
             msg = "model is empty: give the model's name at the endpoint"
             raise EndpointValueError(msg)
-        named = re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII)
-        if not named or _KEY_LIKE.fullmatch(self.api_key_env):
+        variable = re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII)
+        if not variable or _KEY_LIKE.fullmatch(self.api_key_env):
             # Not repeated: it may well be the key itself.
             msg = "api_key_env must be the name of an environment variable that holds the key, not the key"
             raise EndpointValueError(msg)
