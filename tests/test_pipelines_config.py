@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from pipeline_script import retrieve, stage, write_pipeline
 
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.llm.templates import read_templates
 from reasonembed_mteb.pipelines.config import ListwiseStage, read_pipeline, stage_causes
 from reasonembed_mteb.pipelines.run import Pipeline
 
@@ -66,6 +68,7 @@ def test_defaults_and_names(tmp_path: Path) -> None:
         ),
         (retrieve("bm25", "other") + stage("fuse", weights=[0.0, 0.0]), "all weights are 0"),
         (retrieve("bm25", "o") + '[[stage]]\nkind = "fuse"\nweights = [1.0, inf]\n', "finite number"),
+        (retrieve("bm25", "o") + stage("fuse", weights=[1e308, 1e308]), "less than or equal to 1000000"),
         (retrieve("bm25", "o") + stage("fuse", weights=[1.0, 1.0], grid=0.1), "leave one out"),
         (retrieve(*"abcdefg") + stage("fuse", grid=0.05), "tries 230,230 weights of 7 rankings"),
         (stage("rewrite", name="a") + stage("rewrite", name="a") + BM25, "two stages are called 'a'"),
@@ -127,6 +130,15 @@ def test_fields_of_requests_are_no_keys(tmp_path: Path) -> None:
     table = '[endpoints.fine]\nbase_url = "http://localhost/v1?api-version=2"\nmodel = "m"\n'
     table += f"extra_body = {{ {body} }}\n"
     assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["fine"].extra_body == fields
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, BM25)
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert read_pipeline(file).name == "test"
+    mine = tmp_path / "mine.toml"
+    mine.write_bytes(codecs.BOM_UTF8 + b'[mine]\nuser = "$query"\n')
+    assert read_templates(mine).keys() == {"mine"}
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

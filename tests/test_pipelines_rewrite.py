@@ -77,6 +77,7 @@ def test_files_of_rewritings(tmp_path: Path) -> None:
         ("[1]", "own.jsonl:1"),
         ('{"id": 1, "text": "a", "task": 2}', "own.jsonl:1 has a task that is no text: 2"),
         ("", "holds no"),
+        ('{"id": 1, "text": "a \\ud83d"}', "own.jsonl:1 holds half a character"),
     ):
         file.write_text(line + "\n", "utf-8")
         with pytest.raises(DataError, match=said):

@@ -64,7 +64,8 @@ def read_toml(file: Path, example: str) -> dict[str, Any]:
         ReasonEmbedError: If it is missing or is not TOML.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        # A byte order mark, as editors on Windows write it, does no harm.
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         msg = f"cannot read {file}: {error.strerror}; give a TOML file such as {example}"
         raise ReasonEmbedError(msg) from error

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 EXAMPLE = "examples/pipeline-rewrites.toml"
 # The queries as they are, for `queries = "..."`.
 ORIGINAL = "original"
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Sums of weighted scores stay finite.
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 # Weights that a grid may try: each fuses and scores every query.
 MOST_WEIGHTS = 10_000
 

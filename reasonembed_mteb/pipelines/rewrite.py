@@ -200,6 +200,14 @@ def read_rewritings(file: Path) -> dict[str | None, Texts]:
         if not (task is None or isinstance(task, str)):
             msg = f"{file}:{number} has a task that is no text: {task!r}; {_ROW}"
             raise DataError(msg)
+        try:
+            row["text"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            msg = (
+                f"{file}:{number} holds half a character (a lone surrogate, \\ud83d), which no model takes; "
+                "write the text again"
+            )
+            raise DataError(msg) from error
         if row["text"].strip():
             found.setdefault(task, {}).setdefault(str(row["id"]), []).append(row["text"])
     if not found:
