@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 from evaluation_data import BIOLOGY
-from pipeline_script import retrieve, stage, write_pipeline
+from pipeline_script import ENDPOINT, retrieve, stage, write_pipeline
 from stub_server import CHAT, Reply, Seen, StubServer
 
 from reasonembed_mteb.evaluation import resolving, runner
@@ -107,28 +107,40 @@ def test_a_servers_scores_are_those_of_mtebs_wrapper(tmp_path: Path, suffix: str
     assert made.scores.astype(np.float32).tolist() == pytest.approx(np.asarray(theirs).tolist())
 
 
+BEFORE = {query: Ranked(["a", "b"], np.array([2.0, 1.0])) for query in ("q", "r")}
+
+
+def reranked_pool(folder: Path, stages: str, url: str, prices: str = ENDPOINT) -> tuple[Any, StageCost]:
+    """Run a reranking stage on two queries with two documents each; return its ranking and what it cost."""
+    file = write_pipeline(folder, retrieve("bm25") + stages, url)
+    file.write_text(file.read_text("utf-8").replace(ENDPOINT, prices), "utf-8")
+    config = read_pipeline(file)
+    pool = SimpleNamespace(
+        task=SimpleNamespace(name="Task"),
+        texts={"q": "why?", "r": "how?"},
+        documents=lambda ids: {one: f"text {one}" for one in ids},
+    )
+    tools = Tools(config, folder, None, lambda _: None, progress=False)
+    output, note = rerank(config.stages[1], cast("Pool", pool), State(rankings={"bm25": BEFORE}), tools)
+    return output.rankings["rerank"], note.cost
+
+
+@pytest.mark.parametrize("by", ["endpoint", "pointwise", "listwise"])
+def test_nothing_is_asked_where_the_ranking_before_has_all_the_weight(tmp_path: Path, by: str) -> None:
+    stages = stage("rerank", by=by, weight=1.0)
+    made, cost = reranked_pool(tmp_path, stages, "http://127.0.0.1:9/v1")
+    assert {query: one.documents for query, one in made.items()} == {"q": ["a", "b"], "r": ["a", "b"]}
+    assert cost.calls == 0
+
+
 def test_a_server_that_counts_no_tokens_has_no_known_price(tmp_path: Path) -> None:
     def script(seen: Seen) -> Reply:
         scores = [{"index": n, "score": -n} for n in range(len(seen.body["texts"]))]
         return Reply(json.dumps(scores).encode())
 
-    before = {query: Ranked(["a", "b"], np.array([2.0, 1.0])) for query in ("q", "r")}
-    pool = SimpleNamespace(
-        texts={"q": "why?", "r": "how?"}, documents=lambda ids: {one: f"text {one}" for one in ids}
-    )
-    file = tmp_path / "pipeline.toml"
-
     def cost(url: str, price: float) -> StageCost:
-        stages = retrieve("bm25") + stage("rerank", by="endpoint", api="tei")
-        write_pipeline(tmp_path, stages, url)
-        text = file.read_text("utf-8").replace(
-            "price_in = 1.0\nprice_out = 2.0", f"price_in = {price}\nprice_out = 0.0"
-        )
-        file.write_text(text, "utf-8")
-        config = read_pipeline(file)
-        tools = Tools(config, tmp_path, None, lambda _: None, progress=False)
-        _, note = rerank(config.stages[1], cast("Pool", pool), State(rankings={"bm25": before}), tools)
-        return note.cost
+        prices = ENDPOINT.replace("price_in = 1.0", f"price_in = {price}").replace("= 2.0", "= 0.0")
+        return reranked_pool(tmp_path, stage("rerank", by="endpoint", api="tei"), url, prices)[1]
 
     with StubServer(script, paths=("/rerank",)) as server:
         paid, again, free = (cost(server.base_url, price) for price in (1.0, 1.0, 0.0))

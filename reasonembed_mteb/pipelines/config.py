@@ -233,6 +233,11 @@ class RerankSection(StageSection):
     weight: Share = 0.0
     words: Count | None = None
 
+    @property
+    def asked_depth(self) -> int:
+        """How many documents a reranker is asked about; none where the ranking before has all the weight."""
+        return 0 if self.weight == 1 else self.depth
+
 
 class CrossEncoderStage(RerankSection):
     """Rerank by a cross-encoder in this process, whichever MTEB loads.
