@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pipeline_script import retrieve, stage, write_pipeline
 
+from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.errors import ReasonEmbedError
 from reasonembed_mteb.llm.templates import read_templates
 from reasonembed_mteb.pipelines.config import ListwiseStage, read_pipeline, stage_causes
@@ -122,6 +123,28 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str
 def test_a_model_s_name_is_no_key(tmp_path: Path, name: str) -> None:
     table = f'[endpoints.named]\nbase_url = "http://localhost/v1"\nmodel = "{name}"\n'
     assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["named"].model == name
+
+
+def test_fields_may_be_left_out_and_documents_left_whole(tmp_path: Path) -> None:
+    table = (
+        '[endpoints.new]\nbase_url = "http://localhost/v1"\nmodel = "m"\nleave_out = ["max_tokens", "seed"]\n'
+    )
+    table += "extra_body = { max_completion_tokens = 4096 }\n"
+    stages = BM25 + stage("iterate", endpoint="new", words=0) + stage("rerank", by="listwise", words=0)
+    config = read_pipeline(write_pipeline(tmp_path, table + stages))
+    _, again, ordered = config.stages
+    assert (again.words, ordered.words) == (None, None)
+    chat = ({"role": "user", "content": "why?"},)
+    body = config.endpoint(again).body(Request("k", chat, 0.0, 1.0, 512, 42))
+    assert body.keys() == {"model", "messages", "temperature", "top_p", "max_completion_tokens"}
+    # It decides the answer.
+    kept = read_pipeline(write_pipeline(tmp_path, table.replace('"seed"', '"n"') + stages))
+    assert stage_causes(again, config) != stage_causes(again, kept)
+    both = table.replace("max_completion_tokens", "seed")
+    with pytest.raises(ReasonEmbedError, match="extra_body gives seed, and leave_out takes it out"):
+        read_pipeline(write_pipeline(tmp_path, both + stages))
+    with pytest.raises(ReasonEmbedError, match="words"):
+        read_pipeline(write_pipeline(tmp_path, BM25 + stage("rerank", by="listwise", words=-1)))
 
 
 def test_fields_of_requests_are_no_keys(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ class Endpoint:
         price_out: Price of a million completion tokens.
         extra_body: More fields of the request; None as a value removes a field, as in
             ``{"max_tokens": None, "max_completion_tokens": 4096}``.
+        leave_out: Fields of the request that are not sent, for files, which cannot write None: they are put
+            into ``extra_body``.
         backoff: Seconds before the second attempt; doubled with each further one.
         longest_wait: Most seconds between two attempts. A longer ``Retry-After`` ends the run.
     """
@@ -153,6 +155,7 @@ class Endpoint:
     extra_body: dict[str, Any] | None = None
     backoff: float = 1.0
     longest_wait: float = 60.0
+    leave_out: list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check what a configuration file can get wrong.
@@ -192,6 +195,21 @@ class Endpoint:
             if not (math.isfinite(value) and value >= 0):
                 msg = f"{name} is {value}: it must not be below 0, and finite"
                 raise EndpointValueError(msg)
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Put the fields that are left out into ``extra_body``, the one place that says what is sent."""
+        body = dict(self.extra_body or {})
+        for name in self.leave_out or ():
+            if name == "messages":
+                msg = "leave_out names messages, and nothing would be asked: take it out"
+                raise EndpointValueError(msg)
+            if body.get(name) is not None:
+                msg = f"extra_body gives {name}, and leave_out takes it out: keep one of the two"
+                raise EndpointValueError(msg)
+            body[name] = None
+        if self.leave_out:
+            object.__setattr__(self, "extra_body", body)
 
     @property
     def shown_url(self) -> str:
