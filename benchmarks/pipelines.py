@@ -193,7 +193,7 @@ def score_subset(row: Any, examples: Path, options: argparse.Namespace) -> tuple
     from reasonembed_mteb.pipelines.run import Pipeline
 
     lines = pq.read_table(examples, columns=["id", "reasoning"]).to_pylist()
-    texts = [{"id": line["id"], "text": line["reasoning"]} for line in lines]
+    texts = [{"id": line["id"], "task": row.name, "text": line["reasoning"]} for line in lines]
     write_whole(options.output / f"{row.subset}.jsonl", "".join(map(json_line, texts)))
     file = options.output / f"{row.subset}.toml"
     write_whole(file, FILE.format(subset=row.subset, model=options.model.resolve()))

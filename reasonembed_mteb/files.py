@@ -7,9 +7,9 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import shutil
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -205,9 +205,11 @@ def is_number(value: object) -> bool:
     """Return whether a value read from JSON is a finite number.
 
     Args:
-        value: True and False are none.
+        value: True and False are none; nor is a whole number above every float.
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def json_line(value: object) -> str:

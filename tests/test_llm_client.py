@@ -902,6 +902,21 @@ def test_a_strict_budget_is_never_passed(tmp_path: Path) -> None:
         assert max(server.counts.values()) == 1
 
 
+def test_a_strict_budget_holds_where_no_tokens_are_counted(tmp_path: Path) -> None:
+    with StubServer(lambda seen: chat("fine", usage=False)) as server:
+        asked = endpoint(server, price_in=1e6, price_out=2e6)
+        most = asked.most_cost(asked.body(ask(0)))
+        budget = Budget(max_cost=3.5 * most, strict=True)
+        with LLMClient(asked, tmp_path, budget) as client, pytest.raises(BudgetExceeded, match="spent"):
+            answers(client, map(ask, range(10, 100)))
+        assert server.total == 3
+        assert client.usage.uncounted == 3
+        # Answers on disk are no better known.
+        with LLMClient(asked, tmp_path) as again:
+            answers(again, map(ask, range(10, 13)))
+            assert (again.usage.cached, again.usage.uncounted) == (3, 3)
+
+
 def test_requests_may_be_made_of_earlier_answers(tmp_path: Path) -> None:
     seen: list[str] = []
 

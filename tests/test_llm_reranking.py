@@ -10,8 +10,9 @@ import pytest
 from stub_server import Reply, Seen, StubServer, failure
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint, EndpointError
+from reasonembed_mteb.endpoints.retries import AttemptError
 from reasonembed_mteb.errors import UnknownNameError
-from reasonembed_mteb.llm.reranking import EndpointReranker, rerank_endpoint
+from reasonembed_mteb.llm.reranking import EndpointReranker, read_relevance, rerank_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,18 @@ def test_a_server_that_cannot_rerank_stops_the_run(
         pytest.raises(EndpointError, match=message),
     ):
         asked.score(PAIRS)
+
+
+@pytest.mark.parametrize("score", ["Infinity", "NaN", "-1e400", f"{10**400}", "true", "null"])
+def test_a_score_that_is_no_finite_number_is_none(score: str) -> None:
+    raw = f'{{"results": [{{"index": 0, "relevance_score": {score}}}, {{"index": 1, "score": 2}}]}}'
+    assert read_relevance(raw.encode()).text == "[[1, 2]]"
+
+
+@pytest.mark.parametrize("index", ["1e400", "NaN", "null"])
+def test_an_index_that_is_no_place_is_a_bad_answer(index: str) -> None:
+    with pytest.raises(AttemptError, match="holds no scores"):
+        read_relevance(f'{{"results": [{{"index": {index}, "relevance_score": 1}}]}}'.encode())
 
 
 def test_unknown_api_and_identity(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 from pathlib import Path
 
 import pytest
 from pipeline_script import retrieve, stage, write_pipeline
 
+from reasonembed_mteb.endpoints.endpoint import Request
 from reasonembed_mteb.errors import ReasonEmbedError
+from reasonembed_mteb.llm.templates import read_templates
 from reasonembed_mteb.pipelines.config import ListwiseStage, read_pipeline, stage_causes
 from reasonembed_mteb.pipelines.run import Pipeline
 
@@ -65,6 +69,7 @@ def test_defaults_and_names(tmp_path: Path) -> None:
         ),
         (retrieve("bm25", "other") + stage("fuse", weights=[0.0, 0.0]), "all weights are 0"),
         (retrieve("bm25", "o") + '[[stage]]\nkind = "fuse"\nweights = [1.0, inf]\n', "finite number"),
+        (retrieve("bm25", "o") + stage("fuse", weights=[1e308, 1e308]), "less than or equal to 1000000"),
         (retrieve("bm25", "o") + stage("fuse", weights=[1.0, 1.0], grid=0.1), "leave one out"),
         (retrieve(*"abcdefg") + stage("fuse", grid=0.05), "tries 230,230 weights of 7 rankings"),
         (stage("rewrite", name="a") + stage("rewrite", name="a") + BM25, "two stages are called 'a'"),
@@ -91,10 +96,17 @@ def test_what_is_not_allowed_is_named(tmp_path: Path, stages: str, said: str) ->
         'extra_body = { note = "hf_abcdefghijklmnopqrstuv" }',
         'extra_body = { note = "Bearer sk-proj-a1_abcDEFGHIJKLMNOPQRSTU-x" }',
         'extra_body = { note = "pplx-abcdefghijklmnopqrstuv" }',
+        'extra_body = { access_token = "abc" }',
+        'extra_body = { headers = { X-Api-Key = "abc" } }',
+        'extra_body = { client_secret = "abc" }',
+        'extra_body = { accessToken = "abc" }',
+        'base_url = "http://localhost/v1?version=1&api-key=abc"',
+        'base_url = "http://localhost/v1?subscription%2Dkey=abc"',
     ],
 )
 def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None:
-    table = f'[endpoints.keyed]\nbase_url = "http://localhost/v1"\nmodel = "m"\n{line}\n'
+    address = "" if line.startswith("base_url") else 'base_url = "http://localhost/v1"\n'
+    table = f'[endpoints.keyed]\n{address}model = "m"\n{line}\n'
     with pytest.raises(ReasonEmbedError, match="environment variable") as caught:
         read_pipeline(write_pipeline(tmp_path, table + BM25))
     assert "abc" not in str(caught.value)
@@ -111,6 +123,45 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str
 def test_a_model_s_name_is_no_key(tmp_path: Path, name: str) -> None:
     table = f'[endpoints.named]\nbase_url = "http://localhost/v1"\nmodel = "{name}"\n'
     assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["named"].model == name
+
+
+def test_fields_may_be_left_out_and_documents_left_whole(tmp_path: Path) -> None:
+    table = (
+        '[endpoints.new]\nbase_url = "http://localhost/v1"\nmodel = "m"\nleave_out = ["max_tokens", "seed"]\n'
+    )
+    table += "extra_body = { max_completion_tokens = 4096 }\n"
+    stages = BM25 + stage("iterate", endpoint="new", words=0) + stage("rerank", by="listwise", words=0)
+    config = read_pipeline(write_pipeline(tmp_path, table + stages))
+    _, again, ordered = config.stages
+    assert (again.words, ordered.words) == (None, None)
+    chat = ({"role": "user", "content": "why?"},)
+    body = config.endpoint(again).body(Request("k", chat, 0.0, 1.0, 512, 42))
+    assert body.keys() == {"model", "messages", "temperature", "top_p", "max_completion_tokens"}
+    # It decides the answer.
+    kept = read_pipeline(write_pipeline(tmp_path, table.replace('"seed"', '"n"') + stages))
+    assert stage_causes(again, config) != stage_causes(again, kept)
+    both = table.replace("max_completion_tokens", "seed")
+    with pytest.raises(ReasonEmbedError, match="extra_body gives seed, and leave_out takes it out"):
+        read_pipeline(write_pipeline(tmp_path, both + stages))
+    with pytest.raises(ReasonEmbedError, match="words"):
+        read_pipeline(write_pipeline(tmp_path, BM25 + stage("rerank", by="listwise", words=-1)))
+
+
+def test_fields_of_requests_are_no_keys(tmp_path: Path) -> None:
+    fields = {"max_tokens": 5, "eos_token": "</s>", "prompt_cache_key": "mine", "token": 3}
+    body = ", ".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
+    table = '[endpoints.fine]\nbase_url = "http://localhost/v1?api-version=2"\nmodel = "m"\n'
+    table += f"extra_body = {{ {body} }}\n"
+    assert read_pipeline(write_pipeline(tmp_path, table + BM25)).endpoints["fine"].extra_body == fields
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, BM25)
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert read_pipeline(file).name == "test"
+    mine = tmp_path / "mine.toml"
+    mine.write_bytes(codecs.BOM_UTF8 + b'[mine]\nuser = "$query"\n')
+    assert read_templates(mine).keys() == {"mine"}
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from reasonembed_mteb.evaluation.stages import Ranked
 from reasonembed_mteb.pipelines.config import FuseStage, grid_size
 from reasonembed_mteb.pipelines.fuse import fuse, fused_query, normalised, weight_grid
 from reasonembed_mteb.pipelines.pool import Pool, State
+from reasonembed_mteb.pipelines.retrieve import search
 
 
 def ranked(**scores: float) -> Ranked:
@@ -104,6 +105,41 @@ def test_grids_hold_every_weight_once() -> None:
     assert {(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)} == set(weight_grid(2, 0.5))
     for count, step in ((1, 0.5), (2, 0.01), (3, 0.25), (4, 0.3)):
         assert grid_size(count, step) == len(list(weight_grid(count, step)))
+
+
+class Listed:
+    """A search model that finds the same documents for every query."""
+
+    mteb_model_meta = None
+
+    def __init__(self, documents: list[str]) -> None:
+        self._documents = documents
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Nothing is needed of it."""
+
+    def search(self, queries: Any, *, top_k: int, **_: Any) -> dict[str, dict[str, float]]:
+        """Return places as scores."""
+        best = {name: -float(place) for place, name in enumerate(self._documents[:top_k])}
+        return {query: dict(best) for query in queries["id"]}
+
+
+def test_a_querys_own_document_is_not_found_where_it_does_not_count() -> None:
+    documents = [f"d{n}" for n in range(1200)]
+    # Its own is the first one, and the last one that MTEB's evaluation sees.
+    queries = {"id": ["d0", "d999", "q"], "text": ["a", "b", "c"]}
+    texts = {query: [text] for query, text in zip(queries["id"], queries["text"], strict=True)}
+
+    def found(top_k: int, *, ignores: bool = True) -> dict[str, list[str]]:
+        pool = Pool(queries, None, cast("Any", None), {}, 8, ignores_own_id=ignores)
+        return {
+            query: one.documents for query, one in search(Listed(documents), pool, texts, top_k, 60).items()
+        }
+
+    assert found(3) == {"d0": ["d1", "d2", "d3"], "d999": ["d0", "d1", "d2"], "q": ["d0", "d1", "d2"]}
+    assert found(3, ignores=False)["d0"] == ["d0", "d1", "d2"]
+    # What MTEB has left of its thousand.
+    assert found(1000) == {"d0": documents[1:1000], "d999": documents[:999], "q": documents[:1000]}
 
 
 def test_a_grid_is_chosen_by_the_measure_that_is_reported() -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import random
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 from evaluation_data import BIOLOGY
-from pipeline_script import retrieve, stage, write_pipeline
+from pipeline_script import ENDPOINT, retrieve, stage, write_pipeline
 from stub_server import CHAT, Reply, Seen, StubServer
 
 from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.stages import Ranked, read_output
-from reasonembed_mteb.pipelines.rerank import places_as_scores, reranked
+from reasonembed_mteb.pipelines.config import read_pipeline
+from reasonembed_mteb.pipelines.pool import State, Tools
+from reasonembed_mteb.pipelines.rerank import places_as_scores, rerank, reranked
 from reasonembed_mteb.pipelines.run import Pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from reasonembed_mteb.evaluation.stages import StageCost
+    from reasonembed_mteb.pipelines.pool import Pool
 
 
 def plain(before: Ranked, scores: list[float], weight: float) -> list[str]:
@@ -98,6 +105,50 @@ def test_a_servers_scores_are_those_of_mtebs_wrapper(tmp_path: Path, suffix: str
         texts = {f"d{n}": text for n, text in enumerate(_documents())}
         theirs = wrapper._rerank("cell leaf water", [texts[name] for name in made.documents])
     assert made.scores.astype(np.float32).tolist() == pytest.approx(np.asarray(theirs).tolist())
+
+
+BEFORE = {query: Ranked(["a", "b"], np.array([2.0, 1.0])) for query in ("q", "r")}
+
+
+def reranked_pool(folder: Path, stages: str, url: str, prices: str = ENDPOINT) -> tuple[Any, StageCost]:
+    """Run a reranking stage on two queries with two documents each; return its ranking and what it cost."""
+    file = write_pipeline(folder, retrieve("bm25") + stages, url)
+    file.write_text(file.read_text("utf-8").replace(ENDPOINT, prices), "utf-8")
+    config = read_pipeline(file)
+    pool = SimpleNamespace(
+        task=SimpleNamespace(name="Task"),
+        texts={"q": "why?", "r": "how?"},
+        documents=lambda ids: {one: f"text {one}" for one in ids},
+    )
+    tools = Tools(config, folder, None, lambda _: None, progress=False)
+    output, note = rerank(config.stages[1], cast("Pool", pool), State(rankings={"bm25": BEFORE}), tools)
+    return output.rankings["rerank"], note.cost
+
+
+@pytest.mark.parametrize("by", ["endpoint", "pointwise", "listwise"])
+def test_nothing_is_asked_where_the_ranking_before_has_all_the_weight(tmp_path: Path, by: str) -> None:
+    stages = stage("rerank", by=by, weight=1.0)
+    made, cost = reranked_pool(tmp_path, stages, "http://127.0.0.1:9/v1")
+    assert {query: one.documents for query, one in made.items()} == {"q": ["a", "b"], "r": ["a", "b"]}
+    assert cost.calls == 0
+
+
+def test_a_server_that_counts_no_tokens_has_no_known_price(tmp_path: Path) -> None:
+    def script(seen: Seen) -> Reply:
+        scores = [{"index": n, "score": -n} for n in range(len(seen.body["texts"]))]
+        return Reply(json.dumps(scores).encode())
+
+    def cost(url: str, price: float) -> StageCost:
+        prices = ENDPOINT.replace("price_in = 1.0", f"price_in = {price}").replace("= 2.0", "= 0.0")
+        return reranked_pool(tmp_path, stage("rerank", by="endpoint", api="tei"), url, prices)[1]
+
+    with StubServer(script, paths=("/rerank",)) as server:
+        paid, again, free = (cost(server.base_url, price) for price in (1.0, 1.0, 0.0))
+    assert [(one.calls, one.uncounted, one.price) for one in (paid, again, free)] == [
+        (2, 2, None),
+        (2, 2, None),
+        (2, 2, 0.0),
+    ]
 
 
 def _post(url: str, payload: dict[str, Any]) -> Any:

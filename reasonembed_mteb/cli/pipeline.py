@@ -97,6 +97,7 @@ def pipeline(
 
         # Models are looked up, and nothing is loaded.
         found.metas()
+        found.check_tasks(tasks)
         _show_estimates(estimate_pipeline(found.config, tasks, limit))
         return
     options = RunOptions(

@@ -8,9 +8,9 @@ import math
 import re
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from reasonembed_mteb.endpoints.keys import read_key, without_key
+from reasonembed_mteb.endpoints.keys import is_key_name, read_key, without_key
 from reasonembed_mteb.errors import ReasonEmbedError
 
 _VERSION = re.compile(r"/v\d+\w*$")
@@ -93,6 +93,11 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    @property
+    def uncounted(self) -> bool:
+        """Whether it is an answer whose tokens the endpoint did not count, as TEI and some servers do not."""
+        return self.text is not None and not (self.prompt_tokens or self.completion_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -133,6 +138,8 @@ class Endpoint:
         price_out: Price of a million completion tokens.
         extra_body: More fields of the request; None as a value removes a field, as in
             ``{"max_tokens": None, "max_completion_tokens": 4096}``.
+        leave_out: Fields of the request that are not sent, for files, which cannot write None: they are put
+            into ``extra_body``.
         backoff: Seconds before the second attempt; doubled with each further one.
         longest_wait: Most seconds between two attempts. A longer ``Retry-After`` ends the run.
     """
@@ -148,6 +155,7 @@ class Endpoint:
     extra_body: dict[str, Any] | None = None
     backoff: float = 1.0
     longest_wait: float = 60.0
+    leave_out: list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check what a configuration file can get wrong.
@@ -160,14 +168,20 @@ class Endpoint:
         if "@" in self.base_url.partition("?")[0]:
             msg = "base_url holds a user or password: keys come from the environment (api_key_env) only"
             raise EndpointValueError(msg)
+        if named := [name for name, _ in parse_qsl(parts.query) if is_key_name(name)]:
+            msg = (
+                f"base_url holds a key in its query ({named[0]}): set it in an environment variable and name "
+                'that, api_key_env = "MY_KEY"'
+            )
+            raise EndpointValueError(msg)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"base_url is {self.base_url!r}: give an address such as http://localhost:8000/v1"
             raise EndpointValueError(msg)
         if not self.model:
             msg = "model is empty: give the model's name at the endpoint"
             raise EndpointValueError(msg)
-        named = re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII)
-        if not named or _KEY_LIKE.fullmatch(self.api_key_env):
+        variable = re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, flags=re.ASCII)
+        if not variable or _KEY_LIKE.fullmatch(self.api_key_env):
             # Not repeated: it may well be the key itself.
             msg = "api_key_env must be the name of an environment variable that holds the key, not the key"
             raise EndpointValueError(msg)
@@ -181,6 +195,21 @@ class Endpoint:
             if not (math.isfinite(value) and value >= 0):
                 msg = f"{name} is {value}: it must not be below 0, and finite"
                 raise EndpointValueError(msg)
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Put the fields that are left out into ``extra_body``, the one place that says what is sent."""
+        body = dict(self.extra_body or {})
+        for name in self.leave_out or ():
+            if name == "messages":
+                msg = "leave_out names messages, and nothing would be asked: take it out"
+                raise EndpointValueError(msg)
+            if body.get(name) is not None:
+                msg = f"extra_body gives {name}, and leave_out takes it out: keep one of the two"
+                raise EndpointValueError(msg)
+            body[name] = None
+        if self.leave_out:
+            object.__setattr__(self, "extra_body", body)
 
     @property
     def shown_url(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import traceback
 from functools import cache
 from urllib.parse import quote
@@ -15,6 +16,21 @@ _HIDDEN = "***"
 _SECRET_FROM = 12
 # Whose logs and warnings speak of requests; by name, since openai stands on several HTTP packages.
 _LIBRARIES = frozenset({"aiohttp", "asyncio", "httpcore", "httpx", "openai", "tenacity"})
+# Names under which tools and servers take a key. What merely ends in key or token is none: eos_token,
+# prompt_cache_key.
+_KEY_NAME = re.compile(
+    r"key|token|bearer|(?:.*_)?(?:api_?key|authorization|secret|password)"
+    r"|(?:.*_)?(?:access|auth|api|bearer|client|hf|id|private|refresh|secret|session|subscription)_?(?:key|token)"
+)
+
+
+def is_key_name(name: str) -> bool:
+    """Return whether a field or a parameter of an address holds a key by its name.
+
+    Args:
+        name: Such as ``x-api-key``, ``access_token`` or ``client_secret``; not ``max_tokens``.
+    """
+    return _KEY_NAME.fullmatch(name.lower().replace("-", "_")) is not None
 
 
 def read_key(variable: str) -> str:

@@ -25,6 +25,8 @@ class Usage:
         retries: Attempts beyond the first of each request.
         cached_prompt_tokens: Of the requests that cost nothing, as the endpoint counted them once.
         cached_completion_tokens: Likewise.
+        uncounted: Answers, from disk or not, whose tokens the endpoint did not count: what they cost is not
+            known.
     """
 
     requests: int = 0
@@ -35,6 +37,7 @@ class Usage:
     retries: int = 0
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
+    uncounted: int = 0
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Counts:
     retries: int = 0
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
+    uncounted: int = 0
 
 
 class Budget:
@@ -57,7 +61,8 @@ class Budget:
     far, stays below the limit. What is on its way is paid for anyway and is waited for, so the limit can be
     passed by a little: at most by one round of concurrent requests, before anything is known of their price.
     A strict budget is never passed: a request is let through only where the most that it and those on their
-    way can cost still fits, and waits for them where it does not.
+    way can cost still fits, and waits for them where it does not. There an answer whose tokens the endpoint
+    does not count is booked at the most that it can have cost.
     """
 
     def __init__(

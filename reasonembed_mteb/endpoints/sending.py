@@ -190,14 +190,19 @@ class Sender:
         used = (outcome.prompt_tokens, outcome.completion_tokens) if outcome else (0, 0)
         self._counts.prompt_tokens += used[0]
         self._counts.completion_tokens += used[1]
+        self._counts.uncounted += outcome is not None and outcome.uncounted
         if self._budget is None:
             return
         if outcome is None:
             self._budget.settle(most=most)
             return
-        if outcome.text and not any(used):
+        cost = self._endpoint.cost(*used)
+        if outcome.uncounted and self._budget.strict:
+            # Never passed: what is not known may have been all of it.
+            cost = most
+        elif outcome.uncounted:
             logger.warning("The endpoint counts no tokens: the budget cannot see what is spent.")
-        self._budget.settle(sum(used), self._endpoint.cost(*used), most)
+        self._budget.settle(sum(used), cost, most)
 
     async def _doubt(self, client: AsyncOpenAI, slot: Slot, error: AttemptError) -> None:
         """Take a request that failed by itself: final only if the endpoint answers others."""

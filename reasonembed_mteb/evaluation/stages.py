@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BASELINE = "original queries: "
 FORMAT = 1
 _KEY = b"reasonembed"
+_Held = TypeVar("_Held")
 # The measures of a stage, by MTEB's names.
 STAGE_MEASURES = ("ndcg_at_10", "recall_at_10", "recall_at_100")
 
@@ -71,8 +72,9 @@ class StageCost:
         cached: How many were answered from disk, or by an equal request, when it was last made.
         prompt_tokens: Of all its requests, as the endpoint counts them.
         completion_tokens: Likewise.
-        price: Of all its requests; None where no prices are known.
+        price: Of all its requests; None where no prices are known, or not all tokens.
         seconds: Wall time of the run that finished it.
+        uncounted: Answers whose tokens the endpoint did not count.
     """
 
     calls: int = 0
@@ -81,6 +83,7 @@ class StageCost:
     completion_tokens: int = 0
     price: float | None = None
     seconds: float = 0.0
+    uncounted: int = 0
 
 
 def add_costs(costs: Iterable[StageCost]) -> StageCost:
@@ -95,7 +98,7 @@ def add_costs(costs: Iterable[StageCost]) -> StageCost:
         prices = []
     sums = {
         name: sum(getattr(one, name) for one in held)
-        for name in ("calls", "cached", "prompt_tokens", "completion_tokens", "seconds")
+        for name in ("calls", "cached", "prompt_tokens", "completion_tokens", "seconds", "uncounted")
     }
     return StageCost(**sums, price=sum(prices) if prices else None)
 
@@ -108,7 +111,7 @@ class StageNote:
         cost: What it cost.
         counts: What happened to single queries and documents, by kind: ``mended`` permutations, queries
             without a rewriting ...
-        chosen: Values that a grid chose, by name.
+        chosen: Values that a grid chose, by name; empty where it chose others on other pools or tasks.
     """
 
     cost: StageCost = field(default_factory=StageCost)
@@ -141,17 +144,29 @@ class StageRecord:
     outputs: tuple[str, ...]
 
 
+def open_rankings(before: Mapping[str, _Held], kind: str, own: Mapping[str, _Held]) -> dict[str, _Held]:
+    """Return the rankings that stand side by side after a stage, or what is held of each.
+
+    Args:
+        before: Those after the stage before.
+        kind: The stage's: a retrieval adds its rankings, any other stage makes one of all.
+        own: The stage's rankings; empty where it hands on none.
+    """
+    return {**(before if kind == "retrieve" or not own else {}), **own}
+
+
 def joined_stage(seen: Sequence[StageRecord]) -> StageRecord:
     """Return one stage over several pools or tasks: means of its scores, sums of its costs and counts.
 
     Args:
         seen: The same stage on each, one at least.
     """
-    first = seen[0]
+    first, chosen = seen[0], seen[0].note.chosen
     counts: Counter[str] = Counter()
     for one in seen:
         counts.update(one.note.counts)
-    note = replace(first.note, cost=add_costs(one.note.cost for one in seen), counts=dict(counts))
+    cost = add_costs(one.note.cost for one in seen)
+    note = StageNote(cost, dict(counts), chosen if all(one.note.chosen == chosen for one in seen) else {})
     return replace(
         first,
         scores=_means([one.scores for one in seen]),

@@ -142,6 +142,7 @@ class BatchFiles(KeepsAnswers):
             self._counts.cached += 1
             self._counts.cached_prompt_tokens += used[0]
             self._counts.cached_completion_tokens += used[1]
+            self._counts.uncounted += outcome.uncounted
             yield Answer(request.key, outcome.text, outcome.error, *used, True)
 
     def write_requests(self, requests: Iterable[Request], file: Path) -> list[Path]:

@@ -197,6 +197,7 @@ class _Flow:
                 self._counts.cached += 1
                 self._counts.cached_prompt_tokens += used[0]
                 self._counts.cached_completion_tokens += used[1]
+                self._counts.uncounted += outcome.uncounted
             yield Answer(key, outcome.text, outcome.error, *used, cached)
 
     def _wait(self, slot: Slot) -> Reply:

@@ -38,7 +38,7 @@ def read_completion(body: Any) -> Reply:  # noqa: ANN401 (whatever JSON holds)
         finish = choice.get("finish_reason")
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         msg = f"the answer is no chat completion: {shown(json.dumps(body))}"
         raise AttemptError(msg, "bad_answer") from error
     if text is not None and not isinstance(text, str):

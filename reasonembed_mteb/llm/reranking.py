@@ -90,7 +90,7 @@ def read_relevance(raw: bytes) -> Reply:
         scores = [[int(one["index"]), one.get("relevance_score", one.get("score"))] for one in found]
         usage = {} if isinstance(body, list) else body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         msg = f"the answer holds no scores: {shown(raw.decode('utf-8', 'replace'))}"
         raise AttemptError(msg, "bad_answer") from error
     return Reply(json.dumps([one for one in scores if is_number(one[1])]), None, tokens)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reasonembed_mteb.endpoints.endpoint import Endpoint
+from reasonembed_mteb.endpoints.keys import is_key_name
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 # Of a model, and of a dataclass.
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-# Names under which tools write a key, and how keys of the known services look: a beginning, and letters and
-# digits in a row that are more than a word of a name has (jina-reranker-v2-base-multilingual).
-_KEY_NAMES = frozenset({"api_key", "apikey", "key", "token", "authorization", "secret", "password"})
+# How keys of the known services look: a beginning, and letters and digits in a row that are more than a word
+# of a name has (jina-reranker-v2-base-multilingual).
 _KEY = re.compile(
     r"\b(?:(?:sk|pk)[-_]|(?:xai|nvapi|pplx)-|(?:hf|gsk|jina|r8)_)(?:[A-Za-z0-9]+[-_])*[A-Za-z0-9]{16,}"
     r"|\bAIza[\w-]{30,}"
@@ -64,7 +64,8 @@ def read_toml(file: Path, example: str) -> dict[str, Any]:
         ReasonEmbedError: If it is missing or is not TOML.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        # A byte order mark, as editors on Windows write it, does no harm.
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         msg = f"cannot read {file}: {error.strerror}; give a TOML file such as {example}"
         raise ReasonEmbedError(msg) from error
@@ -122,7 +123,7 @@ def refuse_keys(content: object, file: Path, place: str = "") -> None:
     if isinstance(content, dict):
         for name, value in content.items():
             where = f"{place}.{name}".lstrip(".")
-            if str(name).lower().replace("-", "_") in _KEY_NAMES and isinstance(value, str):
+            if isinstance(value, str) and is_key_name(str(name)):
                 raise _literal_key(file, where)
             refuse_keys(value, file, where)
     elif isinstance(content, list):

@@ -56,7 +56,7 @@ def read_templates(file: Path) -> dict[str, Any]:
         ReasonEmbedError: If it cannot be read.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         msg = f'cannot read the templates {file}: {error}; give a TOML file of tables with user = "..."'
         raise ReasonEmbedError(msg) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reasonembed_mteb.escaping import file_name
@@ -76,10 +77,24 @@ def cost_of(usage: Usage, endpoint: Endpoint) -> StageCost:
     """
     prompt = usage.prompt_tokens + usage.cached_prompt_tokens
     completion = usage.completion_tokens + usage.cached_completion_tokens
-    return StageCost(
+    cost = StageCost(
         calls=usage.requests + usage.cached,
         cached=usage.cached,
         prompt_tokens=prompt,
         completion_tokens=completion,
-        price=endpoint.cost(prompt, completion),
+        uncounted=usage.uncounted,
     )
+    return priced(cost, endpoint)
+
+
+def priced(cost: StageCost, endpoint: Endpoint) -> StageCost:
+    """Return a cost with its price, None where that is not known.
+
+    Args:
+        cost: Its tokens count.
+        endpoint: Its prices.
+    """
+    price = endpoint.cost(cost.prompt_tokens, cost.completion_tokens)
+    # Unless tokens are free.
+    unknown = cost.uncounted and endpoint.cost(1, 1)
+    return replace(cost, price=None if unknown else price)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from reasonembed_mteb.errors import ReasonEmbedError, unknown_name
 from reasonembed_mteb.evaluation.stages import BASELINE
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 EXAMPLE = "examples/pipeline-rewrites.toml"
 # The queries as they are, for `queries = "..."`.
 ORIGINAL = "original"
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Sums of weighted scores stay finite.
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+# Documents are cut after so many words; 0 leaves them whole, since TOML has no None.
+Words = Annotated[Annotated[int, Field(ge=0)] | None, AfterValidator(lambda count: count or None)]
 # Weights that a grid may try: each fuses and scores every query.
 MOST_WEIGHTS = 10_000
 
@@ -91,7 +94,7 @@ class WritingSection(AskingStageSection):
         mode: ``replace`` the query, ``append`` to it, or ``repeat`` it first and then append.
         separator: Between query and rewriting.
         repeat: How often the query stands first, for ``repeat``.
-        thoughts: What becomes of the text up to ``</think>``.
+        thoughts: What becomes of the text up to ``</think>``, of a model or in a file.
         missing: What becomes of a query without a rewriting: ``refuse`` to go on, or the ``original`` query,
             counted.
     """
@@ -120,7 +123,7 @@ class RewriteStage(WritingSection):
 
     Attributes:
         samples: Rewritings a query; their rankings are fused.
-        queries: JSON Lines (``id``, ``text``) of rewritings made elsewhere.
+        queries: JSON Lines (``id``, ``text``, perhaps ``task``) of rewritings made elsewhere.
         bright: One of BRIGHT's own rewritten sets, such as ``gpt4_reason``, taken as it is.
     """
 
@@ -222,7 +225,7 @@ class RerankSection(StageSection):
         depth: How many documents of each query are reranked; the others stay below them.
         queries: ``original``, or the name of a stage that writes queries, whose first text counts.
         weight: Of the ranking before, against the reranker's; both are normalised per query (min-max).
-        words: Documents are cut after so many words; they are left whole by default.
+        words: Documents are cut after so many words; they are left whole by default, and at 0.
     """
 
     kind: Literal["rerank"]
@@ -230,7 +233,12 @@ class RerankSection(StageSection):
     depth: Annotated[int, Field(ge=0, le=1000)] = 100
     queries: str = ORIGINAL
     weight: Share = 0.0
-    words: Count | None = None
+    words: Words = None
+
+    @property
+    def asked_depth(self) -> int:
+        """How many documents a reranker is asked about; none where the ranking before has all the weight."""
+        return 0 if self.weight == 1 else self.depth
 
 
 class CrossEncoderStage(RerankSection):
@@ -288,7 +296,7 @@ class ListwiseStage(RerankSection, AskingStageSection):
     Attributes:
         window: Documents a request.
         step: How far the window moves; what is better moves on with it.
-        words: Documents are cut after so many words.
+        words: Documents are cut after so many words; 0 leaves them whole.
     """
 
     by: Literal["listwise"]
@@ -296,7 +304,7 @@ class ListwiseStage(RerankSection, AskingStageSection):
     max_tokens: Count = 512
     window: Annotated[int, Field(ge=2, le=200)] = 20
     step: Count = 10
-    words: Count | None = 300
+    words: Words = 300
 
     @model_validator(mode="after")
     def _overlaps(self) -> Self:
@@ -312,7 +320,7 @@ class IterateStage(WritingSection):
     Attributes:
         rounds: How often.
         documents: How many are shown.
-        words: Documents are cut after so many words.
+        words: Documents are cut after so many words; 0 leaves them whole.
         retrievers: Names of retrievers of the stages before; all by default.
         rrf_k: Constant of the reciprocal ranks by which the rounds are fused.
         top_k: Documents a query that are kept.
@@ -322,7 +330,7 @@ class IterateStage(WritingSection):
     template: str = "feedback"
     rounds: Annotated[int, Field(ge=1, le=10)] = 1
     documents: Annotated[int, Field(ge=1, le=50)] = 5
-    words: Count | None = 300
+    words: Words = 300
     retrievers: list[str] | None = None
     rrf_k: Annotated[int, Field(ge=0)] = 60
     top_k: Annotated[int, Field(ge=1, le=1000)] = 1000

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from reasonembed_mteb.pipelines.asking import Client
     from reasonembed_mteb.pipelines.config import ListwiseStage
 
-_IDENTIFIER = re.compile(r"\[\s*(\d{1,4})\s*\]")
+_IDENTIFIER = re.compile(r"\[\s*(\d+)\s*\]")
 # Some models leave the brackets out; a number in a sentence is no identifier.
-_BARE = re.compile(r"\s*\d{1,4}(?:\s*>\s*\d{1,4})+\s*\.?\s*")
+_BARE = re.compile(r"\s*\d+(?:\s*>\s*\d+)+\s*\.?\s*")
+# Digits of a number that may be one of a window's documents; longer ones are not worked out.
+_DIGITS = 9
 
 
 class Mended(NamedTuple):
@@ -28,7 +30,8 @@ class Mended(NamedTuple):
 
     Attributes:
         order: Places in the window, best first; each once.
-        kinds: What had to be mended: ``repeated``, ``unknown``, ``missing``, or ``unreadable`` alone.
+        kinds: What had to be mended: ``repeated``, ``unknown`` and ``missing`` identifiers; ``unreadable``
+            alone where there are none at all.
     """
 
     order: list[int]
@@ -62,11 +65,12 @@ def read_permutation(text: str | None, count: int) -> Mended:
         count: Documents in the window.
     """
     said = without_thought(text or "")
-    given = [int(number) for number in _IDENTIFIER.findall(said)]
+    given = _IDENTIFIER.findall(said)
     if not given and (bare := _BARE.fullmatch(said)):
-        given = [int(number) for number in re.findall(r"\d+", bare[0])]
-    known = [number - 1 for number in given if 1 <= number <= count]
-    if not known:
+        given = re.findall(r"\d+", bare[0])
+    numbers = [int(digits) for digits in given if len(digits) <= _DIGITS]
+    known = [number - 1 for number in numbers if 1 <= number <= count]
+    if not given:
         return Mended(list(range(count)), ("unreadable",))
     order = list(dict.fromkeys(known))
     kinds = {

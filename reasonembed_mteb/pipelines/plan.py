@@ -144,7 +144,7 @@ def _calls(stage: Any, sizes: _Sizes) -> tuple[int, int, int]:  # noqa: ANN401 -
     if isinstance(stage, IterateStage):
         shown = min(stage.documents, sizes.documents)
         return sizes.queries * stage.rounds, sizes.query + shown * document, _REWRITING
-    depth = min(stage.depth, sizes.documents)
+    depth = min(stage.asked_depth, sizes.documents)
     if isinstance(stage, PointwiseStage):
         return sizes.queries * depth, sizes.query + document, 2
     if isinstance(stage, ListwiseStage):

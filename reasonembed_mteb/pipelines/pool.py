@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from reasonembed_mteb.errors import ReasonEmbedError
-from reasonembed_mteb.evaluation.stages import stage_scores
+from reasonembed_mteb.evaluation.stages import open_rankings, stage_scores
 from reasonembed_mteb.pipelines.config import ORIGINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -138,16 +138,15 @@ class State:
             return {query: [text] for query, text in pool.texts.items()}
         return self.texts[name]
 
-    def take(self, output: StageOutput, *, adds: bool) -> None:
+    def take(self, output: StageOutput, kind: str) -> None:
         """Go on with a stage's output.
 
         Args:
             output: Of the stage.
-            adds: Whether its rankings stand beside those before, as those of a retrieval do.
+            kind: The stage's.
         """
         self.texts |= output.texts
-        if output.rankings:
-            self.rankings = {**(self.rankings if adds else {}), **output.rankings}
+        self.rankings = open_rankings(self.rankings, kind, output.rankings)
 
 
 def check_task(task: Any) -> None:  # noqa: ANN401 - AbsTask
@@ -162,3 +161,19 @@ def check_task(task: Any) -> None:  # noqa: ANN401 - AbsTask
     if not hasattr(task, "convert_to_reranking"):
         msg = f"{task.metadata.name} is no retrieval task: a pipeline cannot run on it, leave it out"
         raise ReasonEmbedError(msg)
+
+
+def task_queries(task: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - AbsTaskRetrieval
+    """Yield id and text of a task's queries, of all its pools; the task stays as it is.
+
+    Args:
+        task: An MTEB retrieval task, loaded or not.
+    """
+    from reasonembed_mteb.evaluation.limits import own_copy
+
+    own = own_copy(task)
+    own.load_data()
+    own.convert_v1_dataset_format_to_v2(num_proc=None)
+    for splits in own.dataset.values():
+        for pool in splits.values():
+            yield from zip(pool["queries"]["id"][:], pool["queries"]["text"][:], strict=True)

@@ -72,7 +72,7 @@ def rerank(stage: RerankSection, pool: Pool, state: State, tools: Tools) -> tupl
     """
     before = state.ranking
     queries = {query: own[0] for query, own in state.queries(stage.queries, pool).items()}
-    lists = {query: before[query].documents[: stage.depth] for query in pool.texts if query in before}
+    lists = {query: before[query].documents[: stage.asked_depth] for query in pool.texts if query in before}
     scores, note = _scores(stage, pool, queries, lists, tools)
     made = {query: reranked(before[query], scores[query], stage.weight) for query in lists}
     return StageOutput(rankings={stage.name: made}), note

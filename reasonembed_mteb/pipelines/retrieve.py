@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from reasonembed_mteb.pipelines.config import RetrieverSection
     from reasonembed_mteb.pipelines.pool import Pool, State, Tools
 
+# What MTEB's evaluation asks a search for.
+MTEB_TOP_K = 1000
+
 
 def search(model: Any, pool: Pool, texts: Texts, top_k: int, rrf_k: int) -> Ranking:  # noqa: ANN401 - an MTEB model
     """Search all texts of all queries; the rankings of one query's texts are fused by reciprocal ranks.
@@ -43,19 +46,28 @@ def search(model: Any, pool: Pool, texts: Texts, top_k: int, rrf_k: int) -> Rank
 
 
 def _search_once(model: Any, pool: Pool, texts: Mapping[str, str], top_k: int) -> Ranking:  # noqa: ANN401
-    """Search one text a query, as MTEB's evaluation would."""
+    """Search one text a query, as MTEB's evaluation would; no later stage sees a query's own document."""
+    # One more, which leaves; MTEB's evaluation takes it out of as many as it searches.
+    most = max(top_k, min(top_k + pool.ignores_own_id, MTEB_TOP_K))
     with capped_length(model, pool.max_tokens):
         wrapped = excluding_search(model, pool.excluded)
         wrapped.index(pool.corpus, task_metadata=pool.task, **pool.call)
         found = wrapped.search(
             _queries(pool, texts),
-            top_k=top_k,
+            top_k=most,
             task_metadata=pool.task,
             top_ranked=None if pool.top_ranked is None else {q: pool.top_ranked.get(q, []) for q in texts},
             **pool.call,
         )
     name = str(getattr(getattr(model, "mteb_model_meta", None), "name", "the model"))
-    return {query: _ranked(found.get(query, {}), top_k, name) for query in texts}
+    return {query: _ranked(_counting(found.get(query, {}), query, pool), top_k, name) for query in texts}
+
+
+def _counting(scores: Mapping[str, float], query: str, pool: Pool) -> Mapping[str, float]:
+    """Return a query's documents without its own, where that does not count."""
+    if not pool.ignores_own_id:
+        return scores
+    return {document: score for document, score in scores.items() if document != query}
 
 
 def _queries(pool: Pool, texts: Mapping[str, str]) -> Any:  # noqa: ANN401 - datasets.Dataset

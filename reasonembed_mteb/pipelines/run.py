@@ -183,6 +183,7 @@ class Pipeline:
         if chosen.rerank_from is not None:
             msg = "a pipeline has a first stage of its own: leave out rerank_from"
             raise ReasonEmbedError(msg)
+        self.check_tasks(tasks)
         limit = self.config.max_price if max_price is None else max_price
         budget = None if limit is None else Budget(max_cost=limit, strict=True)
         model = _PipelineModel(self, chosen, budget, retry_errors=retry_errors, batch=batch_requests, say=say)
@@ -196,6 +197,22 @@ class Pipeline:
                 continue
             outcomes.append(model.run(task))
         return outcomes
+
+    def check_tasks(self, tasks: Sequence[AbsTask]) -> None:
+        """Refuse a file of rewritings that fits several of the tasks, before anything runs.
+
+        Args:
+            tasks: MTEB tasks; one that no pipeline can run on says so in its turn.
+
+        Raises:
+            DataError: If it does, or cannot be read.
+        """
+        from reasonembed_mteb.pipelines.rewrite import refuse_shared_ids
+
+        fitting = [task for task in tasks if hasattr(task, "convert_to_reranking")]
+        for stage in self.config.stages:
+            if isinstance(stage, RewriteStage) and stage.queries is not None:
+                refuse_shared_ids(self.config.path(stage.queries), fitting)
 
     def causes(self, metas: Mapping[str, ModelMeta]) -> dict[str, dict[str, Any]]:
         """Return what decides each stage's output besides the data and the stages before, by stage.
@@ -355,9 +372,25 @@ class _PipelineModel:
         (outcome,) = run_models([self.mteb_model_meta], [self._task], options, self._say)
         if outcome.error is not None:
             return PipelineOutcome(outcome, None)
-        if not outcome.cached:
-            write_stages(file, self._record(name))
+        kept = read_stages(file) if outcome.cached else None
+        # Prices are those of the file as it is now, whenever the tokens were counted.
+        record = self._priced(self._record(name) if kept is None else kept)
+        if record != kept:
+            write_stages(file, record)
         return PipelineOutcome(outcome, read_stages(file))
+
+    def _priced(self, record: PipelineRecord) -> PipelineRecord:
+        """Return a record with the prices of the endpoints as the pipeline's file has them."""
+        pairs = zip(self._config.stages, record.stages, strict=True)
+        stages = [replace(seen, note=self._with_price(stage, seen.note)) for stage, seen in pairs]
+        return replace(record, stages=tuple(stages))
+
+    def _with_price(self, stage: Any, note: StageNote) -> StageNote:  # noqa: ANN401 - any stage
+        from reasonembed_mteb.pipelines.asking import priced
+
+        if not needs_endpoint(stage):
+            return note
+        return replace(note, cost=priced(note.cost, self._config.endpoint(stage)))
 
     def _record(self, task: str) -> PipelineRecord:
         # Means over pools, as MTEB's are.
@@ -433,8 +466,7 @@ class _PipelineModel:
             key = fingerprint(FORMAT, key, causes)
             file = self._options.output / STAGES / file_name(pool.task.name) / f"{stage.kind}-{key}.parquet"
             output, note = self._one(stage, pool, state, file)
-            adds = isinstance(stage, RetrieveStage)
-            state.take(handed_on(output) if adds else output, adds=adds)
+            state.take(handed_on(output) if isinstance(stage, RetrieveStage) else output, stage.kind)
             # Requests that failed may be answered another time.
             key = fingerprint(key, file_hash(file))
             trace.stages.append(self._seen(stage, output, note, state, pool, file))
@@ -499,7 +531,13 @@ def _pool_identity(pool: Pool) -> str:
     data = dict(pool.task.dataset)
     return fingerprint(
         pool.task.name,
-        [pool.call["hf_split"], pool.call["hf_subset"], str(data.get("revision")), len(pool.corpus)],
+        [
+            pool.call["hf_split"],
+            pool.call["hf_subset"],
+            str(data.get("revision")),
+            len(pool.corpus),
+            pool.ignores_own_id,
+        ],
         str(pool.task.prompt),
         pool.max_tokens,
         texts,

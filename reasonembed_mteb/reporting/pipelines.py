@@ -18,6 +18,7 @@ from reasonembed_mteb.evaluation.stages import (
     StageRecord,
     add_costs,
     joined_stage,
+    open_rankings,
     read_stages,
 )
 from reasonembed_mteb.reporting.chapters import Chapter
@@ -169,15 +170,21 @@ def waterfall_steps(summary: PipelineSummary) -> list[WaterfallStep]:
         summary: One pipeline.
     """
     steps: list[WaterfallStep] = []
+    beside: dict[str, float] = {}
     for stage in summary.stages:
         plain = [own[_SCORE] for name, own in stage.parts.items() if name.startswith(BASELINE)]
-        beside = [own[_SCORE] for name, own in stage.parts.items() if not name.startswith(BASELINE)]
         if plain and not steps:
             steps.append(WaterfallStep("", "original queries", max(plain)))
-        if stage.scores:
-            steps.append(WaterfallStep(stage.name, stage.name, stage.scores[_SCORE]))
-        elif beside:
-            steps.append(WaterfallStep(stage.name, f"{stage.name} (best of {len(beside)})", max(beside)))
+        measured = {"": stage.scores} if stage.scores else stage.parts
+        own = {
+            f"{stage.name}/{name}": one[_SCORE]
+            for name, one in measured.items()
+            if not name.startswith(BASELINE)
+        }
+        if own:
+            beside = open_rankings(beside, stage.kind, own)
+            label = stage.name if len(beside) == 1 else f"{stage.name} (best of {len(beside)})"
+            steps.append(WaterfallStep(stage.name, label, max(beside.values())))
     return steps
 
 
@@ -234,7 +241,11 @@ def _stage_notes(summary: PipelineSummary) -> Iterator[str]:
         yield _TUNED
     for stage in summary.stages:
         told = [f"{name} {count:,}" for name, count in stage.note.counts.items()]
+        if unknown := stage.note.cost.uncounted:
+            told.append(f"answers without a count of tokens {unknown:,}, whose price is not known")
         told += [f"{name} {', '.join(map(str, own))}" for name, own in stage.note.chosen.items()]
+        if stage.tuned_on_test and not stage.note.chosen:
+            told.append("its weights were chosen for each task or pool by itself, and differ")
         if told:
             yield f"{stage.name}: {', '.join(told)}"
 

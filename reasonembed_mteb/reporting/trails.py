@@ -9,6 +9,7 @@ from reasonembed_mteb.evaluation.kinds import PIPELINE
 from reasonembed_mteb.evaluation.stages import (
     BASELINE,
     StageOutput,
+    open_rankings,
     read_output,
     read_stages,
     stages_path,
@@ -17,6 +18,7 @@ from reasonembed_mteb.evaluation.stages import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from reasonembed_mteb.evaluation.stages import Ranking
     from reasonembed_mteb.reporting.results import Result
 
 
@@ -99,15 +101,15 @@ def query_trail(result: Result, label: str, query: str, gold: Sequence[str], top
     # OUTPUT/records/MODEL/REVISION/TASK.stages.json
     folder = file.parents[3]
     stages: list[StageTrail] = []
-    before: dict[str, int] = {}
+    beside: dict[str, Ranking] = {}
     for stage in record.stages:
         held = _of_query([read_output(folder / name, [query]) for name in stage.outputs])
+        # Several rankings side by side have no rank in common.
+        only = next(iter(beside.values())) if len(beside) == 1 else {}
+        before = _ranks(only[query].documents) if query in only else {}
         stages.append(_stage(stage.name, stage.kind, held, query, gold, before, top))
         handed = {name: own for name, own in held.rankings.items() if not name.startswith(BASELINE)}
-        if handed:
-            # Several rankings side by side have no rank in common.
-            only = next(iter(handed.values())) if len(handed) == 1 else {}
-            before = _ranks(only[query].documents) if query in only else {}
+        beside = open_rankings(beside, stage.kind, handed)
     return Trail(label, stages)
 
 
