@@ -178,11 +178,15 @@ def every(work: Path) -> Path:
     return work / "every"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_shared_out_weights_train_as_whole_ones(kind: str, every: Path, work: Path) -> None:
-    done = train_every_weight(work, kind, kind, "--as-gpus")
+@pytest.fixture(scope="module", params=KINDS)
+def shared(request: pytest.FixtureRequest, work: Path) -> Path:
+    """Return a run whose weights are shared out, in a folder of the kind's name."""
+    done = train_every_weight(work, request.param, request.param, "--as-gpus")
     assert done.returncode == 0, done.stderr
-    shared = work / kind
+    return work / request.param
+
+
+def test_shared_out_weights_train_as_whole_ones(shared: Path, every: Path, work: Path) -> None:
     held, own = (load_file(run / "model" / "model.safetensors") for run in (every, shared))
     assert held.keys() == own.keys()
     for key, value in held.items():
@@ -202,18 +206,17 @@ def test_shared_out_weights_train_as_whole_ones(kind: str, every: Path, work: Pa
     assert all(torch.equal(last[key], value) for key, value in own.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_shared_out_weights_go_on_exactly(kind: str, work: Path) -> None:
+def test_shared_out_weights_go_on_exactly(shared: Path, work: Path) -> None:
+    kind = shared.name
     name = f"half-{kind}"
     killed = train_every_weight(work, name, kind, "--as-gpus", "--kill", "between", "9")
     assert killed.returncode != 0
     assert not (work / name / "model").exists()
     resumed = train_every_weight(work, name, kind, "--as-gpus", "--resume")
     assert '"resumed": 8' in resumed.stdout, resumed.stderr
-    # Made by the test above.
-    held, own = (load_file(work / run / "model" / "model.safetensors") for run in (kind, name))
+    held, own = (load_file(run / "model" / "model.safetensors") for run in (shared, work / name))
     assert all(torch.equal(held[key], own[key]) for key in held)
-    assert metrics(work / name) == metrics(work / kind)
+    assert metrics(work / name) == metrics(shared)
 
 
 def test_processes_on_cpus_do_not_share_out(work: Path) -> None:
