@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -120,6 +121,19 @@ def test_it_is_released(vllm: type[StandIn], qwen3_dir: Path) -> None:
     assert vllm.released == before + 1
     with pytest.raises(EngineError, match="was closed"):
         engine.embed([])
+
+
+def test_a_copy_loads_the_weights_anew(vllm: type[StandIn], qwen3_dir: Path) -> None:
+    choice = EngineChoice("vllm", batch_tokens=100, options={"tensor_parallel_size": 2})
+    model = load_reason_embed("small", path=str(qwen3_dir), engine=choice).model
+    made, expected = vllm.made, model.encode(TEXTS, show_progress_bar=False)
+    # As a cluster's workers get it, for which the one here makes room.
+    model.engine.close()
+    vllm.made = {}
+    copied = pickle.loads(pickle.dumps(model))
+    assert vllm.made == made
+    assert copied.engine.identity == model.engine.identity
+    np.testing.assert_array_equal(copied.encode(TEXTS, show_progress_bar=False), expected)
 
 
 def test_other_pooling_goes_elsewhere(vllm: type[StandIn], qwen3_dir: Path) -> None:
