@@ -20,7 +20,11 @@ from transformers import AutoModel, AutoTokenizer
 from reasonembed_mteb import ReasonEmbed
 from reasonembed_mteb.errors import ReasonEmbedError, UnknownNameError
 from reasonembed_mteb.models.mteb_encoder import load_other
-from reasonembed_mteb.models.special_tokens import settle_special_tokens
+from reasonembed_mteb.models.special_tokens import (
+    change_post_processor,
+    settle_special_tokens,
+    surrounded,
+)
 from reasonembed_mteb.retrieval.rows import task_instructions
 
 if TYPE_CHECKING:
@@ -471,6 +475,26 @@ def test_other_special_tokens_stay(
     tokenizer.save_pretrained(tmp_path / "again")
     again = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
     assert again.encode("x").tokens == wanted
+
+
+@pytest.mark.parametrize("template", [None, "B $A", "B $A E", "S B $A"])
+def test_tokens_go_around_a_template_within_a_sequence(template: str | None) -> None:
+    # As Llama 3 has it: one processor for bytes, then perhaps a template.
+    short = {"B": "<|begin|>", "E": "<|endoftext|>", "S": "<|im_start|>", "M": "<|im_end|>"}
+    tokenizer = make_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    ids = {piece: backend.token_to_id(token) for piece, token in short.items()}
+    parts: list[Any] = [processors.ByteLevel(trim_offsets=False)]
+    before, after = (template or "$A").split("$A")
+    if template is not None:
+        single = " ".join(short.get(piece, piece) for piece in template.split())
+        known = [(token, ids[piece]) for piece, token in short.items()]
+        parts.append(processors.TemplateProcessing(single=single, special_tokens=known))
+    backend.post_processor = processors.Sequence(parts)
+    more = {short["M"]: ids["M"], short["S"]: ids["S"]}
+    change_post_processor(tokenizer, lambda held: surrounded(held, after=more))
+    wanted = [*before.split(), "x", *after.split(), "M", "S"]
+    assert backend.encode("x").tokens == [short.get(piece, piece) for piece in wanted]
 
 
 def test_a_default_of_transformers_4_that_differs_is_said(
